@@ -1,0 +1,65 @@
+"""Fusion and the things/stuff split against figures of the published program."""
+
+from functools import reduce
+from operator import add
+
+import numpy as np
+import pytest
+import torch
+from shared import shared_folder
+
+from cups.core.errors import read_json
+from cups.core.records import VOID, PanopticLabel, Proposals
+from cups.stages.fusion import fuse
+from cups.stages.things_stuff import class_statistics, split_things_stuff
+
+NUM_CLASSES = 16
+
+
+@pytest.fixture(scope="module")
+def published():
+    """Published figures, the aligned class maps, and ours fused from the same predictions."""
+    folder = shared_folder() / "fixtures"
+    maps = np.load(folder / "panoptic_quality.npz")
+    prediction = torch.from_numpy(maps["prediction"]).long()
+    prediction[prediction == VOID] = 0  # as the published figures were computed
+    labels = []
+    for frame in prediction:
+        instance = frame[..., 1]
+        motions = torch.eye(4).expand(int(instance.max()), 4, 4)
+        labels.append(fuse(frame[..., 0], Proposals(instance, motions, torch.eye(4), torch.ones(len(motions)))))
+    return read_json(folder / "panoptic_quality.json")["thing_stuff"], maps["aligned_semantics"], labels
+
+
+def test_fused_semantics_are_the_published_ones(published):
+    _, aligned, labels = published
+    assert np.array_equal(torch.stack([label.semantic for label in labels]).numpy(), aligned)
+
+
+def test_statistics_and_split_are_the_published_ones(published):
+    figures, _, labels = published
+    statistics = reduce(add, [class_statistics(label, NUM_CLASSES) for label in labels])
+    assert statistics.pixels_inside_proposals.tolist() == figures["pixels_inside_proposals"]
+    assert statistics.proposals.tolist() == figures["proposals"]
+    assert statistics.pixels.tolist() == figures["pixels"]
+    for threshold, num_things in figures["num_things"].items():
+        split = split_things_stuff(statistics, float(threshold))
+        assert split.order.tolist() == figures["order"]
+        assert split.share.dtype == torch.float32
+        assert split.share.tolist() == figures["share"]
+        assert len(split.things) == num_things
+        assert sorted(split.things + split.stuff) == list(range(NUM_CLASSES))
+
+
+def test_statistics_do_not_depend_on_the_order_of_frames():
+    generator = torch.Generator().manual_seed(0)
+    frames = []
+    for _ in range(5):
+        semantic = torch.randint(0, NUM_CLASSES, (20, 30), generator=generator)
+        semantic[:3] = VOID
+        instance = torch.randint(0, 4, (20, 30), generator=generator)
+        frames.append(class_statistics(PanopticLabel(semantic, instance), NUM_CLASSES))
+    whole = reduce(add, frames)
+    halves = reduce(add, frames[:2:-1]) + reduce(add, frames[:3])
+    assert all(torch.equal(vars(whole)[name], vars(halves)[name]) for name in vars(whole))
+    assert int(whole.pixels.sum()) == 5 * 17 * 30
