@@ -38,7 +38,7 @@ def rotation_angle(motion: Tensor) -> Tensor:
 
 
 def se3_exp(twist: Tensor) -> Tensor:
-    """Return the motions (..., 4, 4) of twists (..., 6): translation part in metres, then rotation vector in radians."""
+    """Return the motions (..., 4, 4) of twists (..., 6): translation part (m), then rotation vector (rad)."""
     v, w = twist[..., :3], twist[..., 3:]
     zero = torch.zeros_like(w[..., 0])
     wx, wy, wz = w.unbind(-1)
