@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -217,6 +218,7 @@ class PanopticQuality(Metric):
     is_differentiable = False
     higher_is_better = True
     full_state_update = False
+    _state_types = MappingProxyType({"pairs": torch.int64, "pixels": torch.int32, "pairs_per_image": torch.int64})
 
     def __init__(
         self,
@@ -244,7 +246,7 @@ class PanopticQuality(Metric):
         self.mask = np.ones(self.num_classes, bool) if classes_mask is None else np.asarray(classes_mask, bool)
         if self.mask.shape != (self.num_classes,):
             raise InputError(f"classes_mask has {self.mask.size} entries for {self.num_classes} classes")
-        for state in ("pairs", "pixels", "pairs_per_image"):
+        for state in self._state_types:
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
     def update(self, prediction: Tensor, target: Tensor) -> None:
@@ -271,6 +273,13 @@ class PanopticQuality(Metric):
             self.pairs.append(pairs)
             self.pixels.append(pixels)
             self.pairs_per_image.append(torch.tensor([len(pairs)], device=pairs.device))
+
+    def sync(self, *args: Any, **kwargs: Any) -> None:
+        """Gather the counts of all processes; one that saw no image takes part with empty tensors of the right type."""
+        for state, dtype in self._state_types.items():
+            if not len(getattr(self, state)):
+                setattr(self, state, [torch.zeros(0, dtype=dtype, device=self.device)])
+        super().sync(*args, **kwargs)
 
     def _overlaps(self) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
         """Return image number, predicted segment, true segment and shared pixels of every overlap."""
