@@ -1,0 +1,146 @@
+"""The full-size network computes what the published one computes with the same weights."""
+
+import hashlib
+import importlib.util
+import json
+from types import ModuleType
+
+import numpy as np
+import pytest
+import torch
+from shared import shared_folder
+
+from cups.core.errors import InputError
+from cups.model.cascade_heads import CascadeHeads
+from cups.model.inference import combine
+from cups.model.panoptic_cascade import PanopticCascade, panoptic_cascade
+
+
+def names_and_shapes(network: torch.nn.Module) -> list[str]:
+    return sorted(f"{name}\t{'x'.join(map(str, value.shape))}" for name, value in network.state_dict().items())
+
+
+def test_names_and_shapes_are_the_published_ones():
+    lines = names_and_shapes(panoptic_cascade(8, 19))
+    assert len(lines) == 431
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    assert digest == "54b6fe74bacf4ced68e47505780427e0c05a94943ea13899756c6c900617f6af"
+
+
+def test_names_and_shapes_are_those_of_the_list():
+    table = (shared_folder() / "fixtures" / "panoptic_cascade_keys.tsv").read_text().splitlines()
+    assert names_and_shapes(panoptic_cascade(8, 19)) == sorted(line if "\t" in line else f"{line}\t" for line in table)
+
+
+@pytest.fixture(scope="module")
+def fixture() -> dict[str, np.ndarray]:
+    with np.load(shared_folder() / "fixtures" / "panoptic_cascade.npz", allow_pickle=False) as file:
+        return dict(file)
+
+
+@pytest.fixture(scope="module")
+def procedural() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("procedural", shared_folder() / "fixtures" / "procedural.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def network(fixture, procedural) -> PanopticCascade:
+    network = panoptic_cascade(int(fixture["num_things"]), int(fixture["num_stuff"]), min_confidence=0.1).eval()
+    seed = int(fixture["seed"])
+    weights = {
+        name: torch.from_numpy(np.asarray(procedural.procedural_tensor(name, tuple(value.shape), seed)))
+        for name, value in network.state_dict().items()
+    }
+    network.load_state_dict(weights)
+    return network
+
+
+@pytest.fixture(scope="module")
+def image(fixture, procedural) -> torch.Tensor:
+    height, width, seed = (int(fixture[name]) for name in ("height", "width", "seed"))
+    return torch.from_numpy(procedural.procedural_image(height, width, seed))
+
+
+@pytest.fixture(scope="module")
+def features(network, image) -> list[torch.Tensor]:
+    with torch.no_grad():
+        return network.backbone(network.normalise([image]))
+
+
+def assert_close(ours: torch.Tensor, theirs: np.ndarray, relative: float = 1e-4) -> None:
+    """Compare within `relative` of the values' standard deviation: single values may be near zero."""
+    theirs = torch.from_numpy(theirs)
+    assert ours.shape == theirs.shape
+    difference = (ours - theirs).abs().max() / theirs.std()
+    assert difference < relative, f"differs by {difference:.2e} of the standard deviation"
+
+
+def test_features(features, fixture):
+    for level, feature in enumerate(features, start=2):
+        assert_close(feature[:, ::16], fixture[f"feature_p{level}"])
+
+
+@torch.no_grad()
+def test_semantic_scores(network, features, fixture):
+    assert_close(network.sem_seg_head(features)[..., ::4, ::4], fixture["sem_seg"])
+
+
+@torch.no_grad()
+def test_region_head(network, features, fixture):
+    scores, offsets = network.proposal_generator.rpn_head(features)
+    for level in range(5):
+        assert_close(scores[level], fixture[f"rpn_objectness_{level}"])
+        assert_close(offsets[level], fixture[f"rpn_deltas_{level}"])
+
+
+@torch.no_grad()
+def test_heads_on_given_boxes(network, features, fixture):
+    heads: CascadeHeads = network.roi_heads
+    boxes = [torch.from_numpy(fixture["boxes"])]
+    for stage in range(3):
+        scores, offsets = heads.classify(stage, features, boxes)
+        assert_close(scores, fixture[f"box_scores_{stage}"])
+        assert_close(offsets, fixture[f"box_deltas_{stage}"])
+    assert_close(heads.mask_head(heads.pool(features, boxes, 14))[..., ::2, ::2], fixture["mask_logits"])
+
+
+def share_of_close_boxes(ours: torch.Tensor, theirs: np.ndarray) -> float:
+    """Share of their boxes that lie within 0.1 px of the box of the same rank."""
+    assert ours.shape == theirs.shape
+    return ((ours - torch.from_numpy(theirs)).abs().amax(dim=1) < 0.1).float().mean().item()
+
+
+@torch.no_grad()
+def test_proposals(network, features, image, fixture):
+    boxes, logits, _ = network.proposal_generator(features, [tuple(image.shape[-2:])])
+    assert share_of_close_boxes(boxes[0][:100], fixture["proposal_boxes"]) >= 0.99
+    assert (logits[0][:100] - torch.from_numpy(fixture["proposal_logits"])).abs().max() < 1e-3
+
+
+@torch.no_grad()
+def test_instances_and_panoptic_map(network, image, fixture):
+    prediction = network([image])[0]
+    assert share_of_close_boxes(prediction.boxes, fixture["instance_boxes"]) >= 0.99
+    assert (prediction.scores - torch.from_numpy(fixture["instance_scores"])).abs().max() < 1e-3
+    assert (prediction.classes.numpy() == fixture["instance_classes"]).mean() >= 0.99
+    # Thing classes 0..7 as they are, stuff class j as 100 + j, so that the map says which kind it is.
+    label, segments = combine(prediction, network.config, range(8), range(101, 120))
+    info = json.loads(str(fixture["panoptic_info"]))
+    classes = {0: 255} | {s["id"]: s["category_id"] + (0 if s["isthing"] else 100) for s in info}
+    expected = np.vectorize(classes.__getitem__)(fixture["panoptic"])
+    assert (label.semantic.numpy() == expected).mean() >= 0.99
+    numbers = {0: 0} | {s["id"]: s["id"] if s["isthing"] else 0 for s in info}
+    assert (label.instance.numpy() == np.vectorize(numbers.__getitem__)(fixture["panoptic"])).mean() >= 0.99
+    areas = [s.area_px for s in segments if s.instance == 0]
+    assert areas == pytest.approx([s["area"] for s in info if not s["isthing"]], rel=1e-3)
+
+
+def test_bad_settings_end_in_one_line():
+    for arguments, fault in (((0, 5), "num_things"), ((5, 0), "num_stuff"), ((1, 1, "tiny"), "unknown preset")):
+        with pytest.raises(InputError, match=fault):
+            panoptic_cascade(*arguments)
+    with pytest.raises(InputError, match="no targets"):
+        panoptic_cascade(1, 1, preset="small").train()(torch.zeros(1, 3, 64, 64))
