@@ -42,6 +42,8 @@ class MotionSettings:
         Variance of brightness (0 to 1) in a window from which on it holds an edge.
     ground_px : float
         Pixels whose disparity is within this of the ground's are ground.
+    ground_share : float
+        Added to `ground_px`: this share of the ground's disparity.
     depth_jump : float
         Relative change of depth that parts two objects.
     flow_error_share : float
@@ -60,6 +62,7 @@ class MotionSettings:
     smoothing_px: int = 6
     edge_variance: float = 1e-3
     ground_px: float = 1.0
+    ground_share: float = 0.02
     depth_jump: float = 0.1
     flow_error_share: float = 0.1
     min_area_px: int = 100
@@ -154,7 +157,9 @@ def propose(
 
     guide = brightness(sample)
     ground = ground_disparity(flow, generator)
-    standing = torch.ones_like(flow.trusted) if ground is None else flow.disparity_0 - ground > settings.ground_px
+    standing = torch.ones_like(flow.trusted)
+    if ground is not None:
+        standing = flow.disparity_0 - ground > settings.ground_px + settings.ground_share * ground.clamp(min=0)
     disparity = cv2.medianBlur(flow.disparity_0.cpu().numpy(), 5)
     confidence = texture_confidence(guide) * flow.trusted.cpu().numpy() + 0.01
     error = (static.clamp(max=settings.error_limit) / settings.error_limit).cpu().numpy()

@@ -15,38 +15,53 @@ from torch import Tensor
 from ..core.records import SceneFlow
 
 # %% auto #0
-__all__ = ['ground_disparity', 'texture_confidence', 'guided_filter', 'split_at_depth']
+__all__ = ['ground_plane', 'ground_disparity', 'texture_confidence', 'guided_filter', 'split_at_depth']
 
 # %% ../../nbs/stages/04_moving_regions.ipynb #b0f4b533
-def ground_disparity(flow: SceneFlow, generator: torch.Generator) -> Tensor | None:
-    """Return the disparity of the ground at every pixel, (H, W), or None where no ground is to be seen.
+def ground_plane(rays: Tensor, disparity: Tensor, scale: float, generator: torch.Generator) -> Tensor | None:
+    """Return (a, b, c) of the plane d = a x + b y + c below the camera that most points agree on; None without one.
 
-    The plane that most trusted points below the camera agree on, among planes that lie 0.8 to 4 m below it, level
-    within 15 degrees.
+    Parameters
+    ----------
+    rays : Tensor, (N, 3), float64
+        (x / z, y / z, 1) of points below the camera.
+    disparity : Tensor, (N,), float64
+        Their disparity in pixels.
+    scale : float
+        Focal length times baseline. Planes 0.8 to 4 m below the camera, level within 15 degrees, are considered.
     """
+    triples = torch.randint(len(rays), (300, 3), generator=generator).to(rays.device)
+    planes = torch.linalg.lstsq(rays[triples], disparity[triples].unsqueeze(-1)).solution[..., 0]
+    below_m, tilt = scale / planes[:, 1], planes[:, ::2].abs().amax(-1) / planes[:, 1]
+    possible = (below_m > 0.8) & (below_m < 4) & (tilt < 0.27)
+    votes = ((rays @ planes.T - disparity.unsqueeze(-1)).abs() < 0.5).double().mean(0) * possible
+    return planes[votes.argmax()] if votes.max() > 0.1 else None
+
+
+def ground_disparity(flow: SceneFlow, generator: torch.Generator) -> Tensor | None:
+    """Return the disparity of the ground at every pixel, (H, W), or None where no ground is to be seen."""
     camera = flow.calibration
     height, width = flow.disparity_0.shape
     rows, columns = (flow.trusted & (flow.points_0[..., 1] > 0.5)).nonzero(as_tuple=True)
     if len(rows) < 100:
         return None
-    pick = torch.randint(len(rows), (2000,), generator=generator).to(rows.device)
-    triples = torch.randint(2000, (300, 3), generator=generator).to(rows.device)
+    pick = torch.randint(len(rows), (5000,), generator=generator).to(rows.device)
     rows, columns = rows[pick], columns[pick]
-    x, y = (columns - camera.cx) / camera.fx, (rows - camera.cy) / camera.fy
-    rays = torch.stack([x, y, torch.ones_like(x)], -1).double()
-    disparity = flow.disparity_0[rows, columns].double().unsqueeze(-1)
-    planes = torch.linalg.lstsq(rays[triples], disparity[triples]).solution[..., 0]  # (300, 3)
-    below_m = camera.fx * camera.baseline_m / planes[:, 1]
-    tilt = planes[:, ::2].abs().amax(-1) / planes[:, 1]
-    error = (rays @ planes.T - disparity).abs()
-    votes = (error < 0.5).double().mean(0) * ((below_m > 0.8) & (below_m < 4) & (tilt < 0.27))
-    if not votes.max() > 0.1:
+    rays = torch.stack([(columns - camera.cx) / camera.fx, (rows - camera.cy) / camera.fy, torch.ones_like(rows)], -1)
+    rays, disparity = rays.double(), flow.disparity_0[rows, columns].double()
+    plane = ground_plane(rays, disparity, camera.fx * camera.baseline_m, generator)
+    if plane is None:
         return None
-    near = error[:, votes.argmax()] < 0.7
-    a, b, c = torch.linalg.lstsq(rays[near], disparity[near]).solution[:, 0].float()
+    x, y, one = rays.unbind(-1)
+    terms = torch.stack([x, y, one, x * x, x * y, y * y], -1)
+    surface = torch.cat([plane, plane.new_zeros(3)])
+    for tolerance_px in (3.0, 2.0, 1.0, 0.7):
+        near = (terms @ surface - disparity).abs() < tolerance_px
+        surface = torch.linalg.lstsq(terms[near], disparity[near].unsqueeze(-1)).solution[:, 0]
+    a, b, c, xx, xy, yy = surface.float()
     x = (torch.arange(width, device=rows.device) - camera.cx) / camera.fx
-    y = (torch.arange(height, device=rows.device) - camera.cy) / camera.fy
-    return a * x + b * y.unsqueeze(-1) + c
+    y = ((torch.arange(height, device=rows.device) - camera.cy) / camera.fy).unsqueeze(-1)
+    return c + (a + xx * x) * x + (b + xy * x + yy * y) * y
 
 # %% ../../nbs/stages/04_moving_regions.ipynb #3000dcd5
 def texture_confidence(guide: np.ndarray, noise: float = 0.008, window_px: int = 9) -> np.ndarray:
