@@ -19,10 +19,11 @@ from ..core.rigid import invert, refine_motion, rotation_angle, transform
 from cups.stages.ego_motion import (
     EgoMotionSettings, Measurements, ego_motion, measurements, points_after, squared_errors,
 )  # fmt: skip
-from .moving_regions import ground_disparity, guided_filter, split_at_depth, texture_confidence
+from .moving_regions import ground_disparity, guided_filter, image_difference, root_colour, split_at_depth, texture_confidence
 
 # %% auto #0
-__all__ = ['MotionSettings', 'draw_from_regions', 'fit_motions', 'propose', 'brightness', 'scaled_noise', 'empty']
+__all__ = ['MotionSettings', 'draw_from_regions', 'fit_motions', 'propose', 'moving_evidence', 'scaled_noise', 'empty',
+           'join_fragments', 'fill_holes']
 
 # %% ../../nbs/stages/05_motion.ipynb #fbb8a4e1
 @dataclass(frozen=True)
@@ -35,7 +36,9 @@ class MotionSettings:
     error_limit : float
         Squared error in standard deviations at which it is cut off: no single pixel convinces alone.
     moving_share : float
-        Smoothed error, as a share of `error_limit`, from which on a pixel moves.
+        Error, as a share of `error_limit`, from which on it speaks for motion, not for rest.
+    min_evidence : float
+        Smoothed evidence, from -1 (static) to 1, from which on a pixel moves.
     smoothing_px : int
         Radius over which errors are smoothed along the image's edges.
     edge_variance : float
@@ -48,6 +51,13 @@ class MotionSettings:
         Relative change of depth that parts two objects.
     flow_error_share : float
         Flow of a moving object is off by this share of how far it moves (smoothing pulls it to the background's).
+    join_gap_m : float
+        Fragments farther apart are different objects.
+    join_px, join_share : float
+        A fragment's flow may differ from what the larger one's motion predicts by this many pixels plus this share of
+        how far it moves.
+    min_trusted_points : int
+        Regions with fewer trusted points do not show their motion.
     min_area_px, min_surface_m2 : float
         Smaller proposals are dropped.
     min_agreement : float
@@ -59,12 +69,17 @@ class MotionSettings:
     ego: EgoMotionSettings = field(default_factory=EgoMotionSettings)
     error_limit: float = 50.0
     moving_share: float = 0.35
+    min_evidence: float = 0.15
     smoothing_px: int = 6
     edge_variance: float = 1e-3
     ground_px: float = 1.0
     ground_share: float = 0.02
     depth_jump: float = 0.1
     flow_error_share: float = 0.1
+    join_gap_m: float = 0.75
+    join_px: float = 1.0
+    join_share: float = 0.25
+    min_trusted_points: int = 30
     min_area_px: int = 100
     min_surface_m2: float = 0.25
     min_agreement: float = 0.5
@@ -155,24 +170,41 @@ def propose(
     diagnostics["ego_inliers"] = round((static[flow.trusted] < 16).float().mean().item(), 4)
     diagnostics["noise_px"] = [round(n, 4) for n in every.noise_px[0].tolist()]
 
-    guide = brightness(sample)
     ground = ground_disparity(flow, generator)
     standing = torch.ones_like(flow.trusted)
     if ground is not None:
         standing = flow.disparity_0 - ground > settings.ground_px + settings.ground_share * ground.clamp(min=0)
     disparity = cv2.medianBlur(flow.disparity_0.cpu().numpy(), 5)
-    confidence = texture_confidence(guide) * flow.trusted.cpu().numpy() + 0.01
-    error = (static.clamp(max=settings.error_limit) / settings.error_limit).cpu().numpy()
-    share = guided_filter(guide, error, confidence.astype(np.float32), settings.smoothing_px, settings.edge_variance)
-    moving = (share > settings.moving_share) & standing.cpu().numpy()
+    moving = moving_evidence(sample, flow, every, camera_motion, static, settings) > settings.min_evidence
+    moving &= standing.cpu().numpy()
     regions = split_at_depth(moving, disparity, settings.depth_jump, settings.min_area_px)
     return _objects(sample, flow, every, static, regions, camera_motion, settings, diagnostics, generator)
 
 
-def brightness(sample: StereoSample) -> np.ndarray:
-    """Return the square root of the left image's brightness, (H, W), float32 in [0, 1]; its noise is even."""
-    image = sample.left_0.permute(1, 2, 0).cpu().contiguous().numpy()
-    return np.sqrt(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY).astype(np.float32) / 255)
+def moving_evidence(
+    sample: StereoSample, flow: SceneFlow, every: Measurements, camera_motion: Tensor, static: Tensor,
+    settings: MotionSettings,
+) -> np.ndarray:  # fmt: skip
+    """Return how much speaks for motion at every pixel, (H, W), float32, from -1 (static) to 1 (moving)."""
+    height, width = sample.size
+    image_0, image_1 = root_colour(sample.left_0), root_colour(sample.left_1)
+    predicted = project(transform(camera_motion, every.points), flow.calibration)
+    stays = static.reshape(-1, 1) < 16
+    observed = every.observed[:, :2]
+    at_rest = torch.where(stays, observed, predicted[:, :2]).reshape(height, width, 2)
+    differences = [
+        image_difference(image_0, image_1, p.cpu().numpy()) for p in (at_rest, observed.reshape(height, width, 2))
+    ]
+    still = (flow.trusted & stays.reshape(height, width)).cpu().numpy()
+    limit = 5 * 1.48 * max(float(np.median(differences[0][still])) if still.any() else 0.0, 1 / 512)
+    at_rest, observed = (np.minimum(d / limit, 1) for d in differences)
+    seen = cv2.blur(at_rest - observed, (3, 3))
+    guide = image_0.mean(-1)
+    known = texture_confidence(guide) * flow.trusted.cpu().numpy()
+    matched = (static.clamp(max=settings.error_limit) / settings.error_limit).cpu().numpy() - settings.moving_share
+    weights = known * np.abs(matched) + np.abs(seen) + 0.005
+    votes = (known * matched + seen) / weights
+    return guided_filter(guide, votes, weights, settings.smoothing_px, settings.edge_variance)
 
 
 def scaled_noise(m: Measurements, camera_motion: Tensor, noise_px: Tensor) -> Tensor:
@@ -192,40 +224,91 @@ def empty(sample: StereoSample, camera_motion: Tensor, diagnostics: dict[str, An
     )
 
 
+def join_fragments(
+    m: Measurements, motions: Tensor, camera_motion: Tensor, sizes: list[int], able: list[bool],
+    settings: MotionSettings,
+) -> list[int]:  # fmt: skip
+    """Return for every region the region it is a fragment of, itself if of none.
+
+    A fragment lies within `join_gap_m` of a larger region, and the larger one's motion predicts its flow.
+
+    Parameters
+    ----------
+    m : Measurements
+        Of (R, P) points, P of each region.
+    motions : Tensor, (R, 4, 4)
+    sizes : list of int
+        Pixels of each region.
+    able : list of bool
+        Regions whose motion is known well enough to take in others.
+    """
+    count = len(sizes)
+    static = (m.observed - project(transform(camera_motion, m.points), m.calibration))[..., :2].norm(dim=-1)
+    predicted = project(transform(motions[:, None], m.points[None]), m.calibration)
+    miss = (m.observed[None] - predicted)[..., :2].norm(dim=-1).median(-1).values  # (R, R): motion of, points of
+    tolerated = settings.join_px + settings.join_share * static.median(-1).values
+    few = m.points[:, ::4].reshape(-1, 3)
+    gap = torch.cdist(few, few).reshape(count, -1, count, few.shape[0] // count).amin((1, 3))
+    joins = ((miss < tolerated) & (gap < settings.join_gap_m)).tolist()
+    whole = list(range(count))
+    order = sorted(range(count), key=lambda k: -sizes[k])
+    for rank, k in enumerate(order):
+        for larger in order[:rank]:
+            if able[larger] and joins[larger][k]:
+                whole[k] = whole[larger]
+                break
+    return whole
+
+
 def _objects(sample, flow, every, static, regions, camera_motion, settings, diagnostics, generator):
     device = static.device
-    numbered = torch.from_numpy(regions.astype(np.int64)).to(device)
-    usable = torch.where(flow.trusted, numbered, 0).reshape(-1)
-    count = int(regions.max())
-    sizes = torch.bincount(usable, minlength=count + 1)[1:]
-    kept = []
-    for k in range(count):
-        if sizes[k] < 30:
-            diagnostics["dropped"].append({"rule": "trusted points", "value": int(sizes[k]), "area_px": int((regions == k + 1).sum())})
-        else:
-            kept.append(k + 1)
-    if not kept:
-        return empty(sample, camera_motion, diagnostics | {"why_empty": "no region moves against the static scene"})
-    renumber = torch.zeros(count + 1, dtype=torch.long, device=device)
-    renumber[torch.tensor(kept)] = torch.arange(1, len(kept) + 1)
-    numbered, usable = renumber[numbered], renumber[usable]
-    picks = draw_from_regions(usable, len(kept), 256, generator)
-    motions, agreement = fit_motions(every[picks], camera_motion, settings, generator)
     camera = flow.calibration
+    numbered = torch.from_numpy(regions.astype(np.int64)).to(device)
+    count = int(regions.max())
+    if count == 0:
+        return empty(sample, camera_motion, diagnostics | {"why_empty": "no region moves against the static scene"})
+    for final_round in (False, True):
+        usable = torch.where(flow.trusted, numbered, 0).reshape(-1)
+        trusted_sizes = torch.bincount(usable, minlength=count + 1)[1:].tolist()
+        sizes = torch.bincount(numbered.reshape(-1), minlength=count + 1)[1:].tolist()
+        known = [t >= settings.min_trusted_points for t in trusted_sizes]
+        # a region without trusted points has nothing better than all its pixels
+        fallback = torch.tensor([False] + [not k for k in known], device=device)[numbered.reshape(-1)]
+        usable = torch.where(fallback, numbered.reshape(-1), usable)
+        motions, agreement = fit_motions(every[draw_from_regions(usable, count, 256, generator)], camera_motion, settings, generator)
+        if final_round:
+            break
+        able = [k and a >= settings.min_agreement for k, a in zip(known, agreement.tolist(), strict=True)]
+        whole = join_fragments(every[draw_from_regions(numbered.reshape(-1), count, 256, generator)], motions, camera_motion, sizes, able, settings)
+        roots = sorted(set(whole))
+        diagnostics["joined"] = count - len(roots)
+        renumber = torch.tensor([0] + [roots.index(w) + 1 for w in whole], device=device)
+        numbered = renumber[numbered]
+        count = len(roots)
+    picks = draw_from_regions(usable, count, 256, generator)
     final = torch.zeros_like(numbered)
     chosen, scores = [], []
     surface = flow.points_0[..., 2] ** 2 / (camera.fx * camera.fy)
-    for k in range(len(kept)):
+    for k in range(count):
         mask = numbered == k + 1
         m = every[picks[k]]
         moved = (project(transform(motions[k], m.points), camera) - project(transform(camera_motion, m.points), camera))[..., :2].norm(dim=-1).median().item()
-        values = {"area": (int(mask.sum()), settings.min_area_px), "surface": (surface[mask].sum().item(), settings.min_surface_m2), "agreement": (agreement[k].item(), settings.min_agreement), "moved": (moved, settings.min_moved_px)}
+        values = {"trusted points": (trusted_sizes[k], settings.min_trusted_points), "area": (int(mask.sum()), settings.min_area_px), "surface": (surface[mask].sum().item(), settings.min_surface_m2), "agreement": (agreement[k].item(), settings.min_agreement), "moved": (moved, settings.min_moved_px)}
         bad = [(r, v) for r, (v, b) in values.items() if v < b]
         if bad:
             diagnostics["dropped"].append({"rule": bad[0][0], "value": round(bad[0][1], 3), "area_px": int(mask.sum())})
             continue
-        chosen.append(k); scores.append(agreement[k].item())
-        final[mask] = len(chosen)
+        chosen.append(k)
+        scores.append(agreement[k].item())
+        final[fill_holes(mask) & (final == 0)] = len(chosen)
     if not chosen:
         return empty(sample, camera_motion, diagnostics | {"why_empty": "every proposal was dropped"})
     return Proposals(final, motions[chosen], camera_motion, torch.tensor(scores, device=device), diagnostics)
+
+
+def fill_holes(mask: Tensor) -> Tensor:
+    """Return a mask (H, W) with what it encloses."""
+    outlines, _ = cv2.findContours(mask.cpu().numpy().astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = np.zeros(tuple(mask.shape), np.uint8)
+    cv2.drawContours(filled, outlines, -1, 1, cv2.FILLED)
+    return torch.from_numpy(filled > 0).to(mask.device)

@@ -15,7 +15,8 @@ from torch import Tensor
 from ..core.records import SceneFlow
 
 # %% auto #0
-__all__ = ['ground_plane', 'ground_disparity', 'texture_confidence', 'guided_filter', 'split_at_depth']
+__all__ = ['ground_plane', 'ground_disparity', 'texture_confidence', 'guided_filter', 'root_colour', 'image_difference',
+           'split_at_depth']
 
 # %% ../../nbs/stages/04_moving_regions.ipynb #b0f4b533
 def ground_plane(rays: Tensor, disparity: Tensor, scale: float, generator: torch.Generator) -> Tensor | None:
@@ -111,6 +112,28 @@ def guided_filter(guide: np.ndarray, values: np.ndarray, weights: np.ndarray, ra
     # windows that know more have more to say about the pixels they cover
     known = cv2.blur(total, size)
     return (cv2.blur(total * slope, size) * guide + cv2.blur(total * offset, size)) / known
+
+# %% ../../nbs/stages/04_moving_regions.ipynb #df0cb49a
+def root_colour(image: Tensor) -> np.ndarray:
+    """Return the square root of an image's colours, (H, W, 3), float32 in [0, 1]: its noise is even over brightness."""
+    return np.sqrt(image.permute(1, 2, 0).cpu().numpy().astype(np.float32) / 255)
+
+
+def image_difference(image_0: np.ndarray, image_1: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Return the mean absolute difference between image 0 and image 1 fetched at `position`.
+
+    Parameters
+    ----------
+    image_0, image_1 : ndarray, (H, W, 3), float32
+    position : ndarray, (H, W, 2), float32
+        Image coordinates (x, y) at t + 1.
+
+    Returns
+    -------
+    ndarray, (H, W), float32
+    """
+    x, y = (np.ascontiguousarray(position[..., i]) for i in (0, 1))
+    return cv2.absdiff(image_0, cv2.remap(image_1, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)).mean(-1)
 
 # %% ../../nbs/stages/04_moving_regions.ipynb #2b80b402
 def split_at_depth(mask: np.ndarray, disparity: np.ndarray, jump: float, min_area_px: int) -> np.ndarray:
