@@ -5,7 +5,7 @@
 # %% ../../nbs/stages/05_motion.ipynb #be2d4a1d
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.geometry import project
+from ..core.geometry import back_project, depth_from_disparity, pixel_grid, project
 from ..core.records import Proposals, SceneFlow, StereoSample
 from ..core.rigid import invert, refine_motion, rotation_angle, transform
 from cups.stages.ego_motion import (
@@ -22,8 +22,8 @@ from cups.stages.ego_motion import (
 from .moving_regions import ground_disparity, guided_filter, image_difference, root_colour, split_at_depth, texture_confidence
 
 # %% auto #0
-__all__ = ['MotionSettings', 'draw_from_regions', 'fit_motions', 'propose', 'moving_evidence', 'scaled_noise', 'empty',
-           'join_fragments', 'fill_holes']
+__all__ = ['MotionSettings', 'draw_from_regions', 'slack', 'fit_motions', 'propose', 'Evidence', 'gather_evidence', 'outline',
+           'scaled_noise', 'empty', 'join_fragments', 'hull', 'compact']
 
 # %% ../../nbs/stages/05_motion.ipynb #fbb8a4e1
 @dataclass(frozen=True)
@@ -51,6 +51,8 @@ class MotionSettings:
         Relative change of depth that parts two objects.
     flow_error_share : float
         Flow of a moving object is off by this share of how far it moves (smoothing pulls it to the background's).
+    surface_share : float
+        Pixels whose disparity is farther than 1 px plus this share from the object's surface are not part of it.
     join_gap_m : float
         Fragments farther apart are different objects.
     join_px, join_share : float
@@ -58,6 +60,8 @@ class MotionSettings:
         how far it moves.
     min_trusted_points : int
         Regions with fewer trusted points do not show their motion.
+    min_known : float
+        Mean over an object of how well its pixels can be matched, 0 to 1.
     min_area_px, min_surface_m2 : float
         Smaller proposals are dropped.
     min_agreement : float
@@ -76,10 +80,12 @@ class MotionSettings:
     ground_share: float = 0.02
     depth_jump: float = 0.1
     flow_error_share: float = 0.1
+    surface_share: float = 0.15
     join_gap_m: float = 0.75
     join_px: float = 1.0
     join_share: float = 0.25
     min_trusted_points: int = 30
+    min_known: float = 0.12
     min_area_px: int = 100
     min_surface_m2: float = 0.25
     min_agreement: float = 0.5
@@ -101,6 +107,11 @@ def draw_from_regions(regions: Tensor, count: int, per_region: int, generator: t
     return order[starts + (draw * sizes[1:].unsqueeze(-1)).long()]
 
 
+def slack(m: Measurements, by_px: Tensor | float) -> Measurements:
+    """Return measurements with `by_px` added to their noise."""
+    return replace(m, noise_px=(m.noise_px**2 + by_px**2).sqrt())
+
+
 def fit_motions(
     m: Measurements, camera_motion: Tensor, settings: MotionSettings, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
@@ -120,8 +131,7 @@ def fit_motions(
     """
     regions, per_region = m.points.shape[:2]
     moved = (m.observed - project(transform(camera_motion, m.points), m.calibration))[..., :2].norm(dim=-1)
-    slack = settings.flow_error_share * moved.median(-1).values
-    m = Measurements(m.points, m.observed, m.disparity, (m.noise_px**2 + slack[:, None, None] ** 2).sqrt(), m.calibration)
+    m = slack(m, settings.flow_error_share * moved.median(-1).values[:, None, None])
     pick = torch.rand(regions, 24, per_region, generator=generator).topk(12).indices.to(m.points.device)
     group = m[torch.arange(regions, device=pick.device)[:, None, None], pick]
     motions = camera_motion.repeat(regions, 24, 1, 1)
@@ -175,36 +185,108 @@ def propose(
     if ground is not None:
         standing = flow.disparity_0 - ground > settings.ground_px + settings.ground_share * ground.clamp(min=0)
     disparity = cv2.medianBlur(flow.disparity_0.cpu().numpy(), 5)
-    moving = moving_evidence(sample, flow, every, camera_motion, static, settings) > settings.min_evidence
-    moving &= standing.cpu().numpy()
+    evidence, votes = gather_evidence(sample, flow, every, camera_motion, static, settings)
+    moving = (votes > settings.min_evidence) &  standing.cpu().numpy()
     regions = split_at_depth(moving, disparity, settings.depth_jump, settings.min_area_px)
-    return _objects(sample, flow, every, static, regions, camera_motion, settings, diagnostics, generator)
+    return _objects(sample, flow, every, static, standing, evidence, regions, camera_motion, settings, diagnostics, generator)
 
 
-def moving_evidence(
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks for motion at every pixel, all (H, W), float32.
+
+    Parameters
+    ----------
+    image_0, image_1 : ndarray, (H, W, 3)
+        Roots of the left images' colours.
+    limit : float
+        Difference of colour that means "not the same thing".
+    at_rest : ndarray
+        Difference of colour between image 0 and what the static scene would show at t + 1, 0 to 1 (`limit`).
+    known : ndarray
+        How well pixels can be matched, 0 where they are not trusted.
+    static : ndarray
+        Squared error of the camera's motion, 0 to 1 (`error_limit`).
+    """
+
+    image_0: np.ndarray
+    image_1: np.ndarray
+    limit: float
+    at_rest: np.ndarray
+    known: np.ndarray
+    static: np.ndarray
+
+    def weigh(self, matched: np.ndarray, seen: np.ndarray, prior, settings: MotionSettings, window=np.s_[:, :]) -> np.ndarray:
+        """Return smoothed votes, -1 to 1, from what matches say where they are known and from what the images say."""
+        seen = cv2.blur(seen, (3, 3))
+        weights = self.known[window] * np.abs(matched) + np.abs(seen) + np.abs(prior) + 0.005
+        votes = (self.known[window] * matched + seen + prior) / weights
+        guide = self.image_0[window].mean(-1)
+        return guided_filter(guide, votes, weights, settings.smoothing_px, settings.edge_variance)
+
+
+def gather_evidence(
     sample: StereoSample, flow: SceneFlow, every: Measurements, camera_motion: Tensor, static: Tensor,
     settings: MotionSettings,
-) -> np.ndarray:  # fmt: skip
-    """Return how much speaks for motion at every pixel, (H, W), float32, from -1 (static) to 1 (moving)."""
-    height, width = sample.size
+) -> tuple[Evidence, np.ndarray]:  # fmt: skip
+    """Return the evidence against the static scene, and the votes for motion at every pixel, (H, W), -1 to 1."""
     image_0, image_1 = root_colour(sample.left_0), root_colour(sample.left_1)
     predicted = project(transform(camera_motion, every.points), flow.calibration)
-    stays = static.reshape(-1, 1) < 16
-    observed = every.observed[:, :2]
-    at_rest = torch.where(stays, observed, predicted[:, :2]).reshape(height, width, 2)
-    differences = [
-        image_difference(image_0, image_1, p.cpu().numpy()) for p in (at_rest, observed.reshape(height, width, 2))
-    ]
-    still = (flow.trusted & stays.reshape(height, width)).cpu().numpy()
-    limit = 5 * 1.48 * max(float(np.median(differences[0][still])) if still.any() else 0.0, 1 / 512)
-    at_rest, observed = (np.minimum(d / limit, 1) for d in differences)
-    seen = cv2.blur(at_rest - observed, (3, 3))
-    guide = image_0.mean(-1)
-    known = texture_confidence(guide) * flow.trusted.cpu().numpy()
-    matched = (static.clamp(max=settings.error_limit) / settings.error_limit).cpu().numpy() - settings.moving_share
-    weights = known * np.abs(matched) + np.abs(seen) + 0.005
-    votes = (known * matched + seen) / weights
-    return guided_filter(guide, votes, weights, settings.smoothing_px, settings.edge_variance)
+    stays = static < 16
+    observed = every.observed[:, :2].reshape(*static.shape, 2)
+    at_rest = torch.where(stays.unsqueeze(-1), observed, predicted[:, :2].reshape(*static.shape, 2))
+    at_rest, moved = (image_difference(image_0, image_1, p.cpu().numpy()) for p in (at_rest, observed))
+    still = (flow.trusted & stays).cpu().numpy()
+    limit = 5 * 1.48 * max(float(np.median(at_rest[still])) if still.any() else 0.0, 1 / 512)
+    at_rest, moved = np.minimum(at_rest / limit, 1), np.minimum(moved / limit, 1)
+    known = texture_confidence(image_0.mean(-1)) * flow.trusted.cpu().numpy()
+    error = (static.clamp(max=settings.error_limit) / settings.error_limit).cpu().numpy()
+    evidence = Evidence(image_0, image_1, limit, at_rest, known, error)
+    return evidence, evidence.weigh(error - settings.moving_share, at_rest - moved, np.float32(0), settings)
+
+
+def outline(
+    mask: Tensor, motion: Tensor, moved_px: float, flow: SceneFlow, every: Measurements, standing: Tensor, evidence: Evidence,
+    settings: MotionSettings,
+) -> tuple[tuple[slice, slice], np.ndarray]:  # fmt: skip
+    """Return a window around an object and the votes in it for the object's motion against rest.
+
+    Off the object's trusted pixels its surface is continued as a plane of disparity.
+    """
+    height, width = mask.shape
+    rows, columns = (flow.trusted & mask).nonzero(as_tuple=True)
+    disparity = flow.disparity_0[rows, columns].double()
+    terms = torch.stack([columns, rows, torch.ones_like(rows)], -1).double()
+    keep = torch.ones_like(disparity, dtype=torch.bool)
+    for _ in range(3):
+        plane = torch.linalg.lstsq(terms[keep], disparity[keep].unsqueeze(-1)).solution[:, 0]
+        error = (terms @ plane - disparity).abs()
+        keep = error <= 2 * error.median()
+    r, c = mask.nonzero(as_tuple=True)
+    pad_r, pad_c = 8 + int(0.25 * (r.max() - r.min())), 8 + int(0.5 * (c.max() - c.min()))
+    window = (
+        slice(max(int(r.min()) - pad_r, 0), min(int(r.max()) + pad_r + 1, height)),
+        slice(max(int(c.min()) - pad_c, 0), min(int(c.max()) + pad_c + 1, width)),
+    )
+    x, y = pixel_grid(height, width, mask.device)[(slice(None), *window)]
+    low, high = disparity.min().item() * 0.9, disparity.max().item() * 1.1
+    surface = (plane[0] * x + plane[1] * y + plane[2]).float().clamp(low, high)
+    own = flow.disparity_0[window]
+    fits = (own - surface).abs() < 1 + settings.surface_share * surface
+    depth = depth_from_disparity(torch.where(fits, own, surface), flow.calibration)
+    points = back_project(depth, flow.calibration, torch.stack([x, y]))
+    target = project(transform(motion, points.reshape(-1, 3)), flow.calibration)[:, :2].reshape(*x.shape, 2)
+    numbers = torch.arange(height * width, device=mask.device).reshape(height, width)[window]
+    error = squared_errors(motion, slack(every[numbers.reshape(-1)], moved_px * settings.flow_error_share)).reshape(x.shape).clamp(max=settings.error_limit)
+    matched = evidence.static[window] - (error / settings.error_limit).cpu().numpy()
+    difference = image_difference(evidence.image_0[window], evidence.image_1, target.cpu().numpy())
+    seen = evidence.at_rest[window] - np.minimum(difference / evidence.limit, 1)
+    trusted = flow.trusted[window]
+    inside = hull(mask[window])
+    prior = torch.where(inside, 0.15 * (fits & trusted) + 0.05 * ~trusted, 0.03 * (fits & trusted) - 0.05 * ~trusted).float().cpu().numpy()
+    votes = evidence.weigh(matched, seen, prior, settings, window)
+    votes[~(standing[window] & (fits | ~flow.trusted[window])).cpu().numpy()] = -1
+    return window, votes, (seen, evidence.known[window])
 
 
 def scaled_noise(m: Measurements, camera_motion: Tensor, noise_px: Tensor) -> Tensor:
@@ -260,7 +342,7 @@ def join_fragments(
     return whole
 
 
-def _objects(sample, flow, every, static, regions, camera_motion, settings, diagnostics, generator):
+def _objects(sample, flow, every, static, standing, evidence, regions, camera_motion, settings, diagnostics, generator):
     device = static.device
     camera = flow.calibration
     numbered = torch.from_numpy(regions.astype(np.int64)).to(device)
@@ -287,7 +369,7 @@ def _objects(sample, flow, every, static, regions, camera_motion, settings, diag
         count = len(roots)
     picks = draw_from_regions(usable, count, 256, generator)
     final = torch.zeros_like(numbered)
-    chosen, scores = [], []
+    chosen, scores, masks = [], [], []
     surface = flow.points_0[..., 2] ** 2 / (camera.fx * camera.fy)
     for k in range(count):
         mask = numbered == k + 1
@@ -300,15 +382,44 @@ def _objects(sample, flow, every, static, regions, camera_motion, settings, diag
             continue
         chosen.append(k)
         scores.append(agreement[k].item())
-        final[fill_holes(mask) & (final == 0)] = len(chosen)
+        window, votes, gains = outline(mask, motions[k], moved, flow, every, standing, evidence, settings)
+        _, parts, stats, _ = cv2.connectedComponentsWithStats((votes > settings.min_evidence).astype(np.uint8), connectivity=4)
+        touched = np.bincount(parts[mask[window].cpu().numpy()], minlength=len(stats)) > 0
+        touched[0] = False
+        claimed = torch.from_numpy(touched[parts]).to(device)
+        full = torch.zeros_like(mask)
+        full[window] = claimed
+        full = compact(full)
+        known = gains[1][full[window].cpu().numpy()].mean()
+        if not known > settings.min_known:
+            diagnostics["dropped"].append({"rule": "texture", "value": round(float(known), 3), "area_px": int(full.sum())})
+            chosen.pop(); scores.pop()
+            continue
+        if 0: print(values, "seen", gains[0][full[window].cpu().numpy()].mean(), "known", gains[1][full[window].cpu().numpy()].mean(), int(full.sum()), motions[k][:3, 3], len(chosen))
+        final[full & (final == 0)] = len(chosen)
     if not chosen:
         return empty(sample, camera_motion, diagnostics | {"why_empty": "every proposal was dropped"})
     return Proposals(final, motions[chosen], camera_motion, torch.tensor(scores, device=device), diagnostics)
 
 
-def fill_holes(mask: Tensor) -> Tensor:
-    """Return a mask (H, W) with what it encloses."""
-    outlines, _ = cv2.findContours(mask.cpu().numpy().astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+def hull(mask: Tensor) -> Tensor:
+    """Return the convex hull of a mask (H, W)."""
+    points = mask.nonzero().flip(-1).cpu().numpy().astype(np.int32)
     filled = np.zeros(tuple(mask.shape), np.uint8)
+    cv2.fillConvexPoly(filled, cv2.convexHull(points), 1)
+    return torch.from_numpy(filled > 0).to(mask.device)
+
+
+def compact(mask: Tensor) -> Tensor:
+    """Return a mask (H, W) without thin outgrowths, notches and holes; how thin depends on its size."""
+    image = mask.cpu().numpy().astype(np.uint8)
+    radius = int(0.06 * float(image.sum()) ** 0.5)
+    if radius:
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+        pad = cv2.copyMakeBorder(image, *[2 * radius] * 4, cv2.BORDER_REPLICATE)
+        pad = cv2.morphologyEx(cv2.morphologyEx(pad, cv2.MORPH_CLOSE, kernel), cv2.MORPH_OPEN, kernel)
+        image = np.ascontiguousarray(pad[2 * radius : -2 * radius, 2 * radius : -2 * radius])
+    outlines, _ = cv2.findContours(image, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = np.zeros(image.shape, np.uint8)
     cv2.drawContours(filled, outlines, -1, 1, cv2.FILLED)
     return torch.from_numpy(filled > 0).to(mask.device)
