@@ -1,0 +1,78 @@
+"""Training gives the same weights for the same seed, whether it was stopped in between or not."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from cups.core.errors import InputError
+from cups.core.records import PanopticLabel
+from cups.model.panoptic_cascade import panoptic_cascade
+from cups.stages.things_stuff import ThingStuffSplit
+from cups.training.dataset import PseudoLabelDataset
+from cups.training.trainer import TrainResult, train, train_settings
+
+SPLIT = ThingStuffSplit(things=(3,), stuff=(0, 1), order=torch.arange(4), share=torch.zeros(4))
+TINY = {"stem_channels": 8, "fpn_channels": 16, "box_channels": 32, "mask_channels": 16, "semantic_channels": 32}
+
+
+class Frames:
+    """A bright square that moves over a dark floor; breaks off after some reads, as a killed run would."""
+
+    def __init__(self, reads: int = 10**9):
+        self.reads = reads
+
+    def __len__(self) -> int:
+        return 5
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, PanopticLabel]:
+        self.reads -= 1
+        if self.reads < 0:
+            raise KeyError("stopped")
+        semantic = torch.zeros(64, 96, dtype=torch.long)
+        semantic[32:] = 1
+        instance = torch.zeros_like(semantic)
+        rows, columns = slice(20, 50), slice(8 * index, 8 * index + 40)
+        semantic[rows, columns], instance[rows, columns] = 3, 1
+        return (60 * semantic).to(torch.uint8).expand(3, -1, -1).contiguous(), PanopticLabel(semantic, instance)
+
+
+def run(folder: Path, frames: Frames, **changes) -> tuple[dict[str, torch.Tensor], TrainResult]:
+    torch.manual_seed(0)
+    model = panoptic_cascade(1, 2, preset="small", **TINY)
+    usual = {"steps": 6, "batch_size": 2, "warmup_steps": 1, "checkpoint_every_steps": 2, "log_every_steps": 4}
+    settings = train_settings("small", **usual | changes)
+    result = train(model, PseudoLabelDataset(frames, SPLIT), settings, folder, progress=False, accelerator="cpu")
+    return model.state_dict(), result
+
+
+def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(tmp_path):
+    whole, whole_result = run(tmp_path / "whole", Frames())
+    with pytest.raises(KeyError):
+        run(tmp_path / "parts", Frames(reads=22))  # four reads a step (two frames, two to paste from), one step ahead
+    parts, parts_result = run(tmp_path / "parts", Frames())
+    assert parts_result.first_step == 4
+    assert parts_result.history == whole_result.history
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    done, done_result = run(tmp_path / "whole", Frames())
+    assert done_result.first_step == 6 and done_result.history == whole_result.history
+    assert all(torch.equal(whole[name], done[name]) for name in whole)
+
+
+def test_a_spoilt_checkpoint_is_named(tmp_path):
+    (tmp_path / "checkpoints").mkdir()
+    (tmp_path / "checkpoints" / "last.ckpt").write_bytes(b"PK\x03\x04 cut off")
+    with pytest.raises(InputError, match=r"last\.ckpt: not readable as a checkpoint"):
+        run(tmp_path, Frames())
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
+    with pytest.raises(InputError, match="not finite between steps 1 and"):
+        run(tmp_path, Frames(), learning_rate=1e12, max_gradient_norm=1e12)
+
+
+def test_bad_settings_end_in_one_line():
+    with pytest.raises(InputError, match="steps must be positive"):
+        train_settings("small", steps=0)
+    with pytest.raises(InputError, match="no frames"):
+        PseudoLabelDataset([], SPLIT)
