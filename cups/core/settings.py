@@ -17,7 +17,7 @@ from .errors import InputError
 Settings = TypeVar("Settings")
 
 # %% auto #0
-__all__ = ['Settings', 'settings_from_dict', 'checked', 'settings_to_dict', 'load_settings']
+__all__ = ['Settings', 'settings_from_dict', 'checked', 'tuples', 'settings_to_dict', 'load_settings']
 
 # %% ../../nbs/core/04_settings.ipynb #ac02457d
 def settings_from_dict(cls: type[Settings], values: dict[str, Any], path: str = "") -> Settings:
@@ -54,13 +54,18 @@ def checked(value: Any, kind: Any, name: str) -> Any:
     """Return `value` as the annotated type `kind`: whole numbers pass as floats, lists as tuples."""
     kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     allowed = tuple(get_origin(k) or k for k in kinds)
-    if tuple in allowed and isinstance(value, list):
-        value = tuple(value)
+    if tuple in allowed:
+        value = tuples(value)
     if float in allowed and type(value) is int:
         value = float(value)
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
         raise InputError(f"setting {name}: expected {' or '.join(k.__name__ for k in allowed)}, got {value!r}")
     return value
+
+
+def tuples(value: Any) -> Any:
+    """Return nested lists as nested tuples, anything else as it is."""
+    return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def settings_to_dict(settings: Any) -> dict[str, Any]:

@@ -181,9 +181,8 @@ class PseudoLabelStore:
         """
         statistics = self.statistics()
         split = split_things_stuff(statistics, threshold)
-        plain = {key: torch.as_tensor(value).tolist() for key, value in vars(split).items()}
         self._manifest |= {
-            "split": {"threshold": threshold, **plain},
+            "split": {"threshold": threshold, **split.to_dict()},
             "statistics": {key: value.tolist() for key, value in vars(statistics).items()},
             "frames": {name: self._frame(name)["diagnostics"] for name in self.names},
         }
@@ -203,10 +202,7 @@ class PseudoLabelStore:
         """
         if "split" not in self._manifest:
             raise InputError(f"{self.root}: not finished, things and stuff are not known yet")
-        split = self._manifest["split"]
-        return ThingStuffSplit(
-            tuple(split["things"]), tuple(split["stuff"]), torch.tensor(split["order"]), torch.tensor(split["share"])
-        )
+        return ThingStuffSplit.from_dict(self._manifest["split"])
 
     def _marker(self, name: str) -> Path:
         """Return the path of the JSON file that is written last."""

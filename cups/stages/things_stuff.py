@@ -95,6 +95,16 @@ class ThingStuffSplit(Record):
     order: Tensor
     share: Tensor
 
+    def to_dict(self) -> dict[str, list]:
+        """Return the split as lists, for JSON."""
+        return {name: torch.as_tensor(value).tolist() for name, value in vars(self).items()}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, list]) -> ThingStuffSplit:
+        """Return the split that `to_dict` made lists of."""
+        things, stuff = tuple(values["things"]), tuple(values["stuff"])
+        return cls(things, stuff, torch.tensor(values["order"]), torch.tensor(values["share"]))
+
 
 def split_things_stuff(statistics: ClassStatistics, threshold: float = 0.08) -> ThingStuffSplit:
     """Call things the classes with a share above the threshold (CUPS, section 3.1).
