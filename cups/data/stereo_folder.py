@@ -122,6 +122,10 @@ class StereoFolder:
             truth=self.truth(name),
         )
 
+    def left(self, index: int) -> torch.Tensor:
+        """Read the left image of a sample at t alone, (3, H, W), uint8."""
+        return self.image("left", self.pairs[index][0])
+
     def image(self, side: str, name: str) -> torch.Tensor:
         """Read one image, (3, H, W), uint8; a grey one is repeated in all channels."""
         candidates = (self.root / side / (name + suffix) for suffix in (self.files[name].suffix, *IMAGE_SUFFIXES))
