@@ -5,7 +5,7 @@
 # %% ../../nbs/stages/05_motion.ipynb #be2d4a1d
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -15,15 +15,14 @@ from torch import Tensor
 
 from ..core.geometry import back_project, depth_from_disparity, pixel_grid, project
 from ..core.records import Proposals, SceneFlow, StereoSample
-from ..core.rigid import invert, refine_motion, rotation_angle, transform
-from cups.stages.ego_motion import (
-    EgoMotionSettings, Measurements, ego_motion, measurements, points_after, squared_errors,
-)  # fmt: skip
-from .moving_regions import ground_disparity, guided_filter, image_difference, root_colour, split_at_depth, texture_confidence
+from ..core.rigid import transform
+from .ego_motion import EgoMotionSettings, Measurements, ego_motion, measurements, squared_errors
+from .moving_regions import Evidence, RegionSettings, image_difference, moving_regions
+from .region_motions import RegionMotions, RegionMotionSettings, fit_and_join, slackened
 
 # %% auto #0
-__all__ = ['MotionSettings', 'draw_from_regions', 'slack', 'fit_motions', 'propose', 'Evidence', 'gather_evidence', 'outline',
-           'scaled_noise', 'empty', 'join_fragments', 'hull', 'compact']
+__all__ = ['MotionSettings', 'hull', 'compact', 'surface_plane', 'window_around', 'object_votes', 'claimed', 'broken_rule',
+           'left_over_noise', 'without_objects', 'objects', 'propose', 'most_common']
 
 # %% ../../nbs/stages/05_motion.ipynb #fbb8a4e1
 @dataclass(frozen=True)
@@ -32,120 +31,198 @@ class MotionSettings:
 
     Parameters
     ----------
-    ego : EgoMotionSettings
-    error_limit : float
-        Squared error in standard deviations at which it is cut off: no single pixel convinces alone.
-    moving_share : float
-        Error, as a share of `error_limit`, from which on it speaks for motion, not for rest.
-    min_evidence : float
-        Smoothed evidence, from -1 (static) to 1, from which on a pixel moves.
-    smoothing_px : int
-        Radius over which errors are smoothed along the image's edges.
-    edge_variance : float
-        Variance of brightness (0 to 1) in a window from which on it holds an edge.
-    ground_px : float
-        Pixels whose disparity is within this of the ground's are ground.
-    ground_share : float
-        Added to `ground_px`: this share of the ground's disparity.
-    depth_jump : float
-        Relative change of depth that parts two objects.
-    flow_error_share : float
-        Flow of a moving object is off by this share of how far it moves (smoothing pulls it to the background's).
+    ego, regions, motions
+        Of the camera's motion, of the regions that move, and of their motions.
     surface_share : float
-        Pixels whose disparity is farther than 1 px plus this share from the object's surface are not part of it.
-    join_gap_m : float
-        Fragments farther apart are different objects.
-    join_px, join_share : float
-        A fragment's flow may differ from what the larger one's motion predicts by this many pixels plus this share of
-        how far it moves.
-    min_trusted_points : int
-        Regions with fewer trusted points do not show their motion.
+        Pixels whose disparity is farther than 1 px plus this share from an object's surface are not part of it.
+    min_far_votes : float
+        Mean votes from which on a part that does not touch the object's region belongs to it.
+    compactness : float
+        Notches and outgrowths thinner than this share of the root of an object's area are removed.
     min_known : float
         Mean over an object of how well its pixels can be matched, 0 to 1.
-    min_area_px, min_surface_m2 : float
-        Smaller proposals are dropped.
-    min_agreement : float
-        Share of an object's trusted points that must agree on its motion.
-    min_moved_px : float
-        Proposals that the camera's motion explains to within this median distance are dropped.
+    min_area_px : int
+    min_surface_m2 : float
+        Smaller objects are dropped.
+    min_moved_px, min_moved_noise : float
+        Objects that moved less in the image, measured from rest, in pixels or in standard deviations of the flow.
     """
 
     ego: EgoMotionSettings = field(default_factory=EgoMotionSettings)
-    error_limit: float = 50.0
-    moving_share: float = 0.35
-    min_evidence: float = 0.15
-    smoothing_px: int = 6
-    edge_variance: float = 1e-3
-    ground_px: float = 1.0
-    ground_share: float = 0.02
-    depth_jump: float = 0.1
-    flow_error_share: float = 0.1
+    regions: RegionSettings = field(default_factory=RegionSettings)
+    motions: RegionMotionSettings = field(default_factory=RegionMotionSettings)
     surface_share: float = 0.15
-    join_gap_m: float = 0.75
-    join_px: float = 1.0
-    join_share: float = 0.25
-    min_trusted_points: int = 30
+    min_far_votes: float = 0.3
+    compactness: float = 0.06
     min_known: float = 0.12
     min_area_px: int = 100
     min_surface_m2: float = 0.25
-    min_agreement: float = 0.5
-    min_moved_px: float = 0.5
+    min_moved_px: float = 0.2
+    min_moved_noise: float = 5.0
 
 # %% ../../nbs/stages/05_motion.ipynb #2b911187
-def draw_from_regions(regions: Tensor, count: int, per_region: int, generator: torch.Generator) -> Tensor:
-    """Return indices of pixels of each region, (count, per_region), drawn with replacement.
+def hull(mask: Tensor) -> Tensor:
+    """Return the convex hull of a mask (H, W) that is not empty."""
+    points = mask.nonzero().flip(-1).cpu().numpy().astype(np.int32)
+    filled = np.zeros(tuple(mask.shape), np.uint8)
+    cv2.fillConvexPoly(filled, cv2.convexHull(points), 1)
+    return torch.from_numpy(filled > 0).to(mask.device)
+
+
+def compact(mask: np.ndarray, share: float) -> np.ndarray:
+    """Return a mask (H, W) without holes, and without notches and outgrowths thinner than a share of its root area."""
+    image = mask.astype(np.uint8)
+    if radius := int(share * float(image.sum()) ** 0.5):
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
+        padded = cv2.copyMakeBorder(image, *[2 * radius] * 4, cv2.BORDER_REPLICATE)
+        padded = cv2.morphologyEx(cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel), cv2.MORPH_OPEN, kernel)
+        image = np.ascontiguousarray(padded[2 * radius : -2 * radius, 2 * radius : -2 * radius])
+    outlines, _ = cv2.findContours(image, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    filled = np.zeros(image.shape, np.uint8)
+    cv2.drawContours(filled, outlines, -1, 1, cv2.FILLED)
+    return filled > 0
+
+
+def surface_plane(flow: SceneFlow, mask: Tensor, window: tuple[slice, slice]) -> Tensor:
+    """Return the disparity in a window, (h, w), of the plane through an object's pixels, kept to their range."""
+    x, y = pixel_grid(*mask.shape, device=mask.device)
+    disparity = flow.disparity_0[mask].double()
+    terms = torch.stack([x[mask], y[mask], torch.ones_like(x[mask])], -1).double()
+    keep = torch.ones_like(disparity, dtype=torch.bool)
+    for _ in range(3):
+        a, b, c = torch.linalg.lstsq(terms[keep], disparity[keep].unsqueeze(-1)).solution[:, 0]
+        error = (terms @ torch.stack([a, b, c]) - disparity).abs()
+        keep = error <= 2 * error.median()
+    plane = (a * x[window] + b * y[window] + c).float()
+    return plane.clamp(0.9 * disparity.min().item(), 1.1 * disparity.max().item())
+
+
+def window_around(mask: Tensor) -> tuple[slice, slice]:
+    """Return the rows and columns of a mask (H, W), with half its width to each side and a quarter of its height."""
+    rows, columns = (mask.any(1 - axis).nonzero()[:, 0] for axis in (0, 1))
+    slices = []
+    for places, length, share in ((rows, mask.shape[0], 0.25), (columns, mask.shape[1], 0.5)):
+        first, last = int(places[0]), int(places[-1])
+        margin = 8 + int(share * (last - first))
+        slices.append(slice(max(first - margin, 0), min(last + margin + 1, length)))
+    return slices[0], slices[1]
+
+
+def object_votes(
+    mask: Tensor, motion: Tensor, slack_px: float, flow: SceneFlow, every: Measurements, evidence: Evidence,
+    settings: MotionSettings,
+) -> tuple[tuple[slice, slice], np.ndarray]:  # fmt: skip
+    """Return a window around an object and the votes in it for the object's motion against rest, -1 to 1.
 
     Parameters
     ----------
-    regions : Tensor, (N,), int64
-        Region of every pixel, 1..count, each with at least one pixel; 0 for none.
+    mask : Tensor, (H, W), bool
+        The object's pixels so far, some of them trusted.
+    motion : Tensor, (4, 4)
+    slack_px : float
+        Error of flow on moving objects, added to the noise.
+    every : Measurements
+        Of all pixels.
     """
-    order = regions.argsort(stable=True)
-    sizes = torch.bincount(regions, minlength=count + 1)
-    starts = sizes.cumsum(0)[:-1].unsqueeze(-1)
-    draw = torch.rand(count, per_region, generator=generator).to(regions.device)
-    return order[starts + (draw * sizes[1:].unsqueeze(-1)).long()]
-
-
-def slack(m: Measurements, by_px: Tensor | float) -> Measurements:
-    """Return measurements with `by_px` added to their noise."""
-    return replace(m, noise_px=(m.noise_px**2 + by_px**2).sqrt())
-
-
-def fit_motions(
-    m: Measurements, camera_motion: Tensor, settings: MotionSettings, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Return the motion of every region and the share of its points that agree.
-
-    Parameters
-    ----------
-    m : Measurements
-        Of (R, P) points, P of each region.
-    camera_motion : Tensor, (4, 4)
-        Groups start with its rotation and their own shift.
-
-    Returns
-    -------
-    motions : Tensor, (R, 4, 4)
-    agreement : Tensor, (R,)
-    """
-    regions, per_region = m.points.shape[:2]
-    moved = (m.observed - project(transform(camera_motion, m.points), m.calibration))[..., :2].norm(dim=-1)
-    m = slack(m, settings.flow_error_share * moved.median(-1).values[:, None, None])
-    pick = torch.rand(regions, 24, per_region, generator=generator).topk(12).indices.to(m.points.device)
-    group = m[torch.arange(regions, device=pick.device)[:, None, None], pick]
-    motions = camera_motion.repeat(regions, 24, 1, 1)
-    motions[..., :3, 3] += (points_after(group) - transform(motions, group.points)).median(-2).values
-    motions = torch.cat(
-        [motions, refine_motion(motions, group.points, group.observed, m.calibration, group.noise_px, steps=4)], 1
+    window = window_around(mask)
+    limit = settings.regions.error_limit
+    surface = surface_plane(flow, mask & flow.trusted, window)
+    own, trusted = flow.disparity_0[window], flow.trusted[window]
+    fits = (own - surface).abs() < 1 + settings.surface_share * surface
+    position = pixel_grid(*mask.shape, device=mask.device)[(slice(None), *window)]
+    depth = depth_from_disparity(torch.where(fits, own, surface), flow.calibration)
+    target = project(transform(motion, back_project(depth, flow.calibration, position).flatten(0, 1)), flow.calibration)
+    difference = image_difference(
+        evidence.image_0[window], evidence.image_1, target[:, :2].reshape(*own.shape, 2).cpu().numpy()
     )
-    everyone = m[:, None]
-    votes = (1 + squared_errors(motions, everyone) / 9).pow(-2).mean(-1)
-    motions = motions[torch.arange(regions), votes.argmax(-1)]
-    motions = refine_motion(motions, m.points, m.observed, m.calibration, m.noise_px, steps=8)
-    return motions, (squared_errors(motions, m) < 16).float().mean(-1)
+    numbers = torch.arange(mask.numel(), device=mask.device).reshape(mask.shape)[window].reshape(-1)
+    error = squared_errors(motion, slackened(every[numbers], slack_px)).clamp(max=limit).reshape(own.shape)
+    matched = evidence.static[window] - (error / limit).cpu().numpy()
+    seen = evidence.at_rest[window] - np.minimum(difference / evidence.difference, 1)
+    # One surface is one object, unless something says otherwise.
+    prior = torch.where(hull(mask[window]), 0.15 * (fits & trusted) + 0.05 * ~trusted, 0.03 * (fits & trusted) - 0.05 * ~trusted)
+    votes = evidence.votes(matched, seen, prior.cpu().numpy().astype(np.float32), settings.regions, window)
+    votes[~evidence.standing[window] | (trusted & ~fits).cpu().numpy()] = -1
+    return window, votes
+
+
+def claimed(mask: np.ndarray, votes: np.ndarray, settings: MotionSettings) -> np.ndarray:
+    """Return the pixels of an object in a window, (h, w), bool: parts that touch its mask or have clear votes."""
+    _, parts, statistics, _ = cv2.connectedComponentsWithStats(
+        (votes > settings.regions.min_evidence).astype(np.uint8), connectivity=4
+    )
+    area = statistics[:, cv2.CC_STAT_AREA]
+    mean = np.bincount(parts.reshape(-1), votes.reshape(-1), len(area)) / area
+    touch = np.bincount(parts[mask], minlength=len(area)) > 0
+    taken = touch | ((area >= settings.min_area_px) & (mean > settings.min_far_votes))
+    taken[0] = False
+    return taken[parts]
 
 # %% ../../nbs/stages/05_motion.ipynb #ecdc99cd
+def broken_rule(values: dict[str, tuple[float, float]]) -> dict[str, Any] | None:
+    """Return the first rule whose value is under its bound, with both, or None; NaN counts as under."""
+    for rule, (value, bound) in values.items():
+        if not value >= bound:
+            return {"rule": rule, "value": round(float(value), 3), "bound": round(float(bound), 3)}
+    return None
+
+
+def left_over_noise(m: Measurements, camera_motion: Tensor, noise_px: Tensor) -> Tensor:
+    """Return the noise scales, (3,), no smaller than what the camera's motion leaves over in most points."""
+    left_over = (m.observed - project(transform(camera_motion, m.points), m.calibration)).abs()
+    deviation = 1.48 * left_over.median(0).values
+    deviation[2] /= 2**0.5  # the error of two disparities
+    return torch.maximum(noise_px, deviation)
+
+
+def without_objects(sample: StereoSample, camera_motion: Tensor, diagnostics: dict[str, Any], why: str) -> Proposals:
+    """Return no proposals, and the sentence that says why."""
+    device = camera_motion.device
+    nothing = torch.zeros(sample.size, dtype=torch.long, device=device)
+    none = torch.zeros(0, device=device)
+    return Proposals(nothing, none.reshape(0, 4, 4), camera_motion, none, diagnostics | {"why_empty": why})
+
+
+def objects(
+    found: RegionMotions, flow: SceneFlow, every: Measurements, evidence: Evidence, settings: MotionSettings
+) -> tuple[Tensor, list[int], list[dict[str, Any]]]:
+    """Return the instance map (H, W), the regions its objects came from, and what was dropped by which rule."""
+    camera = flow.calibration
+    pixel_m2 = flow.points_0[..., 2] ** 2 / (camera.fx * camera.fy)
+    noise = float(every.noise_px[0, :2].max())
+    instance, kept, dropped = torch.zeros_like(found.regions), [], []
+    order = sorted(range(len(found.moved_px)), key=lambda k: -found.trusted[k])
+    for k in order:
+        mask = found.regions == k + 1
+        rules = {
+            "trusted points": (found.trusted[k], settings.motions.min_trusted_points),
+            "agreement": (found.agreement[k], settings.motions.min_agreement),
+            "moved from rest (px)": (
+                found.moved_px[k], max(settings.min_moved_px, settings.min_moved_noise * noise)
+            ),
+        }  # fmt: skip
+        broken = broken_rule(rules)
+        if broken is None:
+            slack = settings.motions.flow_error_share * found.moved_px[k]
+            window, votes = object_votes(mask, found.motions[k], slack, flow, every, evidence, settings)
+            pixels = claimed(mask[window].cpu().numpy(), votes, settings)
+            pixels = torch.from_numpy(compact(pixels, settings.compactness)).to(mask.device) & (instance[window] == 0)
+            mask = torch.zeros_like(mask)
+            mask[window] = pixels
+            rules = {
+                "area (px)": (int(mask.sum()), settings.min_area_px),
+                "surface (m2)": (pixel_m2[mask].sum().item(), settings.min_surface_m2),
+                "texture": (float(evidence.known[mask.cpu().numpy()].mean()) if mask.any() else 0.0, settings.min_known),
+            }
+            broken = broken_rule(rules)
+        if broken:
+            dropped.append(broken | {"area_px": int((found.regions == k + 1).sum())})
+        else:
+            kept.append(k)
+            instance[mask] = len(kept)
+    return instance, kept, dropped
+
+
 def propose(
     sample: StereoSample, flow: SceneFlow, settings: MotionSettings | None = None, seed: int = 0
 ) -> Proposals:
@@ -154,272 +231,49 @@ def propose(
     Parameters
     ----------
     sample : StereoSample
-        Its left image guides the boundaries.
+        Its left images tell what moves and where it ends.
     flow : SceneFlow
     settings : MotionSettings, optional
     seed : int
         Same seed, same proposals.
+
+    Returns
+    -------
+    Proposals
+        Those with most trusted points first. The diagnostics list every dropped proposal with its rule, and hold a
+        sentence `why_empty` where there are none.
     """
     settings = settings or MotionSettings()
     generator = torch.Generator().manual_seed(seed)
-    height, width = sample.size
-    device = flow.flow.device
     trusted = flow.trusted.reshape(-1)
-    diagnostics: dict[str, Any] = {"trusted_points": int(trusted.sum()), "dropped": []}
-    if diagnostics["trusted_points"] < settings.ego.min_points:
-        why = (
-            f"only {diagnostics['trusted_points']} points are trusted; "
-            f"{settings.ego.min_points} are needed to find the camera's motion"
-        )
-        return empty(sample, torch.eye(4, device=device), diagnostics | {"why_empty": why})
-
+    points = int(trusted.sum())
+    diagnostics: dict[str, Any] = {"trusted_points": points}
+    if points < settings.ego.min_points:
+        why = f"only {points} points are trusted; {settings.ego.min_points} are needed to find the camera's motion"
+        return without_objects(sample, torch.eye(4, device=trusted.device), diagnostics, why)
     every = measurements(flow, flow.noise_px)
     camera_motion = ego_motion(every[trusted], settings.ego, generator)
-    every = measurements(flow, scaled_noise(every[trusted], camera_motion, flow.noise_px))
-    static = squared_errors(camera_motion, every).reshape(height, width)
-    diagnostics["ego_inliers"] = round((static[flow.trusted] < 16).float().mean().item(), 4)
-    diagnostics["noise_px"] = [round(n, 4) for n in every.noise_px[0].tolist()]
-
-    ground = ground_disparity(flow, generator)
-    standing = torch.ones_like(flow.trusted)
-    if ground is not None:
-        standing = flow.disparity_0 - ground > settings.ground_px + settings.ground_share * ground.clamp(min=0)
-    disparity = cv2.medianBlur(flow.disparity_0.cpu().numpy(), 5)
-    evidence, votes = gather_evidence(sample, flow, every, camera_motion, static, settings)
-    moving = (votes > settings.min_evidence) &  standing.cpu().numpy()
-    regions = split_at_depth(moving, disparity, settings.depth_jump, settings.min_area_px)
-    return _objects(sample, flow, every, static, standing, evidence, regions, camera_motion, settings, diagnostics, generator)
-
-
-@dataclass(frozen=True)
-class Evidence:
-    """What speaks for motion at every pixel, all (H, W), float32.
-
-    Parameters
-    ----------
-    image_0, image_1 : ndarray, (H, W, 3)
-        Roots of the left images' colours.
-    limit : float
-        Difference of colour that means "not the same thing".
-    at_rest : ndarray
-        Difference of colour between image 0 and what the static scene would show at t + 1, 0 to 1 (`limit`).
-    known : ndarray
-        How well pixels can be matched, 0 where they are not trusted.
-    static : ndarray
-        Squared error of the camera's motion, 0 to 1 (`error_limit`).
-    """
-
-    image_0: np.ndarray
-    image_1: np.ndarray
-    limit: float
-    at_rest: np.ndarray
-    known: np.ndarray
-    static: np.ndarray
-
-    def weigh(self, matched: np.ndarray, seen: np.ndarray, prior, settings: MotionSettings, window=np.s_[:, :]) -> np.ndarray:
-        """Return smoothed votes, -1 to 1, from what matches say where they are known and from what the images say."""
-        seen = cv2.blur(seen, (3, 3))
-        weights = self.known[window] * np.abs(matched) + np.abs(seen) + np.abs(prior) + 0.005
-        votes = (self.known[window] * matched + seen + prior) / weights
-        guide = self.image_0[window].mean(-1)
-        return guided_filter(guide, votes, weights, settings.smoothing_px, settings.edge_variance)
+    every = measurements(flow, left_over_noise(every[trusted], camera_motion, flow.noise_px))
+    regions, evidence = moving_regions(sample, flow, every, camera_motion, settings.regions, generator)
+    still = evidence.static[flow.trusted.cpu().numpy()] < settings.regions.inlier_error / settings.regions.error_limit
+    diagnostics |= {
+        "noise_px": [round(n, 4) for n in every.noise_px[0].tolist()],
+        "ego_inliers": round(float(still.mean()), 4),
+        "regions": int(regions.max()),
+    }
+    if not regions.any():
+        return without_objects(sample, camera_motion, diagnostics, "no region moves against the static scene")
+    numbered = torch.from_numpy(regions.astype(np.int64)).to(trusted.device)
+    found = fit_and_join(numbered, every, flow.trusted, camera_motion, settings.motions, generator)
+    instance, kept, dropped = objects(found, flow, every, evidence, settings)
+    diagnostics |= {"joined": found.joined, "objects": len(kept), "dropped": dropped}
+    if not kept:
+        why = f"all {len(dropped)} moving regions were dropped, most by: {most_common([d['rule'] for d in dropped])}"
+        return without_objects(sample, camera_motion, diagnostics, why)
+    scores = torch.tensor([found.agreement[k] for k in kept], device=trusted.device)
+    return Proposals(instance, found.motions[kept], camera_motion, scores, diagnostics)
 
 
-def gather_evidence(
-    sample: StereoSample, flow: SceneFlow, every: Measurements, camera_motion: Tensor, static: Tensor,
-    settings: MotionSettings,
-) -> tuple[Evidence, np.ndarray]:  # fmt: skip
-    """Return the evidence against the static scene, and the votes for motion at every pixel, (H, W), -1 to 1."""
-    image_0, image_1 = root_colour(sample.left_0), root_colour(sample.left_1)
-    predicted = project(transform(camera_motion, every.points), flow.calibration)
-    stays = static < 16
-    observed = every.observed[:, :2].reshape(*static.shape, 2)
-    at_rest = torch.where(stays.unsqueeze(-1), observed, predicted[:, :2].reshape(*static.shape, 2))
-    at_rest, moved = (image_difference(image_0, image_1, p.cpu().numpy()) for p in (at_rest, observed))
-    still = (flow.trusted & stays).cpu().numpy()
-    limit = 5 * 1.48 * max(float(np.median(at_rest[still])) if still.any() else 0.0, 1 / 512)
-    at_rest, moved = np.minimum(at_rest / limit, 1), np.minimum(moved / limit, 1)
-    known = texture_confidence(image_0.mean(-1)) * flow.trusted.cpu().numpy()
-    error = (static.clamp(max=settings.error_limit) / settings.error_limit).cpu().numpy()
-    evidence = Evidence(image_0, image_1, limit, at_rest, known, error)
-    return evidence, evidence.weigh(error - settings.moving_share, at_rest - moved, np.float32(0), settings)
-
-
-def outline(
-    mask: Tensor, motion: Tensor, moved_px: float, flow: SceneFlow, every: Measurements, standing: Tensor, evidence: Evidence,
-    settings: MotionSettings,
-) -> tuple[tuple[slice, slice], np.ndarray]:  # fmt: skip
-    """Return a window around an object and the votes in it for the object's motion against rest.
-
-    Off the object's trusted pixels its surface is continued as a plane of disparity.
-    """
-    height, width = mask.shape
-    rows, columns = (flow.trusted & mask).nonzero(as_tuple=True)
-    disparity = flow.disparity_0[rows, columns].double()
-    terms = torch.stack([columns, rows, torch.ones_like(rows)], -1).double()
-    keep = torch.ones_like(disparity, dtype=torch.bool)
-    for _ in range(3):
-        plane = torch.linalg.lstsq(terms[keep], disparity[keep].unsqueeze(-1)).solution[:, 0]
-        error = (terms @ plane - disparity).abs()
-        keep = error <= 2 * error.median()
-    r, c = mask.nonzero(as_tuple=True)
-    pad_r, pad_c = 8 + int(0.25 * (r.max() - r.min())), 8 + int(0.5 * (c.max() - c.min()))
-    window = (
-        slice(max(int(r.min()) - pad_r, 0), min(int(r.max()) + pad_r + 1, height)),
-        slice(max(int(c.min()) - pad_c, 0), min(int(c.max()) + pad_c + 1, width)),
-    )
-    x, y = pixel_grid(height, width, mask.device)[(slice(None), *window)]
-    low, high = disparity.min().item() * 0.9, disparity.max().item() * 1.1
-    surface = (plane[0] * x + plane[1] * y + plane[2]).float().clamp(low, high)
-    own = flow.disparity_0[window]
-    fits = (own - surface).abs() < 1 + settings.surface_share * surface
-    depth = depth_from_disparity(torch.where(fits, own, surface), flow.calibration)
-    points = back_project(depth, flow.calibration, torch.stack([x, y]))
-    target = project(transform(motion, points.reshape(-1, 3)), flow.calibration)[:, :2].reshape(*x.shape, 2)
-    numbers = torch.arange(height * width, device=mask.device).reshape(height, width)[window]
-    error = squared_errors(motion, slack(every[numbers.reshape(-1)], moved_px * settings.flow_error_share)).reshape(x.shape).clamp(max=settings.error_limit)
-    matched = evidence.static[window] - (error / settings.error_limit).cpu().numpy()
-    difference = image_difference(evidence.image_0[window], evidence.image_1, target.cpu().numpy())
-    seen = evidence.at_rest[window] - np.minimum(difference / evidence.limit, 1)
-    trusted = flow.trusted[window]
-    inside = hull(mask[window])
-    prior = torch.where(inside, 0.15 * (fits & trusted) + 0.05 * ~trusted, 0.03 * (fits & trusted) - 0.05 * ~trusted).float().cpu().numpy()
-    votes = evidence.weigh(matched, seen, prior, settings, window)
-    votes[~(standing[window] & (fits | ~flow.trusted[window])).cpu().numpy()] = -1
-    return window, votes, (seen, evidence.known[window])
-
-
-def scaled_noise(m: Measurements, camera_motion: Tensor, noise_px: Tensor) -> Tensor:
-    """Return the noise scales, no smaller than what the camera's motion leaves over in most points, (3,)."""
-    left_over = (m.observed - project(transform(camera_motion, m.points), m.calibration)).abs()
-    deviation = 1.48 * left_over.median(0).values
-    deviation[2] = deviation[2] / 2**0.5  # the error of two disparities
-    return torch.maximum(noise_px, deviation)
-
-
-def empty(sample: StereoSample, camera_motion: Tensor, diagnostics: dict[str, Any]) -> Proposals:
-    """Return no proposals; the diagnostics hold the sentence that says why."""
-    device = camera_motion.device
-    nothing = torch.zeros(sample.size, dtype=torch.long, device=device)
-    return Proposals(
-        nothing, torch.zeros(0, 4, 4, device=device), camera_motion, torch.zeros(0, device=device), diagnostics
-    )
-
-
-def join_fragments(
-    m: Measurements, motions: Tensor, camera_motion: Tensor, sizes: list[int], able: list[bool],
-    settings: MotionSettings,
-) -> list[int]:  # fmt: skip
-    """Return for every region the region it is a fragment of, itself if of none.
-
-    A fragment lies within `join_gap_m` of a larger region, and the larger one's motion predicts its flow.
-
-    Parameters
-    ----------
-    m : Measurements
-        Of (R, P) points, P of each region.
-    motions : Tensor, (R, 4, 4)
-    sizes : list of int
-        Pixels of each region.
-    able : list of bool
-        Regions whose motion is known well enough to take in others.
-    """
-    count = len(sizes)
-    static = (m.observed - project(transform(camera_motion, m.points), m.calibration))[..., :2].norm(dim=-1)
-    predicted = project(transform(motions[:, None], m.points[None]), m.calibration)
-    miss = (m.observed[None] - predicted)[..., :2].norm(dim=-1).median(-1).values  # (R, R): motion of, points of
-    tolerated = settings.join_px + settings.join_share * static.median(-1).values
-    few = m.points[:, ::4].reshape(-1, 3)
-    gap = torch.cdist(few, few).reshape(count, -1, count, few.shape[0] // count).amin((1, 3))
-    joins = ((miss < tolerated) & (gap < settings.join_gap_m)).tolist()
-    whole = list(range(count))
-    order = sorted(range(count), key=lambda k: -sizes[k])
-    for rank, k in enumerate(order):
-        for larger in order[:rank]:
-            if able[larger] and joins[larger][k]:
-                whole[k] = whole[larger]
-                break
-    return whole
-
-
-def _objects(sample, flow, every, static, standing, evidence, regions, camera_motion, settings, diagnostics, generator):
-    device = static.device
-    camera = flow.calibration
-    numbered = torch.from_numpy(regions.astype(np.int64)).to(device)
-    count = int(regions.max())
-    if count == 0:
-        return empty(sample, camera_motion, diagnostics | {"why_empty": "no region moves against the static scene"})
-    for final_round in (False, True):
-        usable = torch.where(flow.trusted, numbered, 0).reshape(-1)
-        trusted_sizes = torch.bincount(usable, minlength=count + 1)[1:].tolist()
-        sizes = torch.bincount(numbered.reshape(-1), minlength=count + 1)[1:].tolist()
-        known = [t >= settings.min_trusted_points for t in trusted_sizes]
-        # a region without trusted points has nothing better than all its pixels
-        fallback = torch.tensor([False] + [not k for k in known], device=device)[numbered.reshape(-1)]
-        usable = torch.where(fallback, numbered.reshape(-1), usable)
-        motions, agreement = fit_motions(every[draw_from_regions(usable, count, 256, generator)], camera_motion, settings, generator)
-        if final_round:
-            break
-        able = [k and a >= settings.min_agreement for k, a in zip(known, agreement.tolist(), strict=True)]
-        whole = join_fragments(every[draw_from_regions(numbered.reshape(-1), count, 256, generator)], motions, camera_motion, sizes, able, settings)
-        roots = sorted(set(whole))
-        diagnostics["joined"] = count - len(roots)
-        renumber = torch.tensor([0] + [roots.index(w) + 1 for w in whole], device=device)
-        numbered = renumber[numbered]
-        count = len(roots)
-    picks = draw_from_regions(usable, count, 256, generator)
-    final = torch.zeros_like(numbered)
-    chosen, scores, masks = [], [], []
-    surface = flow.points_0[..., 2] ** 2 / (camera.fx * camera.fy)
-    for k in range(count):
-        mask = numbered == k + 1
-        m = every[picks[k]]
-        moved = (project(transform(motions[k], m.points), camera) - project(transform(camera_motion, m.points), camera))[..., :2].norm(dim=-1).median().item()
-        values = {"trusted points": (trusted_sizes[k], settings.min_trusted_points), "area": (int(mask.sum()), settings.min_area_px), "surface": (surface[mask].sum().item(), settings.min_surface_m2), "agreement": (agreement[k].item(), settings.min_agreement), "moved": (moved, settings.min_moved_px)}
-        bad = [(r, v) for r, (v, b) in values.items() if v < b]
-        if bad:
-            diagnostics["dropped"].append({"rule": bad[0][0], "value": round(bad[0][1], 3), "area_px": int(mask.sum())})
-            continue
-        chosen.append(k)
-        scores.append(agreement[k].item())
-        window, votes, gains = outline(mask, motions[k], moved, flow, every, standing, evidence, settings)
-        _, parts, stats, _ = cv2.connectedComponentsWithStats((votes > settings.min_evidence).astype(np.uint8), connectivity=4)
-        touched = np.bincount(parts[mask[window].cpu().numpy()], minlength=len(stats)) > 0
-        touched[0] = False
-        claimed = torch.from_numpy(touched[parts]).to(device)
-        full = torch.zeros_like(mask)
-        full[window] = claimed
-        full = compact(full)
-        known = gains[1][full[window].cpu().numpy()].mean()
-        if not known > settings.min_known:
-            diagnostics["dropped"].append({"rule": "texture", "value": round(float(known), 3), "area_px": int(full.sum())})
-            chosen.pop(); scores.pop()
-            continue
-        if 0: print(values, "seen", gains[0][full[window].cpu().numpy()].mean(), "known", gains[1][full[window].cpu().numpy()].mean(), int(full.sum()), motions[k][:3, 3], len(chosen))
-        final[full & (final == 0)] = len(chosen)
-    if not chosen:
-        return empty(sample, camera_motion, diagnostics | {"why_empty": "every proposal was dropped"})
-    return Proposals(final, motions[chosen], camera_motion, torch.tensor(scores, device=device), diagnostics)
-
-
-def hull(mask: Tensor) -> Tensor:
-    """Return the convex hull of a mask (H, W)."""
-    points = mask.nonzero().flip(-1).cpu().numpy().astype(np.int32)
-    filled = np.zeros(tuple(mask.shape), np.uint8)
-    cv2.fillConvexPoly(filled, cv2.convexHull(points), 1)
-    return torch.from_numpy(filled > 0).to(mask.device)
-
-
-def compact(mask: Tensor) -> Tensor:
-    """Return a mask (H, W) without thin outgrowths, notches and holes; how thin depends on its size."""
-    image = mask.cpu().numpy().astype(np.uint8)
-    radius = int(0.06 * float(image.sum()) ** 0.5)
-    if radius:
-        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-        pad = cv2.copyMakeBorder(image, *[2 * radius] * 4, cv2.BORDER_REPLICATE)
-        pad = cv2.morphologyEx(cv2.morphologyEx(pad, cv2.MORPH_CLOSE, kernel), cv2.MORPH_OPEN, kernel)
-        image = np.ascontiguousarray(pad[2 * radius : -2 * radius, 2 * radius : -2 * radius])
-    outlines, _ = cv2.findContours(image, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    filled = np.zeros(image.shape, np.uint8)
-    cv2.drawContours(filled, outlines, -1, 1, cv2.FILLED)
-    return torch.from_numpy(filled > 0).to(mask.device)
+def most_common(rules: list[str]) -> str:
+    """Return the rule that occurs most often, the first of them in a tie."""
+    return max(rules, key=rules.count)

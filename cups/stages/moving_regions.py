@@ -12,11 +12,55 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.records import SceneFlow
+from ..core.geometry import project
+from ..core.records import SceneFlow, StereoSample
+from ..core.rigid import transform
+from .ego_motion import Measurements, squared_errors
 
 # %% auto #0
-__all__ = ['ground_plane', 'ground_disparity', 'texture_confidence', 'guided_filter', 'root_colour', 'image_difference',
-           'split_at_depth']
+__all__ = ['RegionSettings', 'ground_plane', 'ground_disparity', 'texture_confidence', 'guided_filter', 'split_at_depth',
+           'root_colour', 'image_difference', 'Evidence', 'standing_pixels', 'moving_regions']
+
+# %% ../../nbs/stages/04_moving_regions.ipynb #50475807
+@dataclass(frozen=True)
+class RegionSettings:
+    """Constants of `moving_regions`.
+
+    Parameters
+    ----------
+    error_limit : float
+        Squared error in standard deviations at which it is cut off: no single pixel convinces alone.
+    inlier_error : float
+        Squared error up to which a motion is taken to explain a pixel.
+    moving_share : float
+        Error, as a share of `error_limit`, from which on it speaks for motion, not for rest.
+    difference_limit : float
+        Difference of colour, in standard deviations of its noise, that means "not the same thing".
+    smoothing_px : int
+        Radius over which evidence is smoothed along the image's edges.
+    edge_variance : float
+        Variance of brightness (0 to 1) in a window from which on it holds an edge.
+    min_evidence : float
+        Smoothed evidence, from -1 (static) to 1 (moving), from which on a pixel moves.
+    ground_px, ground_share : float
+        Pixels whose disparity is within `ground_px` plus this share of the ground's disparity are ground.
+    depth_jump : float
+        Relative change of disparity from one pixel to the next that parts two regions.
+    min_area_px : int
+        Smaller regions are left out.
+    """
+
+    error_limit: float = 50.0
+    inlier_error: float = 16.0
+    moving_share: float = 0.35
+    difference_limit: float = 5.0
+    smoothing_px: int = 6
+    edge_variance: float = 1e-3
+    min_evidence: float = 0.15
+    ground_px: float = 1.0
+    ground_share: float = 0.02
+    depth_jump: float = 0.1
+    min_area_px: int = 100
 
 # %% ../../nbs/stages/04_moving_regions.ipynb #b0f4b533
 def ground_plane(rays: Tensor, disparity: Tensor, scale: float, generator: torch.Generator) -> Tensor | None:
@@ -113,28 +157,6 @@ def guided_filter(guide: np.ndarray, values: np.ndarray, weights: np.ndarray, ra
     known = cv2.blur(total, size)
     return (cv2.blur(total * slope, size) * guide + cv2.blur(total * offset, size)) / known
 
-# %% ../../nbs/stages/04_moving_regions.ipynb #df0cb49a
-def root_colour(image: Tensor) -> np.ndarray:
-    """Return the square root of an image's colours, (H, W, 3), float32 in [0, 1]: its noise is even over brightness."""
-    return np.sqrt(image.permute(1, 2, 0).cpu().numpy().astype(np.float32) / 255)
-
-
-def image_difference(image_0: np.ndarray, image_1: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Return the mean absolute difference between image 0 and image 1 fetched at `position`.
-
-    Parameters
-    ----------
-    image_0, image_1 : ndarray, (H, W, 3), float32
-    position : ndarray, (H, W, 2), float32
-        Image coordinates (x, y) at t + 1.
-
-    Returns
-    -------
-    ndarray, (H, W), float32
-    """
-    x, y = (np.ascontiguousarray(position[..., i]) for i in (0, 1))
-    return cv2.absdiff(image_0, cv2.remap(image_1, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)).mean(-1)
-
 # %% ../../nbs/stages/04_moving_regions.ipynb #2b80b402
 def split_at_depth(mask: np.ndarray, disparity: np.ndarray, jump: float, min_area_px: int) -> np.ndarray:
     """Return the connected regions of a mask, cut where disparity jumps, (H, W), int32, 0 outside.
@@ -170,3 +192,121 @@ def split_at_depth(mask: np.ndarray, disparity: np.ndarray, jump: float, min_are
     part_of[pieces[pieces > 0]] = parts[pieces > 0]
     grown = of_pixel[nearest]
     return np.where(mask & (part_of[grown] == parts), grown, 0)
+
+# %% ../../nbs/stages/04_moving_regions.ipynb #df0cb49a
+def root_colour(image: Tensor) -> np.ndarray:
+    """Return the square root of an image's colours, (H, W, 3), float32 in [0, 1]: its noise is even over brightness."""
+    return np.sqrt(image.permute(1, 2, 0).cpu().numpy().astype(np.float32) / 255)
+
+
+def image_difference(image_0: np.ndarray, image_1: np.ndarray, position: np.ndarray) -> np.ndarray:
+    """Return the mean absolute difference between image 0 and image 1 fetched at `position`.
+
+    Parameters
+    ----------
+    image_0, image_1 : ndarray, (H, W, 3), float32
+    position : ndarray, (H, W, 2), float32
+        Image coordinates (x, y) at t + 1.
+
+    Returns
+    -------
+    ndarray, (H, W), float32
+    """
+    x, y = (np.ascontiguousarray(position[..., i]) for i in (0, 1))
+    return cv2.absdiff(image_0, cv2.remap(image_1, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)).mean(-1)
+
+# %% ../../nbs/stages/04_moving_regions.ipynb #38d8504a
+@dataclass(frozen=True)
+class Evidence:
+    """What speaks against rest at every pixel.
+
+    Parameters
+    ----------
+    static : ndarray, (H, W), float32
+        Squared error of the camera's motion, 0 to 1 (`error_limit`).
+    at_rest : ndarray, (H, W), float32
+        Difference of colour between image 0 and what rest predicts at t + 1, 0 to 1 (`difference`).
+    known : ndarray, (H, W), float32
+        How well pixels can be matched, 0 to 1; 0 where they are not trusted.
+    standing : ndarray, (H, W), bool
+        Pixels off the ground.
+    image_0, image_1 : ndarray, (H, W, 3), float32
+        Roots of the left images' colours.
+    difference : float
+        Difference of colour that means "not the same thing".
+    """
+
+    static: np.ndarray
+    at_rest: np.ndarray
+    known: np.ndarray
+    standing: np.ndarray
+    image_0: np.ndarray
+    image_1: np.ndarray
+    difference: float
+
+    def votes(
+        self, matched: np.ndarray, seen: np.ndarray, prior: np.ndarray, settings: RegionSettings,
+        window: tuple[slice, slice] = (slice(None), slice(None)),
+    ) -> np.ndarray:  # fmt: skip
+        """Return smoothed votes in a window of the image, -1 to 1.
+
+        Parameters
+        ----------
+        matched, seen, prior : ndarray, (h, w), float32
+            What matches and images say, -1 to 1, and what is assumed without them.
+        """
+        matched, seen = self.known[window] * matched, cv2.blur(seen, (3, 3))
+        weights = np.abs(matched) + np.abs(seen) + np.abs(prior) + 0.005
+        votes = (matched + seen + prior) / weights
+        guide = self.image_0[window].mean(-1)
+        return guided_filter(guide, votes, weights, settings.smoothing_px, settings.edge_variance)
+
+
+def standing_pixels(flow: SceneFlow, settings: RegionSettings, generator: torch.Generator) -> Tensor:
+    """Return the pixels off the ground, (H, W), bool; all of them where no ground is to be seen."""
+    ground = ground_disparity(flow, generator)
+    if ground is None:
+        return torch.ones_like(flow.trusted)
+    return flow.disparity_0 - ground > settings.ground_px + settings.ground_share * ground.clamp(min=0)
+
+
+def moving_regions(
+    sample: StereoSample, flow: SceneFlow, every: Measurements, camera_motion: Tensor, settings: RegionSettings,
+    generator: torch.Generator,
+) -> tuple[np.ndarray, Evidence]:  # fmt: skip
+    """Return the regions that rest does not explain, (H, W) int32 numbered from 1, and the evidence.
+
+    Parameters
+    ----------
+    sample, flow
+    every : Measurements
+        Of all pixels.
+    camera_motion : Tensor, (4, 4)
+    settings : RegionSettings
+    generator : torch.Generator
+        On the CPU; the ground is found by drawing points.
+    """
+    image_0, image_1 = root_colour(sample.left_0), root_colour(sample.left_1)
+    static = squared_errors(camera_motion, every)
+    stays = static < settings.inlier_error
+    observed = every.observed[:, :2]
+    predicted = project(transform(camera_motion, every.points), flow.calibration)[:, :2]
+    at_rest, moved = (
+        image_difference(image_0, image_1, p.reshape(*sample.size, 2).cpu().numpy())
+        for p in (torch.where(stays.unsqueeze(-1), observed, predicted), observed)
+    )
+    still = (flow.trusted & stays.reshape(sample.size)).cpu().numpy()
+    noise = 1.48 * float(np.median(at_rest[still])) if still.any() else 0.0
+    limit = settings.difference_limit * max(noise, 1 / 512)
+    evidence = Evidence(
+        static=(static.clamp(max=settings.error_limit) / settings.error_limit).reshape(sample.size).cpu().numpy(),
+        at_rest=np.minimum(at_rest / limit, 1),
+        known=texture_confidence(image_0.mean(-1)) * flow.trusted.cpu().numpy(),
+        standing=standing_pixels(flow, settings, generator).cpu().numpy(),
+        image_0=image_0, image_1=image_1, difference=limit,
+    )  # fmt: skip
+    seen = evidence.at_rest - np.minimum(moved / limit, 1)
+    votes = evidence.votes(evidence.static - settings.moving_share, seen, np.zeros_like(seen), settings)
+    disparity = cv2.medianBlur(flow.disparity_0.cpu().numpy(), 5)
+    moving = (votes > settings.min_evidence) & evidence.standing
+    return split_at_depth(moving, disparity, settings.depth_jump, settings.min_area_px), evidence
