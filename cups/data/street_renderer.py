@@ -149,6 +149,14 @@ class View:
         attributes[4] = corners[..., 8] * (0.62 - 0.38 * normals[..., 1])
         return np.einsum("atk,kct->act", attributes, inverse).astype(np.float32)
 
+    def look(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return the triangles seen at image positions (N,) in pixels and their depths in metres, -1 and inf for sky."""
+        triangle = self._hits(np.float32(x), np.float32(y))
+        a, b, constant = self._inverse_depth[:, triangle]
+        c = self.calibration
+        depth = 1 / (a * ((x - c.cx) / c.fx) + b * ((y - c.cy) / c.fy) + constant)
+        return triangle, np.where(triangle >= 0, depth, np.inf)
+
     def depth(self) -> np.ndarray:
         """Return the exact depth at every pixel's centre, (H, W) float64, metres; 0 where there is sky."""
         c = self.calibration
