@@ -57,12 +57,15 @@ class Mesh:
     texture : np.ndarray, (T,), int32
     tint : np.ndarray, (T, 3), float32
     label : np.ndarray, (T,), int32
+    surface : np.ndarray, (T,), int32
+        Equal for triangles of one part that face the same way; between them there is no edge to see.
     """
 
     corners: np.ndarray
     texture: np.ndarray
     tint: np.ndarray
     label: np.ndarray
+    surface: np.ndarray
 
     def __len__(self) -> int:
         return len(self.corners)
@@ -96,7 +99,9 @@ class Mesh:
 def join(meshes: Sequence[Mesh]) -> Mesh:
     """Put meshes together into one."""
     names = ("corners", "texture", "tint", "label")
-    return Mesh(*(np.concatenate([getattr(mesh, name) for mesh in meshes]) for name in names))
+    before = np.cumsum([0, *(mesh.surface[-1] + 1 for mesh in meshes)])
+    surface = np.concatenate([mesh.surface + first for mesh, first in zip(meshes, before, strict=False)])
+    return Mesh(*(np.concatenate([getattr(mesh, name) for mesh in meshes]) for name in names), surface)
 
 
 def pose_at(x: float, z: float, heading: float = 0.0, height: float = 0.0) -> np.ndarray:
@@ -177,7 +182,11 @@ def build(parts: Sequence[Part]) -> Mesh:
         if part.uv is not None:
             corners[start:stop, :, 6:8] = part.uv
     texture = np.repeat(np.array([TEXTURE[finish.texture] for finish in finishes], np.int32), counts)
-    return Mesh(corners, texture, tint, np.repeat(np.array([f.label for f in finishes], np.int32), counts))
+    label = np.repeat(np.array([finish.label for finish in finishes], np.int32), counts)
+    facing = np.rint(2 * flat).astype(np.int32) @ np.array([25, 5, 1], np.int32) + 62  # one of 125 directions
+    surface = 125 * np.repeat(np.arange(len(parts), dtype=np.int32), counts) + facing
+    surface[-1] = 125 * len(parts) - 1  # so that the last is the largest
+    return Mesh(corners, texture, tint, label, surface)
 
 # %% ../../nbs/data/11_street_meshes.ipynb #9e7a78db
 _HALVES = [0, 1, 2, 0, 2, 3]  # a quadrilateral as two triangles
@@ -301,8 +310,10 @@ def _unit_wheel(hole: float, sides: int) -> Part:
     angle = np.linspace(0, 2 * np.pi, sides, endpoint=False)
     circle = np.stack([np.zeros(sides), np.cos(angle), np.sin(angle)], axis=-1).astype(np.float32)
     half = np.float32([0.5, 0, 0])
-    rings = [hole * circle - half, circle - half, circle + half, hole * circle + half]
-    return loft(np.stack(rings + rings[:1] * (hole > 0)), Finish(0), core=(0.5 + hole / 2) * circle)
+    if hole == 0:
+        return loft(np.stack([circle - half, circle + half]), Finish(0))
+    rings = [hole * circle - half, circle - half, circle + half, hole * circle + half, hole * circle - half]
+    return loft(np.stack(rings), Finish(0), core=(0.5 + hole / 2) * circle)
 
 
 def wheel(centre: Sequence[float], radius: float, hole: float, width: float, finish: Finish, sides: int = 16) -> Part:
@@ -357,7 +368,7 @@ def foliage(
         Size of a leaf triangle (a twig's worth of leaves) in metres.
     """
     middle, size = np.array(centre, np.float32), np.array(radii, np.float32)
-    core = blob(0.86 * size, centre, finish, rough=0.12, subdivisions=2).but(openness=0.62)
+    core = blob(0.88 * size, centre, finish, rough=0.10, subdivisions=1).but(openness=0.62)
     out = rng.standard_normal((leaves, 1, 3), dtype=np.float32)
     out /= np.sqrt(np.sum(out * out, axis=-1, keepdims=True))
     reach = 0.80 + 0.30 * rng.random((leaves, 1, 1), dtype=np.float32)

@@ -109,8 +109,8 @@ def _car_wheel(x: float, z: float, radius: float, width: float, label: int) -> l
     """Make tyre and rim, standing on the ground."""
     tyre = Finish(label, "paint", (0.07, 0.07, 0.075))
     return [
-        wheel((x, radius, z), radius, 0.0, width + 0.02, tyre, 14),
-        wheel((x, radius, z), 0.62 * radius, 0.0, width + 0.05, tyre.but(tint=(0.50, 0.51, 0.53)), 10),
+        wheel((x, radius, z), radius, 0.0, width + 0.02, tyre, 12),
+        wheel((x, radius, z), 0.62 * radius, 0.0, width + 0.05, tyre.but(tint=(0.50, 0.51, 0.53)), 9),
     ]
 
 # %% ../../nbs/data/12_street_objects.ipynb #71b30b14
@@ -221,7 +221,7 @@ def person(rng: np.random.Generator) -> tuple[Mesh, tuple[float, float]]:
         parts += _limb(
             [(0.21 * side, 1.42, 0), (0.27 * side, 1.14, -0.5 * swing * step), hand], [0.065, 0.055, 0.04], coat
         )
-        parts.append(blob((0.04, 0.06, 0.04), (hand[0], hand[1] - 0.04, hand[2]), skin))
+        parts.append(box((0.06, 0.12, 0.07), (hand[0], hand[1] - 0.05, hand[2]), skin))
     hem = rng.uniform(0.70, 0.92)  # a jacket, or a coat
     levels = [
         (hem, 0.18, 0.13, 0),
@@ -274,8 +274,8 @@ def motorcycle(rng: np.random.Generator) -> tuple[Mesh, tuple[float, float]]:
         *(wheel((0, 0.32, z), 0.32, 0.53, 0.14, black, 14) for z in (-0.65, 0.70)),
         *(wheel((0, 0.32, z), 0.17, 0.0, 0.10, paint.but(tint=(0.35, 0.35, 0.36)), 10) for z in (-0.65, 0.70)),
         blob((0.20, 0.22, 0.38), (0, 0.52, 0.02), black.but(tint=(0.28, 0.28, 0.29))),
-        blob((0.18, 0.17, 0.34), (0, 0.86, 0.20), paint, subdivisions=2),
-        blob((0.17, 0.26, 0.22), (0, 0.85, 0.62), paint, subdivisions=2),
+        blob((0.18, 0.17, 0.34), (0, 0.86, 0.20), paint),
+        blob((0.17, 0.26, 0.22), (0, 0.85, 0.62), paint),
         box((0.26, 0.12, 0.75), (0, 0.82, -0.38), black),
         blob((0.13, 0.10, 0.28), (0, 0.78, -0.70), paint),
         tube((0, 0.35, 0.72), (0, 1.0, 0.45), 0.05, black),

@@ -118,7 +118,6 @@ class View:
         self.geometry, self.pose, self.calibration, self.light = geometry, pose, calibration, light
         y, x = np.indices((calibration.height, calibration.width), np.float32)
         self.triangle = self._hits(x.reshape(-1), y.reshape(-1)).reshape(x.shape)
-        self._functions = self._linear_functions()
 
     def _directions(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return x / z and y / z of pixels in camera coordinates."""
@@ -133,84 +132,97 @@ class View:
     def _hits(self, x: np.ndarray, y: np.ndarray) -> np.ndarray:
         return self.geometry.first_hit(self.pose[:3, 3], self._world(*self._directions(x, y)))
 
-    def _linear_functions(self) -> np.ndarray:
-        """Return, for each triangle, the coefficients (x/z, y/z, 1) of each attribute over depth, (5, 3, T)."""
-        corners = self.geometry.mesh.corners
-        points = (corners[..., :3].astype(np.float64) - self.pose[:3, 3]) @ self.pose[:3, :3]
-        first, second, third = points[:, 0].T, points[:, 1].T, points[:, 2].T
+    def _barycentric(self, triangle: np.ndarray) -> np.ndarray:
+        """Return the coefficients of (x/z, y/z, 1) of each corner's weight over depth, (corner, coefficient, N)."""
+        corners = self.geometry.mesh.points[triangle].astype(np.float64)
+        first, second, third = ((corners - self.pose[:3, 3]) @ self.pose[:3, :3]).transpose(1, 2, 0)
         inverse = np.stack([_cross(second, third), _cross(third, first), _cross(first, second)])
         volume = np.sum(first * inverse[0], axis=0)
-        inverse /= np.where(np.abs(volume) < 1e-12, 1e-12, volume)
-        self._inverse_depth = inverse.sum(axis=0)
+        return inverse / np.where(np.abs(volume) < 1e-12, 1e-12, volume)
+
+    def _linear_functions(self, triangle: np.ndarray) -> np.ndarray:
+        """Return the coefficients of each attribute over depth, (attribute, coefficient, N) float32."""
+        corners = self.geometry.mesh.corners[triangle]
         normals = corners[..., 3:6]
         attributes = np.ones((_ATTRIBUTES, *corners.shape[:2]))
         attributes[0], attributes[1] = corners[..., 6], corners[..., 7]
         attributes[3] = normals @ np.float32(self.light.to_sun)
         attributes[4] = corners[..., 8] * (0.62 - 0.38 * normals[..., 1])
-        return np.einsum("atk,kct->act", attributes, inverse).astype(np.float32)
+        weights = self._barycentric(triangle)
+        functions = [sum(attribute[:, k] * weights[k] for k in range(3)) for attribute in attributes]
+        return np.stack(functions).astype(np.float32)
+
+    def _depth(self, x: np.ndarray, y: np.ndarray, triangle: np.ndarray) -> np.ndarray:
+        """Return the depth of triangles at image positions, metres, infinite for triangle -1; float64."""
+        seen, row = _distinct(triangle, len(self.geometry.mesh))
+        a, b, constant = np.take(self._barycentric(seen).sum(axis=0), row, axis=1)
+        c = self.calibration
+        with np.errstate(divide="ignore"):  # a row that stands for the sky may be anything
+            depth = 1 / (a * ((x - c.cx) / c.fx) + b * ((y - c.cy) / c.fy) + constant)
+        return np.where(triangle >= 0, depth, np.inf)
 
     def look(self, x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return the triangles seen at image positions (N,) in pixels and their depths in metres, -1 and inf for sky."""
         triangle = self._hits(np.float32(x), np.float32(y))
-        a, b, constant = self._inverse_depth[:, triangle]
-        c = self.calibration
-        depth = 1 / (a * ((x - c.cx) / c.fx) + b * ((y - c.cy) / c.fy) + constant)
-        return triangle, np.where(triangle >= 0, depth, np.inf)
+        return triangle, self._depth(x, y, triangle)
 
     def depth(self) -> np.ndarray:
-        """Return the exact depth at every pixel's centre, (H, W) float64, metres; 0 where there is sky."""
-        c = self.calibration
-        a, b, constant = self._inverse_depth[:, np.maximum(self.triangle, 0)]
-        x = (np.arange(c.width) - c.cx) / c.fx
-        y = (np.arange(c.height)[:, None] - c.cy) / c.fy
-        return np.where(self.triangle >= 0, 1 / (a * x + b * y + constant), 0)
+        """Return the exact depth at every pixel's centre, (H, W) float64, metres; infinite in the sky."""
+        y, x = (v.reshape(-1) for v in np.indices(self.triangle.shape, np.float64))
+        return self._depth(x, y, self.triangle.reshape(-1)).reshape(self.triangle.shape)
 
     def image(self) -> np.ndarray:
         """Return the antialiased picture, (H, W, 3) float32 in [0, 255], without noise."""
-        y, x = (v.reshape(-1) for v in np.indices(self.triangle.shape, np.float32))
+        shape = self.triangle.shape
+        y, x = (v.reshape(-1) for v in np.indices(shape, np.float32))
         colour, sunlit = self._colours(x, y, self.triangle.reshape(-1))
-        picture = colour.reshape(*self.triangle.shape, 3)
-        edges = np.flatnonzero(_edges(picture, self.triangle, sunlit.reshape(self.triangle.shape)))
-        total = colour[edges]
-        for right, down in ((-0.375, -0.125), (0.125, -0.375), (0.375, 0.125), (-0.125, 0.375)):
-            at = x[edges] + np.float32(right), y[edges] + np.float32(down)
-            total += self._colours(*at, self._hits(*at))[0]
-        colour[edges] = total / 5
-        return picture
+        surface = 2 * np.where(self.triangle >= 0, self.geometry.mesh.surface[self.triangle], -1) + sunlit.reshape(
+            shape
+        )
+        edges = np.flatnonzero(_edges(colour.reshape(*shape, 3), surface))
+        right, down = np.float32([[0.0, -0.33, 0.33], [0.38, -0.19, -0.19]])[..., None]
+        x, y = (x[edges] + right).reshape(-1), (y[edges] + down).reshape(-1)
+        around, _ = self._colours(x, y, self._hits(x, y))
+        colour[edges] = (colour[edges] + around.reshape(3, -1, 3).sum(axis=0)) / 4
+        return colour.reshape(*shape, 3)
 
     def _colours(self, x: np.ndarray, y: np.ndarray, triangle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return colours (N, 3) and whether the sun shines there (N,) at image positions that see the triangles."""
         colour = np.empty((len(x), 3), np.float32)
         sunlit = np.zeros(len(x), bool)
+        seen, row = _distinct(triangle, len(self.geometry.mesh))
+        functions = self._linear_functions(seen).reshape(3 * _ATTRIBUTES, -1)
         for start in range(0, len(x), _CHUNK):
             part = slice(start, start + _CHUNK)
             dx, dy = self._directions(x[part], y[part])
-            solid = triangle[part] >= 0
-            sky = ~solid
             piece, lit = colour[part], sunlit[part]
-            if sky.any():
+            solid, sky = np.flatnonzero(triangle[part] >= 0), np.flatnonzero(triangle[part] < 0)
+            if len(sky):
                 piece[sky] = sky_colour(self.light, self._world(dx[sky], dy[sky]), 1 / self.calibration.fx)
-            if solid.any():
-                piece[solid], lit[solid] = self._surface(dx[solid], dy[solid], triangle[part][solid])
+            if len(solid):
+                linear = np.take(functions, row[part][solid], axis=1).reshape(_ATTRIBUTES, 3, -1)
+                piece[solid], lit[solid] = self._surface(dx[solid], dy[solid], triangle[part][solid], linear)
         return colour, sunlit
 
-    def _surface(self, dx: np.ndarray, dy: np.ndarray, triangle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return the colours (N, 3) of surfaces and whether the sun shines on them (N,)."""
+    def _surface(
+        self, dx: np.ndarray, dy: np.ndarray, triangle: np.ndarray, f: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """Return the colours (N, 3) of surfaces with linear functions `f` and whether the sun shines on them (N,)."""
         light, mesh = self.light, self.geometry.mesh
-        f = np.take(self._functions.reshape(3 * _ATTRIBUTES, -1), triangle, axis=1).reshape(_ATTRIBUTES, 3, -1)
         value = f[:, 0] * dx + f[:, 1] * dy + f[:, 2]
         depth = 1 / value[2]
         u, v, _, sun, sky = value * depth
-        texel = np.float32(TILE) * depth / np.float32(self.calibration.fx)
+        texel = np.float32(TILE / self.calibration.fx) * depth
         across = (f[0, 0] - u * f[2, 0]) * texel, (f[1, 0] - v * f[2, 0]) * texel
         down = (f[0, 1] - u * f[2, 1]) * texel, (f[1, 1] - v * f[2, 1]) * texel
-        albedo = _filtered(mesh.texture[triangle], u, v, across, down) * mesh.tint[triangle]
+        colour = _filtered(mesh.texture[triangle], u, v, across, down)
         sun = np.maximum(sun, 0)
         lit = self._reached_by_sun(dx, dy, depth, sun)
-        brightness = np.sqrt(np.maximum(sky, 0)[:, None] * light.sky + (sun * lit)[:, None] * light.sun)
-        haze = np.exp(-depth / np.float32(light.haze_m))[:, None]
-        colour = light.horizon.astype(np.float32) * np.float32(0.95)
-        return colour + haze * (np.minimum(albedo * brightness, 255) - colour), lit
+        colour *= mesh.tint[triangle]
+        colour *= np.sqrt(np.maximum(sky, 0)[:, None] * light.sky + (sun * lit)[:, None] * light.sun)
+        np.minimum(colour, 255, out=colour)
+        air = np.float32(0.95) * light.horizon.astype(np.float32)
+        return air + np.exp(-depth / np.float32(light.haze_m))[:, None] * (colour - air), lit
 
     def _reached_by_sun(self, dx: np.ndarray, dy: np.ndarray, depth: np.ndarray, sun: np.ndarray) -> np.ndarray:
         """Return which surface points nothing shades, (N,) bool."""
@@ -227,10 +239,19 @@ def _cross(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     return np.stack([a[1] * b[2] - a[2] * b[1], a[2] * b[0] - a[0] * b[2], a[0] * b[1] - a[1] * b[0]])
 
 
-def _edges(picture: np.ndarray, triangle: np.ndarray, sunlit: np.ndarray) -> np.ndarray:
+def _distinct(triangle: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return the distinct numbers in `triangle` (-1 aside) and where each entry stands among them (0 for -1)."""
+    present = np.zeros(count + 1, bool)
+    present[triangle] = True  # -1 marks the entry beyond the last triangle
+    present[-1] = False
+    place = np.cumsum(present) - 1
+    place[-1] = 0
+    return (np.flatnonzero(present) if present.any() else np.zeros(1, np.intp)), place[triangle]
+
+
+def _edges(picture: np.ndarray, surface: np.ndarray) -> np.ndarray:
     """Mark pixels (H, W) that differ from a neighbour both in colour and in surface or shadow."""
-    surface = 2 * triangle + sunlit
-    mark = np.zeros(triangle.shape, bool)
+    mark = np.zeros(surface.shape, bool)
     for near, far in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         differ = surface[near] != surface[far]
         differ[differ] = np.abs(picture[near][differ] - picture[far][differ]).max(axis=-1) > 6
@@ -274,5 +295,6 @@ def _filtered(
         (v[many] + taps * step_v).reshape(-1),
         np.tile(level[many], 4),
     ).reshape(4, -1, 3).mean(axis=0)  # fmt: skip
-    mottle = sample_textures(np.full(len(u), TEXTURE["mottle"]), u * 0.13, v * 0.13, level - 3)[:, :1]
+    coarse = np.rint(level) - 3  # whole levels suffice for so soft a texture
+    mottle = sample_textures(np.full(len(u), TEXTURE["mottle"]), u * 0.13, v * 0.13, coarse)[:, :1]
     return colour * (0.88 + 0.24 / 255 * mottle)

@@ -136,6 +136,7 @@ class _Pixels:
     def of(cls, view: View) -> _Pixels:
         """Back-project every pixel."""
         c, depth = view.calibration, view.depth()
+        depth[np.isinf(depth)] = 0
         distance = np.where(depth > 0, depth, 1)
         x = (np.arange(c.width) - c.cx) / c.fx * distance
         y = ((np.arange(c.height) - c.cy) / c.fy)[:, None] * distance
@@ -154,19 +155,29 @@ class _Pixels:
 
     def moved(self, motions: np.ndarray) -> np.ndarray:
         """Return the points (H, W, 3) after each object's motion (objects, 4, 4); the sky only turns."""
-        motion = motions[self.owner]
-        moved = np.einsum("hwij,hwj->hwi", motion[..., :3, :3], self.points)
-        return moved + motion[..., :3, 3] * (self.depth > 0)[..., None]
+        moved = self.points @ motions[0, :3, :3].T + motions[0, :3, 3] * (self.depth > 0)[..., None]
+        on_object = self.owner > 0
+        motion = motions[self.owner[on_object]]
+        moved[on_object] = np.einsum("nij,nj->ni", motion[:, :3, :3], self.points[on_object]) + motion[:, :3, 3]
+        return moved
 
     def seen_by(self, other: View, points: np.ndarray) -> np.ndarray:
-        """Return which points (H, W, 3), given in the other camera's coordinates, that camera sees, (H, W) bool."""
-        x, y = _image_position(points, other.calibration)
+        """Return which points (H, W, 3), given in the other camera's coordinates, that camera sees, (H, W) bool.
+
+        A point is seen where all four pixels around it see its own triangle; elsewhere a ray decides.
+        """
         c = other.calibration
+        x, y = _image_position(points, c)
         inside = (points[..., 2] > 0.1) & (x >= 0) & (x <= c.width - 1) & (y >= 0) & (y <= c.height - 1)
+        place = np.flatnonzero(inside)
+        x, y, own = x[inside], y[inside], self.view.triangle[inside]
+        corner = np.minimum(y, c.height - 2).astype(int) * c.width + np.minimum(x, c.width - 2).astype(int)
+        around = [other.triangle.reshape(-1)[corner + step] for step in (0, 1, c.width, c.width + 1)]
+        ask = np.flatnonzero(~np.logical_and.reduce([hit == own for hit in around]))
+        hit, depth = other.look(x[ask], y[ask])
+        distance = np.where(self.depth > 0, points[..., 2], np.inf)[inside][ask]
         seen = inside.copy()
-        hit, depth = other.look(x[inside], y[inside])
-        own, distance = self.view.triangle[inside], np.where(self.depth > 0, points[..., 2], np.inf)[inside]
-        seen[inside] = (hit == own) | (depth > 0.999 * distance - 0.005)
+        seen.reshape(-1)[place[ask]] = (hit == own[ask]) | (depth > 0.999 * distance - 0.005)
         return seen
 
 
