@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -111,14 +112,18 @@ def street_calibration(height: int, width: int) -> Calibration:
     )
 
 
+_LENS = np.float32([0.12, 0.76, 0.12])
+
+
 def noise_std(image: np.ndarray | Tensor) -> np.ndarray | Tensor:
     """Return the standard deviation of the sensor's noise at brightness `image` in [0, 255]."""
     return (0.8 + 0.010 * image) ** 0.5
 
 
 def _expose(view: View, seed: tuple[int, ...]) -> Tensor:
-    """Take the picture of a view with sensor noise: (3, H, W) uint8."""
-    image = np.ascontiguousarray(view.image().transpose(2, 0, 1))
+    """Take the picture of a view through the lens, with sensor noise: (3, H, W) uint8."""
+    image = cv2.sepFilter2D(view.image(), -1, _LENS, _LENS, borderType=cv2.BORDER_REFLECT_101)
+    image = np.ascontiguousarray(image.transpose(2, 0, 1))
     noise = np.random.default_rng(seed).standard_normal(image.shape, dtype=np.float32)
     image += noise * noise_std(image)
     return torch.from_numpy(np.clip(np.rint(image), 0, 255).astype(np.uint8))
