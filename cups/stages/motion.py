@@ -5,7 +5,7 @@
 # %% ../../nbs/stages/05_motion.ipynb #be2d4a1d
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import cv2
@@ -21,8 +21,8 @@ from .moving_regions import Evidence, RegionSettings, image_difference, moving_r
 from .region_motions import RegionMotions, RegionMotionSettings, fit_and_join, slackened
 
 # %% auto #0
-__all__ = ['MotionSettings', 'hull', 'compact', 'surface_plane', 'window_around', 'object_votes', 'claimed', 'broken_rule',
-           'left_over_noise', 'without_objects', 'objects', 'propose', 'most_common']
+__all__ = ['MotionSettings', 'hull', 'compact', 'surface_plane', 'window_around', 'Claim', 'claimed', 'claim_pixels',
+           'broken_rule', 'left_over_noise', 'without_objects', 'object_values', 'objects', 'propose', 'most_common']
 
 # %% ../../nbs/stages/05_motion.ipynb #fbb8a4e1
 @dataclass(frozen=True)
@@ -39,13 +39,20 @@ class MotionSettings:
         Mean votes from which on a part that does not touch the object's region belongs to it.
     compactness : float
         Notches and outgrowths thinner than this share of the root of an object's area are removed.
-    min_known : float
-        Mean over an object of how well its pixels can be matched, 0 to 1.
+    min_trusted_points : int
+        The rules: an object that breaks one is dropped. Trusted points of its region.
+    min_agreement : float
+        Share of them that agree on its motion.
+    min_moved_px, min_moved_noise : float
+        How far it moved in the image, measured from rest, in pixels and in standard deviations of the flow.
     min_area_px : int
     min_surface_m2 : float
-        Smaller objects are dropped.
-    min_moved_px, min_moved_noise : float
-        Objects that moved less in the image, measured from rest, in pixels or in standard deviations of the flow.
+    min_texture : float
+        Mean over it of how well pixels can be matched, 0 to 1.
+    min_seen : float
+        Mean over it of how much better its motion predicts the image than rest does, -1 to 1.
+    max_base_m : float
+        Height above the ground at which it begins: what moves in a street stands on it.
     """
 
     ego: EgoMotionSettings = field(default_factory=EgoMotionSettings)
@@ -54,11 +61,15 @@ class MotionSettings:
     surface_share: float = 0.15
     min_far_votes: float = 0.3
     compactness: float = 0.06
-    min_known: float = 0.12
-    min_area_px: int = 100
-    min_surface_m2: float = 0.25
+    min_trusted_points: int = 30
+    min_agreement: float = 0.6
     min_moved_px: float = 0.2
-    min_moved_noise: float = 5.0
+    min_moved_noise: float = 4.0
+    min_area_px: int = 100
+    min_surface_m2: float = 0.2
+    min_texture: float = 0.1
+    min_seen: float = 0.04
+    max_base_m: float = 1.5
 
 # %% ../../nbs/stages/05_motion.ipynb #2b911187
 def hull(mask: Tensor) -> Tensor:
@@ -108,11 +119,33 @@ def window_around(mask: Tensor) -> tuple[slice, slice]:
     return slices[0], slices[1]
 
 
-def object_votes(
+@dataclass(frozen=True)
+class Claim:
+    """What one object claims: a window of the image, its votes there (h, w) and its pixels (h, w), bool."""
+
+    window: tuple[slice, slice]
+    votes: np.ndarray
+    pixels: np.ndarray
+
+
+def claimed(mask: np.ndarray, votes: np.ndarray, settings: MotionSettings) -> np.ndarray:
+    """Return the pixels of an object in a window, (h, w), bool: parts that touch its mask or have clear votes."""
+    _, parts, statistics, _ = cv2.connectedComponentsWithStats(
+        (votes > settings.regions.min_evidence).astype(np.uint8), connectivity=4
+    )
+    area = statistics[:, cv2.CC_STAT_AREA]
+    mean = np.bincount(parts.reshape(-1), votes.reshape(-1), len(area)) / area
+    touch = np.bincount(parts[mask], minlength=len(area)) > 0
+    taken = touch | ((area >= settings.min_area_px) & (mean > settings.min_far_votes))
+    taken[0] = False
+    return taken[parts]
+
+
+def claim_pixels(
     mask: Tensor, motion: Tensor, slack_px: float, flow: SceneFlow, every: Measurements, evidence: Evidence,
     settings: MotionSettings,
-) -> tuple[tuple[slice, slice], np.ndarray]:  # fmt: skip
-    """Return a window around an object and the votes in it for the object's motion against rest, -1 to 1.
+) -> tuple[Claim, np.ndarray]:  # fmt: skip
+    """Return what an object claims, and how much better its motion predicts the image than rest does, (h, w).
 
     Parameters
     ----------
@@ -140,30 +173,23 @@ def object_votes(
     matched = evidence.static[window] - (error / limit).cpu().numpy()
     seen = evidence.at_rest[window] - np.minimum(difference / evidence.difference, 1)
     # One surface is one object, unless something says otherwise.
-    prior = torch.where(hull(mask[window]), 0.15 * (fits & trusted) + 0.05 * ~trusted, 0.03 * (fits & trusted) - 0.05 * ~trusted)
-    votes = evidence.votes(matched, seen, prior.cpu().numpy().astype(np.float32), settings.regions, window)
+    inside = hull(mask[window])
+    prior = 0.15 * (inside & fits & trusted) + 0.05 * (inside & fits & ~trusted) - 0.05 * (~inside & ~trusted)
+    prior = prior + 0.03 * (~inside & fits & trusted) - 0.3 * (~fits & ~trusted)
+    radius = int(min(max(0.12 * float(mask.sum()) ** 0.5, 2), settings.regions.smoothing_px))
+    votes = evidence.votes(matched, seen, prior.cpu().numpy().astype(np.float32), replace(settings.regions, smoothing_px=radius), window)
     votes[~evidence.standing[window] | (trusted & ~fits).cpu().numpy()] = -1
-    return window, votes
-
-
-def claimed(mask: np.ndarray, votes: np.ndarray, settings: MotionSettings) -> np.ndarray:
-    """Return the pixels of an object in a window, (h, w), bool: parts that touch its mask or have clear votes."""
-    _, parts, statistics, _ = cv2.connectedComponentsWithStats(
-        (votes > settings.regions.min_evidence).astype(np.uint8), connectivity=4
-    )
-    area = statistics[:, cv2.CC_STAT_AREA]
-    mean = np.bincount(parts.reshape(-1), votes.reshape(-1), len(area)) / area
-    touch = np.bincount(parts[mask], minlength=len(area)) > 0
-    taken = touch | ((area >= settings.min_area_px) & (mean > settings.min_far_votes))
-    taken[0] = False
-    return taken[parts]
+    pixels = compact(claimed(mask[window].cpu().numpy(), votes, settings), settings.compactness)
+    return Claim(window, votes, pixels), seen
 
 # %% ../../nbs/stages/05_motion.ipynb #ecdc99cd
-def broken_rule(values: dict[str, tuple[float, float]]) -> dict[str, Any] | None:
-    """Return the first rule whose value is under its bound, with both, or None; NaN counts as under."""
-    for rule, (value, bound) in values.items():
-        if not value >= bound:
-            return {"rule": rule, "value": round(float(value), 3), "bound": round(float(bound), 3)}
+def broken_rule(values: dict[str, float], settings: MotionSettings) -> dict[str, Any] | None:
+    """Return the first rule `min_<name>` or `max_<name>` of the settings that a value breaks; NaN breaks every rule."""
+    for name, value in values.items():
+        low, high = getattr(settings, f"min_{name}", -np.inf), getattr(settings, f"max_{name}", np.inf)
+        if not low <= value <= high:
+            bound = low if high == np.inf else high
+            return {"rule": name, "value": round(float(value), 4), "bound": bound}
     return None
 
 
@@ -183,44 +209,60 @@ def without_objects(sample: StereoSample, camera_motion: Tensor, diagnostics: di
     return Proposals(nothing, none.reshape(0, 4, 4), camera_motion, none, diagnostics | {"why_empty": why})
 
 
+def object_values(
+    claim: Claim, seen: np.ndarray, flow: SceneFlow, evidence: Evidence, settings: MotionSettings
+) -> dict[str, float]:
+    """Return the numbers that the rules look at, of an object's pixels."""
+    window, pixels = claim.window, claim.pixels
+    if not pixels.any():
+        return {"area_px": 0}
+    camera = flow.calibration
+    depth = flow.points_0[..., 2][window].cpu().numpy()[pixels]
+    return {
+        "area_px": int(pixels.sum()),
+        "surface_m2": float((depth * depth).sum()) / (camera.fx * camera.fy),
+        "texture": float(evidence.known[window][pixels].mean()),
+        "seen": float(seen[pixels].mean()),
+        "base_m": float(np.quantile(evidence.height_m[window][pixels], 0.1)),
+    }
+
+
 def objects(
     found: RegionMotions, flow: SceneFlow, every: Measurements, evidence: Evidence, settings: MotionSettings
-) -> tuple[Tensor, list[int], list[dict[str, Any]]]:
-    """Return the instance map (H, W), the regions its objects came from, and what was dropped by which rule."""
-    camera = flow.calibration
-    pixel_m2 = flow.points_0[..., 2] ** 2 / (camera.fx * camera.fy)
+) -> tuple[Tensor, list[int], list[dict[str, Any]], list[dict[str, Any]]]:
+    """Return the instance map (H, W), the regions its objects came from, their numbers, and what was dropped and why.
+
+    A pixel that several objects claim goes to the one with the most votes.
+    """
     noise = float(every.noise_px[0, :2].max())
-    instance, kept, dropped = torch.zeros_like(found.regions), [], []
-    order = sorted(range(len(found.moved_px)), key=lambda k: -found.trusted[k])
-    for k in order:
+    claims, kept, facts, dropped = [], [], [], []
+    for k in sorted(range(len(found.moved_px)), key=lambda k: -found.trusted[k]):
         mask = found.regions == k + 1
-        rules = {
-            "trusted points": (found.trusted[k], settings.motions.min_trusted_points),
-            "agreement": (found.agreement[k], settings.motions.min_agreement),
-            "moved from rest (px)": (
-                found.moved_px[k], max(settings.min_moved_px, settings.min_moved_noise * noise)
-            ),
-        }  # fmt: skip
-        broken = broken_rule(rules)
+        values = {
+            "trusted_points": found.trusted[k],
+            "agreement": found.agreement[k],
+            "moved_px": found.moved_px[k],
+            "moved_noise": found.moved_px[k] / noise,
+        }
+        broken = broken_rule(values, settings)
         if broken is None:
             slack = settings.motions.flow_error_share * found.moved_px[k]
-            window, votes = object_votes(mask, found.motions[k], slack, flow, every, evidence, settings)
-            pixels = claimed(mask[window].cpu().numpy(), votes, settings)
-            pixels = torch.from_numpy(compact(pixels, settings.compactness)).to(mask.device) & (instance[window] == 0)
-            mask = torch.zeros_like(mask)
-            mask[window] = pixels
-            rules = {
-                "area (px)": (int(mask.sum()), settings.min_area_px),
-                "surface (m2)": (pixel_m2[mask].sum().item(), settings.min_surface_m2),
-                "texture": (float(evidence.known[mask.cpu().numpy()].mean()) if mask.any() else 0.0, settings.min_known),
-            }
-            broken = broken_rule(rules)
+            claim, seen = claim_pixels(mask, found.motions[k], slack, flow, every, evidence, settings)
+            values |= object_values(claim, seen, flow, evidence, settings)
+            broken = broken_rule(values, settings)
         if broken:
-            dropped.append(broken | {"area_px": int((found.regions == k + 1).sum())})
+            dropped.append(broken | {"region_px": int(mask.sum())})
         else:
+            claims.append(claim)
             kept.append(k)
-            instance[mask] = len(kept)
-    return instance, kept, dropped
+            facts.append({name: round(value, 4) for name, value in values.items()})
+    instance = np.zeros(tuple(found.regions.shape), np.int64)
+    most = np.full(instance.shape, -np.inf, np.float32)
+    for number, claim in enumerate(claims, 1):
+        wins = claim.pixels & (claim.votes > most[claim.window])
+        instance[claim.window][wins] = number
+        most[claim.window][wins] = claim.votes[wins]
+    return torch.from_numpy(instance).to(found.regions.device), kept, facts, dropped
 
 
 def propose(
@@ -265,8 +307,8 @@ def propose(
         return without_objects(sample, camera_motion, diagnostics, "no region moves against the static scene")
     numbered = torch.from_numpy(regions.astype(np.int64)).to(trusted.device)
     found = fit_and_join(numbered, every, flow.trusted, camera_motion, settings.motions, generator)
-    instance, kept, dropped = objects(found, flow, every, evidence, settings)
-    diagnostics |= {"joined": found.joined, "objects": len(kept), "dropped": dropped}
+    instance, kept, facts, dropped = objects(found, flow, every, evidence, settings)
+    diagnostics |= {"joined": found.joined, "objects": facts, "dropped": dropped}
     if not kept:
         why = f"all {len(dropped)} moving regions were dropped, most by: {most_common([d['rule'] for d in dropped])}"
         return without_objects(sample, camera_motion, diagnostics, why)

@@ -83,8 +83,14 @@ def ground_plane(rays: Tensor, disparity: Tensor, scale: float, generator: torch
     return planes[votes.argmax()] if votes.max() > 0.1 else None
 
 
-def ground_disparity(flow: SceneFlow, generator: torch.Generator) -> Tensor | None:
-    """Return the disparity of the ground at every pixel, (H, W), or None where no ground is to be seen."""
+def ground_disparity(flow: SceneFlow, generator: torch.Generator) -> tuple[Tensor, Tensor] | None:
+    """Return the ground's disparity at every pixel and each pixel's height above it in metres; None without a ground.
+
+    Returns
+    -------
+    disparity, height : Tensor, (H, W)
+        The height is 0 where the pixel's own disparity is.
+    """
     camera = flow.calibration
     height, width = flow.disparity_0.shape
     rows, columns = (flow.trusted & (flow.points_0[..., 1] > 0.5)).nonzero(as_tuple=True)
@@ -106,7 +112,8 @@ def ground_disparity(flow: SceneFlow, generator: torch.Generator) -> Tensor | No
     a, b, c, xx, xy, yy = surface.float()
     x = (torch.arange(width, device=rows.device) - camera.cx) / camera.fx
     y = ((torch.arange(height, device=rows.device) - camera.cy) / camera.fy).unsqueeze(-1)
-    return c + (a + xx * x) * x + (b + xy * x + yy * y) * y
+    disparity = c + (a + xx * x) * x + (b + xy * x + yy * y) * y
+    return disparity, flow.points_0[..., 2] * (flow.disparity_0 - disparity) / plane[1].float()
 
 # %% ../../nbs/stages/04_moving_regions.ipynb #3000dcd5
 def texture_confidence(guide: np.ndarray, noise: float = 0.008, window_px: int = 9) -> np.ndarray:
@@ -230,6 +237,8 @@ class Evidence:
         How well pixels can be matched, 0 to 1; 0 where they are not trusted.
     standing : ndarray, (H, W), bool
         Pixels off the ground.
+    height_m : ndarray, (H, W), float32
+        Height above the ground in metres.
     image_0, image_1 : ndarray, (H, W, 3), float32
         Roots of the left images' colours.
     difference : float
@@ -240,6 +249,7 @@ class Evidence:
     at_rest: np.ndarray
     known: np.ndarray
     standing: np.ndarray
+    height_m: np.ndarray
     image_0: np.ndarray
     image_1: np.ndarray
     difference: float
@@ -262,12 +272,16 @@ class Evidence:
         return guided_filter(guide, votes, weights, settings.smoothing_px, settings.edge_variance)
 
 
-def standing_pixels(flow: SceneFlow, settings: RegionSettings, generator: torch.Generator) -> Tensor:
-    """Return the pixels off the ground, (H, W), bool; all of them where no ground is to be seen."""
-    ground = ground_disparity(flow, generator)
-    if ground is None:
-        return torch.ones_like(flow.trusted)
-    return flow.disparity_0 - ground > settings.ground_px + settings.ground_share * ground.clamp(min=0)
+def standing_pixels(flow: SceneFlow, settings: RegionSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Return the pixels off the ground, (H, W), bool, and their heights above it in metres.
+
+    Where no ground is to be seen all pixels stand, at height 0.
+    """
+    found = ground_disparity(flow, generator)
+    if found is None:
+        return torch.ones_like(flow.trusted), torch.zeros_like(flow.disparity_0)
+    ground, height_m = found
+    return flow.disparity_0 - ground > settings.ground_px + settings.ground_share * ground.clamp(min=0), height_m
 
 
 def moving_regions(
@@ -298,11 +312,13 @@ def moving_regions(
     still = (flow.trusted & stays.reshape(sample.size)).cpu().numpy()
     noise = 1.48 * float(np.median(at_rest[still])) if still.any() else 0.0
     limit = settings.difference_limit * max(noise, 1 / 512)
+    standing, height_m = standing_pixels(flow, settings, generator)
     evidence = Evidence(
         static=(static.clamp(max=settings.error_limit) / settings.error_limit).reshape(sample.size).cpu().numpy(),
         at_rest=np.minimum(at_rest / limit, 1),
-        known=texture_confidence(image_0.mean(-1)) * flow.trusted.cpu().numpy(),
-        standing=standing_pixels(flow, settings, generator).cpu().numpy(),
+        known=(0.1 + 0.9 * texture_confidence(image_0.mean(-1))) * flow.trusted.cpu().numpy(),
+        standing=standing.cpu().numpy(),
+        height_m=height_m.cpu().numpy(),
         image_0=image_0, image_1=image_1, difference=limit,
     )  # fmt: skip
     seen = evidence.at_rest - np.minimum(moved / limit, 1)

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
+import cv2
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,7 +18,7 @@ from .ego_motion import Measurements, points_after, squared_errors
 
 # %% auto #0
 __all__ = ['RegionMotionSettings', 'draw_from_regions', 'slackened', 'moved_px', 'fit_motions', 'join_fragments', 'RegionMotions',
-           'fit_regions', 'fit_and_join']
+           'fit_regions', 'split_by_motion', 'fit_and_join']
 
 # %% ../../nbs/stages/05_region_motions.ipynb #112ae73c
 @dataclass(frozen=True)
@@ -37,6 +39,10 @@ class RegionMotionSettings:
         Regions with fewer trusted points do not show their motion.
     min_agreement : float
         Share of a region's trusted points that must agree on its motion.
+    split_error : float
+        Squared error in standard deviations from which on a motion does not explain a point.
+    split_window_px : int
+        Side of the window in which most points must be unexplained to become a region of their own.
     join_gap_m : float
         Fragments farther apart are different objects.
     join_px, join_share : float
@@ -51,6 +57,8 @@ class RegionMotionSettings:
     flow_error_share: float = 0.1
     min_trusted_points: int = 30
     min_agreement: float = 0.5
+    split_error: float = 25.0
+    split_window_px: int = 7
     join_gap_m: float = 0.75
     join_px: float = 1.0
     join_share: float = 0.25
@@ -193,11 +201,40 @@ def fit_regions(
     )
 
 
+def split_by_motion(
+    found: RegionMotions, every: Measurements, trusted: Tensor, settings: RegionMotionSettings
+) -> Tensor:
+    """Return regions (H, W) in which parts that the region's motion does not explain are regions of their own."""
+    regions = found.regions
+    members = (regions > 0) & trusted
+    numbers = regions[members] - 1
+    flow_error = settings.flow_error_share * torch.tensor(found.moved_px, device=regions.device)
+    m = slackened(every[members.reshape(-1)][:, None], flow_error[numbers][:, None, None])
+    error = squared_errors(found.motions[numbers], m)[:, 0]
+    off = torch.zeros_like(regions, dtype=torch.float32)
+    off[members] = (error > settings.split_error).float()
+    size = (settings.split_window_px, settings.split_window_px)
+    share = cv2.blur(off.cpu().numpy(), size) / (cv2.blur(members.float().cpu().numpy(), size) + 1e-6)
+    apart = np.where(share > 0.5, regions.cpu().numpy(), 0)
+    regions, count = regions.clone(), int(regions.max())
+    for k in np.unique(apart[apart > 0]):
+        _, parts, statistics, _ = cv2.connectedComponentsWithStats((apart == k).astype(np.uint8), connectivity=4)
+        for part in range(1, len(statistics)):
+            new = torch.from_numpy(parts == part).to(regions.device)
+            large = int((new & trusted).sum()) >= settings.min_trusted_points
+            if large and int((new & trusted).sum()) < found.trusted[k - 1]:
+                count += 1
+                regions[new] = count
+    return regions
+
+
 def fit_and_join(
     regions: Tensor, every: Measurements, trusted: Tensor, camera_motion: Tensor, settings: RegionMotionSettings,
     generator: torch.Generator,
 ) -> RegionMotions:  # fmt: skip
     """Return regions (H, W), numbered 1..R with R > 0, joined to whole objects, with their motions."""
+    first = fit_regions(regions, every, trusted, camera_motion, settings, generator)
+    regions = split_by_motion(first, every, trusted, settings)
     first = fit_regions(regions, every, trusted, camera_motion, settings, generator)
     count = len(first.trusted)
     able = [

@@ -69,13 +69,16 @@ def truncated_deviation(error: Tensor, bound: float = 10.0) -> float:
     return sigma
 
 
-def noise_scales(matches: Matches, settings: SceneFlowSettings) -> Tensor:
-    """Return the standard deviations of the errors of flow x, flow y and disparity in pixels, (3,)."""
+def noise_scales(matches: Matches, trusted: Tensor, settings: SceneFlowSettings) -> Tensor:
+    """Return the standard deviations of the errors of flow x, flow y and disparity in pixels, (3,).
+
+    Over trusted pixels (H, W): looking up the way back between two surfaces would count as noise.
+    """
     returned = warp(matches.flow_backward[None], matches.flow_forward[None])[0][0]
-    miss = (matches.flow_forward + returned)[:, matches.flow_visible]
+    miss = (matches.flow_forward + returned)[:, trusted]
     to_right = torch.stack([-matches.disparity_0, torch.zeros_like(matches.disparity_0)])
     right = warp(matches.disparity_right_0[None, None], to_right[None])[0][0, 0]
-    parts = [miss[0], miss[1], (matches.disparity_0 - right)[matches.disparity_visible_0]]
+    parts = [miss[0], miss[1], (matches.disparity_0 - right)[trusted]]
     scales = torch.tensor([truncated_deviation(part) / math.sqrt(2) for part in parts])
     return scales.clamp(settings.min_noise_px, settings.max_noise_px).to(matches.flow_forward.device)
 
@@ -128,7 +131,7 @@ def scene_flow(sample: StereoSample, matches: Matches, settings: SceneFlowSettin
         "valid area": everything if sample.valid is None else sample.valid.to(everything.device),
     }
     trusted = torch.stack(list(rules.values())).all(0)
-    noise = noise_scales(matches, settings)
+    noise = noise_scales(matches, trusted, settings)
     diagnostics = {
         "trusted_points": int(trusted.sum()),
         "trusted_share": round(trusted.float().mean().item(), 4),
