@@ -1,0 +1,296 @@
+"""The command line: what it writes, and that bad input ends in one line that names the file and the fault."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from cups.cli import main
+from cups.core.errors import read_image, write_png
+from cups.core.records import PanopticLabel
+from cups.data.stereo_folder import StereoFolder, read_label
+from cups.data.store import PseudoLabelStore
+
+SIZE = ("--height", "96", "--width", "192")
+SETTINGS = "num_classes: 8\nclustering_vectors: 300\n"
+
+
+def cups(*arguments):
+    """Run the installed command in a process of its own."""
+    command = Path(sys.executable).with_name("cups")
+    return subprocess.run([command, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def fails(capsys):
+    """Return a function that runs a command and checks that it ends with code 2 and one line naming `words`."""
+
+    def run(*arguments, words):
+        capsys.readouterr()
+        try:
+            code = main([str(a) for a in arguments])
+        except SystemExit as end:  # argparse
+            code = end.code
+        out, err = capsys.readouterr()
+        assert code == 2, err
+        assert out == ""
+        assert err.count("\n") == 1 and err.endswith("\n"), err
+        assert "Traceback" not in err
+        for word in words:
+            assert str(word) in err
+        return err
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory):
+    """Three small scenes, their pseudo-labels and settings, made by the commands."""
+    root = tmp_path_factory.mktemp("made")
+    (root / "settings.yaml").write_text(SETTINGS)
+    assert main(["scenes", "--out", f"{root}/scenes", "--count", "3", "--seed", "1", *SIZE, "--workers", "1"]) == 0
+    assert main(label_arguments(root / "scenes", root / "labels", root)) == 0
+    return root
+
+
+@pytest.fixture
+def copy(made, tmp_path):
+    """Return a copy of `made` that a test may break."""
+    shutil.copytree(made, tmp_path, dirs_exist_ok=True)
+    return tmp_path
+
+
+def label_arguments(scenes, out, root):
+    settings = ["--settings", str(root / "settings.yaml")]
+    return ["pseudo-labels", "--root", str(scenes), "--out", str(out), *settings, "--workers", "1"]
+
+
+def contents(folder):
+    return {str(path.relative_to(folder)): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_scenes_are_a_stereo_folder_with_truth(made):
+    folder = StereoFolder(made / "scenes")
+    assert len(folder) == 3 and folder[0].size == (96, 192)
+    assert all(sample.truth is not None for sample in folder)
+
+
+def test_labels_are_stored_with_split_and_settings(made):
+    store = PseudoLabelStore(made / "labels")
+    assert store.names == StereoFolder(made / "scenes").names
+    assert store.settings["num_classes"] == store.num_classes == 8
+    assert sorted(store.split.things + store.split.stuff) == list(range(8))
+    assert store.read(store.names[0]).diagnostics
+
+
+def test_evaluation_prints_the_scores(made, capsys):
+    assert main(["evaluate", "--labels", f"{made}/labels", "--truth", f"{made}/scenes"]) == 0
+    scores = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+    keys = {"pq", "sq", "rq", "pq_per_class", "pq_things", "pq_stuff", "miou", "accuracy", "assignments"}
+    assert keys <= scores.keys()
+    assert 0 <= scores["pq"] <= 1 and len(scores["pq_per_class"]) == 19 and len(scores["assignments"]) == 8
+
+
+def test_help_explains_units_and_defaults(capsys):
+    for command in ("scenes", "pseudo-labels", "evaluate"):
+        with pytest.raises(SystemExit) as end:
+            main([command, "--help"])
+        assert end.value.code == 0
+        out = capsys.readouterr().out
+        assert "usage: cups" in out
+        assert command != "scenes" or ("pixels" in out and "default: 192" in out)
+
+
+def test_the_installed_command_fails_in_one_line(made, tmp_path):
+    shutil.copytree(made / "scenes", tmp_path / "scenes")
+    broken = tmp_path / "scenes" / "right" / "000001_0.png"
+    truncate(broken)
+    done = cups(*label_arguments(tmp_path / "scenes", tmp_path / "out", made), "--workers", 2)
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.count("\n") == 1 and str(broken) in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], ["COMMAND"]),
+        (["paint"], ["paint"]),
+        (["scenes"], ["--out"]),
+        (["scenes", "--out", "x", "--count", "few"], ["--count", "few"]),
+        (["evaluate", "--labels", "x"], ["--truth"]),
+        (["pseudo-labels", "--root", "x", "--out"], ["--out"]),
+    ],
+)
+def test_wrong_arguments(fails, arguments, words):
+    fails(*arguments, words=words)
+
+
+@pytest.mark.parametrize(("name", "value"), [("count", "0"), ("height", "-96"), ("width", "0")])
+def test_sizes_that_are_not_positive(fails, tmp_path, name, value):
+    fails("scenes", "--out", tmp_path / "scenes", f"--{name}={value}", words=[name, value])
+    assert not list(tmp_path.iterdir())
+
+
+def test_missing_folder(fails, tmp_path):
+    nowhere = tmp_path / "nowhere"
+    fails("pseudo-labels", "--root", nowhere, "--out", tmp_path / "out", words=[nowhere])
+    fails("evaluate", "--labels", nowhere, "--truth", tmp_path, words=[nowhere])
+    fails("evaluate", "--labels", tmp_path, "--truth", nowhere, words=[nowhere])
+    assert not list(tmp_path.iterdir())
+
+
+def test_unknown_data_set(fails, copy):
+    arguments = label_arguments(copy / "scenes", copy / "out", copy)
+    fails(*arguments, "--dataset", "dashcams", words=["dashcams", "stereo_folder"])
+    assert not (copy / "out").exists()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_missing_image(fails, copy, side):
+    gone = copy / "scenes" / side / "000001_1.png"
+    gone.unlink()
+    fails(*label_arguments(copy / "scenes", copy / "out", copy), words=["000001_1", side])
+    assert not (copy / "out").exists()
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("content", [b"", b"no image at all"])
+def test_unreadable_image(fails, copy, side, content):
+    path = copy / "scenes" / side / "000001_0.png"
+    path.write_bytes(content)
+    fails(*label_arguments(copy / "scenes", copy / "out", copy), words=[path])
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_sizes_that_differ(fails, copy, side):
+    path = copy / "scenes" / side / "000002_0.png"
+    write_png(path, read_image(path)[:-1])
+    fails(*label_arguments(copy / "scenes", copy / "out", copy), words=[path, "192 x 95"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"baseline_m": None}, ["baseline_m", "missing"]),
+        ({"fx": None}, ["fx", "missing"]),
+        ({"baseline_m": 0}, ["baseline_m", "positive"]),
+        ({"fy": -700.0}, ["fy", "positive"]),
+        ({"fx": "wide"}, ["fx", "wide"]),
+        ({"cx": float("nan")}, ["cx", "finite"]),
+    ],
+)
+def test_calibration(fails, copy, change, words):
+    path = copy / "scenes" / "calibration.json"
+    values = json.loads(path.read_text()) | change
+    path.write_text(json.dumps({key: value for key, value in values.items() if value is not None}))
+    fails(*label_arguments(copy / "scenes", copy / "out", copy), words=[path, *words])
+    assert not (copy / "out").exists()
+
+
+def test_missing_or_broken_calibration(fails, copy):
+    path = copy / "scenes" / "calibration.json"
+    for text in ("{", "[1, 2]"):
+        path.write_text(text)
+        fails(*label_arguments(copy / "scenes", copy / "out", copy), words=[path])
+    path.unlink()
+    fails(*label_arguments(copy / "scenes", copy / "out", copy), words=[path, "no such file"])
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("num_classes: many", ["num_classes", "many"]),
+        ("num_classes: 0", ["num_classes", "0"]),
+        ("colour: red", ["colour", "unknown"]),
+        ("crf: {steps", ["YAML"]),
+    ],
+)
+def test_settings(fails, copy, text, words):
+    (copy / "settings.yaml").write_text(text)
+    fails(*label_arguments(copy / "scenes", copy / "out", copy), words=["settings.yaml", *words])
+    (copy / "settings.yaml").unlink()
+    fails(*label_arguments(copy / "scenes", copy / "out", copy), words=["settings.yaml", "no such file"])
+
+
+@pytest.mark.parametrize("place", ["a file", "below a file", "no rights"])
+def test_output_that_cannot_be_written(fails, copy, place):
+    out = copy / "taken"
+    if place == "no rights":
+        if os.geteuid() == 0:
+            pytest.skip("root may write anywhere")
+        out.mkdir(mode=0o500)
+    else:
+        out.write_text("mine")
+        out = out / "out" if place == "below a file" else out
+    fails(*label_arguments(copy / "scenes", out, copy), words=[out])
+    fails("scenes", "--out", out, "--count", "1", *SIZE, words=[out])
+    assert place == "no rights" or (copy / "taken").read_text() == "mine"
+
+
+@pytest.mark.parametrize("kind", ["semantic", "instance"])
+@pytest.mark.parametrize("where", ["labels", "scenes/truth"])
+def test_truncated_label(fails, copy, where, kind):
+    path = copy / where / f"000001_0_{kind}.png"
+    truncate(path)
+    before = contents(copy / "labels")
+    fails("evaluate", "--labels", copy / "labels", "--truth", copy / "scenes", words=[path])
+    assert contents(copy / "labels") == before
+
+
+def test_truth_of_another_size_or_with_unknown_classes(fails, copy):
+    path = copy / "scenes" / "truth" / "000001_0_semantic.png"
+    semantic = read_image(path)
+    write_png(path, np.where(semantic == 0, 77, semantic).astype(np.uint8))
+    fails("evaluate", "--labels", copy / "labels", "--truth", copy / "scenes", words=["000001_0", "77"])
+    write_png(path, semantic[:90])
+    write_png(path.with_name("000001_0_instance.png"), semantic[:90] * 0)
+    fails("evaluate", "--labels", copy / "labels", "--truth", copy / "scenes", words=["000001_0"])
+
+
+def test_stores_that_cannot_be_evaluated(fails, copy):
+    evaluate = ("evaluate", "--truth", copy / "scenes", "--labels")
+    fails(*evaluate, copy / "scenes", words=["manifest.json", "no such file"])
+    started = PseudoLabelStore.create(copy / "started", {}, 8)
+    started.write("000000_0", read_label(copy / "labels", "000000_0"))
+    fails(*evaluate, copy / "started", words=["started", "not finished"])
+    elsewhere = PseudoLabelStore.create(copy / "elsewhere", {}, 8)
+    elsewhere.write("other_0", PanopticLabel(*torch.zeros(2, 96, 192, dtype=torch.long)))
+    elsewhere.finish()
+    fails(*evaluate, copy / "elsewhere", words=["elsewhere", "no ground truth"])
+    truncate(copy / "labels" / "manifest.json")
+    fails(*evaluate, copy / "labels", words=[copy / "labels" / "manifest.json"])
+
+
+def test_a_folder_made_with_other_settings_is_left_alone(fails, copy):
+    before = contents(copy / "labels"), contents(copy / "scenes")
+    (copy / "settings.yaml").write_text(SETTINGS + "seed: 5\n")
+    fails(*label_arguments(copy / "scenes", copy / "labels", copy), words=[copy / "labels", "seed"])
+    fails("scenes", "--out", copy / "scenes", "--count", "3", "--seed", "2", *SIZE, words=[copy / "scenes", "seed"])
+    assert (contents(copy / "labels"), contents(copy / "scenes")) == before
+
+
+def test_a_run_that_failed_loses_nothing_and_goes_on(fails, made, copy):
+    broken = copy / "scenes" / "right" / "000002_0.png"
+    whole = broken.read_bytes()
+    shutil.rmtree(copy / "labels")
+    store = shutil.copytree(made / "labels", copy / "labels")
+    for path in store.glob("00000[12]_0*"):
+        path.unlink()
+    truncate(broken)
+    fails(*label_arguments(copy / "scenes", store, copy), words=[broken])
+    assert PseudoLabelStore(store).names == ["000000_0", "000001_0"]
+    assert not list(store.glob(".writing-*")) and not list(store.glob("000002_0*"))
+
+    broken.write_bytes(whole)
+    assert main(label_arguments(copy / "scenes", store, copy)) == 0
+    assert contents(store) == contents(made / "labels")
