@@ -1,0 +1,77 @@
+"""The jobs run as papermill runs them, on data small enough for a test."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SMALL = {"num_scenes": 3, "num_test_scenes": 2, "height": 96, "width": 192, "steps": 2, "batch_size": 2, "num_shown": 1}
+
+
+def papermill(notebook: str, folder: Path, **parameters) -> dict:
+    """Run a job; return what it recorded."""
+    options = [item for name, value in parameters.items() for item in ("-p", name, str(value))]
+    command = [sys.executable, "-m", "papermill", f"nbs/{notebook}.ipynb", str(folder / f"{notebook}.ipynb"), *options]
+    run = subprocess.run([*command, "-p", "run_dir", str(folder)], cwd=ROOT, capture_output=True, text=True)
+    assert run.returncode == 0, run.stderr[-3000:]
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("train")
+    papermill("train", folder, **SMALL)
+    return folder
+
+
+def test_train_scores_labels_and_network_on_unseen_scenes(trained):
+    metrics = json.loads((trained / "metrics.json").read_text())
+    for name in ("pseudo_labels", "stage2"):
+        assert metrics[name]["frames"] == SMALL["num_test_scenes"]
+        assert 0 <= metrics[name]["pq"] <= 1
+        assert len(metrics[name]["pq_per_class"]) == 19
+    assert metrics["environment"]["packages"]["torch"]
+    assert metrics["seconds"] > 0
+    pictures = [
+        output
+        for cell in json.loads((trained / "train.ipynb").read_text())["cells"]
+        for output in cell.get("outputs", [])
+        if "image/png" in output.get("data", {})
+    ]
+    assert len(pictures) == 2  # loss curves, and the one frame to show
+
+
+def test_evaluate_gives_the_scores_that_training_gave(trained, tmp_path):
+    metrics = papermill(
+        "evaluate",
+        tmp_path,
+        network=trained / "model.safetensors",
+        truth_root=trained / "test_scenes",
+        num_shown=1,
+    )
+    assert metrics["stage2"] == json.loads((trained / "metrics.json").read_text())["stage2"]
+
+
+def test_labels_of_a_killed_job_are_those_of_an_undisturbed_one(trained, tmp_path):
+    """The same folder, killed while it labels and started again, holds the same bytes."""
+    options = ["--dataset", "stereo_folder", "--root", str(trained / "scenes")]
+    cups = [sys.executable, "-c", "from cups.cli import main; raise SystemExit(main())", "pseudo-labels", *options]
+    subprocess.run([*cups, "--out", str(tmp_path / "whole"), "--workers", "1"], check=True, capture_output=True)
+    killed = subprocess.Popen([*cups, "--out", str(tmp_path / "killed"), "--workers", "2"], start_new_session=True)
+    while killed.poll() is None and not list((tmp_path / "killed").glob("*_0.json")):
+        time.sleep(0.05)
+    assert killed.poll() is None, "it was faster than the test"
+    os.killpg(killed.pid, signal.SIGKILL)
+    assert len(list((tmp_path / "killed").glob("*_0.json"))) < SMALL["num_scenes"]
+    subprocess.run([*cups, "--out", str(tmp_path / "killed")], check=True, capture_output=True)
+    assert files(tmp_path / "killed") == files(tmp_path / "whole")
