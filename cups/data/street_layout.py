@@ -465,7 +465,7 @@ def _park(rng: np.random.Generator, street: Street, crowd: Crowd) -> None:
     for side in (-1, 1):
         if not street.parking_m[(side + 1) // 2]:
             continue
-        share, s = rng.uniform(0.2, 0.75), rng.uniform(3, 8)
+        share, s = rng.uniform(0.3, 0.85), rng.uniform(3, 8)
         while s < 48:
             near_zebra = street.zebra_m is not None and street.zebra_m - 5.5 < s < street.zebra_m + 6
             if rng.random() < share and street.clear_of_crossing(s - 3, s + 3, 2.0) and not near_zebra:
@@ -518,7 +518,7 @@ def _walk(rng: np.random.Generator, street: Street, crowd: Crowd) -> None:
         side = int(rng.choice([-1, 1]))
         e = side * rng.uniform(abs(street.kerb(side)) + 0.6, abs(street.front(side)) - 0.45)
         turn = float(rng.choice([0.0, np.pi]))
-        speed = rng.uniform(0.8, 2.0) if rng.random() < 0.7 else 0.0
+        speed = rng.uniform(0.8, 2.0) if rng.random() < 0.6 else 0.0
         s = rng.uniform(6, 30)
         if street.clear_of_crossing(s - 2.5, s + 2.5):
             path = street.path(s, e, speed, turn if speed else turn + rng.uniform(-1.5, 1.5), _KERB_M)

@@ -215,8 +215,8 @@ def _scene(world: StreetWorld, seed: tuple[int, ...], frame: int, calibration: C
     beside = np.eye(4)
     beside[0, 3] = calibration.baseline_m
     left, right = [], []
-    for time in times:
-        geometry, pose = world.geometry(time), world.camera_pose(time)
+    for time_s in times:
+        geometry, pose = world.geometry(time_s), world.camera_pose(time_s)
         left.append(View(geometry, pose, calibration, world.light))
         right.append(View(geometry, pose @ beside, calibration, world.light))
     images = [_expose(view, (*seed, 77, frame + k % 2, k // 2)) for k, view in enumerate(left + right)]
