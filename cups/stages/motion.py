@@ -44,7 +44,8 @@ class MotionSettings:
     min_agreement : float
         Share of them that agree on its motion.
     min_moved_px, min_moved_noise : float
-        How far it moved in the image, measured from rest, in pixels and in standard deviations of the flow.
+        How far it moved in the image, measured from rest, in pixels; and what is more than that, in standard
+        deviations of the flow.
     min_area_px : int
     min_surface_m2 : float
     min_texture : float
@@ -53,6 +54,8 @@ class MotionSettings:
         Mean over it of how much better its motion predicts the image than rest does, -1 to 1.
     max_base_m : float
         Height above the ground at which it begins: what moves in a street stands on it.
+    max_overlap : float
+        Share of its pixels that objects with more trusted points claim too: a turning wheel is part of its car.
     """
 
     ego: EgoMotionSettings = field(default_factory=EgoMotionSettings)
@@ -61,15 +64,16 @@ class MotionSettings:
     surface_share: float = 0.15
     min_far_votes: float = 0.3
     compactness: float = 0.06
-    min_trusted_points: int = 30
+    min_trusted_points: int = 20
     min_agreement: float = 0.6
     min_moved_px: float = 0.2
     min_moved_noise: float = 4.0
     min_area_px: int = 100
-    min_surface_m2: float = 0.2
-    min_texture: float = 0.1
+    min_surface_m2: float = 0.12
+    min_texture: float = 0.07
     min_seen: float = 0.04
     max_base_m: float = 1.5
+    max_overlap: float = 0.6
 
 # %% ../../nbs/stages/05_motion.ipynb #2b911187
 def hull(mask: Tensor) -> Tensor:
@@ -96,23 +100,24 @@ def compact(mask: np.ndarray, share: float) -> np.ndarray:
 
 def surface_plane(flow: SceneFlow, mask: Tensor, window: tuple[slice, slice]) -> Tensor:
     """Return the disparity in a window, (h, w), of the plane through an object's pixels, kept to their range."""
-    x, y = pixel_grid(*mask.shape, device=mask.device)
-    disparity = flow.disparity_0[mask].double()
+    x, y = pixel_grid(*mask.shape, device=mask.device)[(slice(None), *window)]
+    mask = mask[window]
+    disparity = flow.disparity_0[window][mask].double()
     terms = torch.stack([x[mask], y[mask], torch.ones_like(x[mask])], -1).double()
     keep = torch.ones_like(disparity, dtype=torch.bool)
     for _ in range(3):
         a, b, c = torch.linalg.lstsq(terms[keep], disparity[keep].unsqueeze(-1)).solution[:, 0]
         error = (terms @ torch.stack([a, b, c]) - disparity).abs()
         keep = error <= 2 * error.median()
-    plane = (a * x[window] + b * y[window] + c).float()
+    plane = (a * x + b * y + c).float()
     return plane.clamp(0.9 * disparity.min().item(), 1.1 * disparity.max().item())
 
 
 def window_around(mask: Tensor) -> tuple[slice, slice]:
-    """Return the rows and columns of a mask (H, W), with half its width to each side and a quarter of its height."""
+    """Return the rows and columns of a mask (H, W), and around it three quarters of its width and a quarter of its height."""
     rows, columns = (mask.any(1 - axis).nonzero()[:, 0] for axis in (0, 1))
     slices = []
-    for places, length, share in ((rows, mask.shape[0], 0.25), (columns, mask.shape[1], 0.5)):
+    for places, length, share in ((rows, mask.shape[0], 0.25), (columns, mask.shape[1], 0.75)):
         first, last = int(places[0]), int(places[-1])
         margin = 8 + int(share * (last - first))
         slices.append(slice(max(first - margin, 0), min(last + margin + 1, length)))
@@ -134,7 +139,7 @@ def claimed(mask: np.ndarray, votes: np.ndarray, settings: MotionSettings) -> np
         (votes > settings.regions.min_evidence).astype(np.uint8), connectivity=4
     )
     area = statistics[:, cv2.CC_STAT_AREA]
-    mean = np.bincount(parts.reshape(-1), votes.reshape(-1), len(area)) / area
+    mean = np.bincount(parts.reshape(-1), votes.reshape(-1), len(area)) / np.maximum(area, 1)
     touch = np.bincount(parts[mask], minlength=len(area)) > 0
     taken = touch | ((area >= settings.min_area_px) & (mean > settings.min_far_votes))
     taken[0] = False
@@ -236,24 +241,27 @@ def objects(
     """
     noise = float(every.noise_px[0, :2].max())
     claims, kept, facts, dropped = [], [], [], []
+    covered = np.zeros(tuple(found.regions.shape), bool)
     for k in sorted(range(len(found.moved_px)), key=lambda k: -found.trusted[k]):
         mask = found.regions == k + 1
         values = {
             "trusted_points": found.trusted[k],
             "agreement": found.agreement[k],
             "moved_px": found.moved_px[k],
-            "moved_noise": found.moved_px[k] / noise,
+            "moved_noise": (found.moved_px[k] - settings.min_moved_px) / noise,
         }
         broken = broken_rule(values, settings)
         if broken is None:
             slack = settings.motions.flow_error_share * found.moved_px[k]
             claim, seen = claim_pixels(mask, found.motions[k], slack, flow, every, evidence, settings)
             values |= object_values(claim, seen, flow, evidence, settings)
+            values["overlap"] = float(covered[claim.window][claim.pixels].mean()) if claim.pixels.any() else 0.0
             broken = broken_rule(values, settings)
         if broken:
             dropped.append(broken | {"region_px": int(mask.sum())})
         else:
             claims.append(claim)
+            covered[claim.window] |= claim.pixels
             kept.append(k)
             facts.append({name: round(value, 4) for name, value in values.items()})
     instance = np.zeros(tuple(found.regions.shape), np.int64)

@@ -47,15 +47,15 @@ class RegionMotionSettings:
         Fragments farther apart are different objects.
     join_px, join_share : float
         A fragment's flow may differ from what the larger one's motion predicts by this many pixels plus this share of
-        how far it moves.
+        how far it moves; never by half of how far it moves.
     """
 
-    points: int = 256
-    groups: int = 24
-    group_size: int = 12
+    points: int = 160
+    groups: int = 16
+    group_size: int = 10
     inlier_error: float = 16.0
     flow_error_share: float = 0.1
-    min_trusted_points: int = 30
+    min_trusted_points: int = 20
     min_agreement: float = 0.5
     split_error: float = 25.0
     split_window_px: int = 7
@@ -147,7 +147,8 @@ def join_fragments(
     miss = (m.observed[None] - predicted)[..., :2].norm(dim=-1).median(-1).values  # (motion of, points of)
     few = m.points[:, ::4]
     gap = torch.cdist(few.flatten(0, 1), few.flatten(0, 1)).reshape(count, few.shape[1], count, -1).amin((1, 3))
-    joins = ((miss < settings.join_px + settings.join_share * moved) & (gap < settings.join_gap_m)).tolist()
+    tolerated = torch.minimum(settings.join_px + settings.join_share * moved, 0.5 * moved)
+    joins = ((miss < tolerated) & (gap < settings.join_gap_m)).tolist()
     whole = list(range(count))
     order = sorted(whole, key=lambda k: -sizes[k])
     for rank, k in enumerate(order):
