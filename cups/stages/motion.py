@@ -5,7 +5,7 @@
 # %% ../../nbs/stages/05_motion.ipynb #be2d4a1d
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 import cv2
@@ -47,6 +47,8 @@ class MotionSettings:
         How far it moved in the image, measured from rest, in pixels; and what is more than that, in standard
         deviations of the flow.
     min_area_px : int
+    min_area_share : float
+        Its area in pixels, and as a share of the image.
     min_surface_m2 : float
     min_texture : float
         Mean over it of how well pixels can be matched, 0 to 1.
@@ -68,7 +70,8 @@ class MotionSettings:
     min_agreement: float = 0.6
     min_moved_px: float = 0.2
     min_moved_noise: float = 4.0
-    min_area_px: int = 100
+    min_area_px: int = 24
+    min_area_share: float = 2e-4
     min_surface_m2: float = 0.12
     min_texture: float = 0.07
     min_seen: float = 0.04
@@ -139,9 +142,10 @@ def claimed(mask: np.ndarray, votes: np.ndarray, settings: MotionSettings) -> np
         (votes > settings.regions.min_evidence).astype(np.uint8), connectivity=4
     )
     area = statistics[:, cv2.CC_STAT_AREA]
+    smallest = max(settings.min_area_px, 0.1 * mask.sum())
     mean = np.bincount(parts.reshape(-1), votes.reshape(-1), len(area)) / np.maximum(area, 1)
     touch = np.bincount(parts[mask], minlength=len(area)) > 0
-    taken = touch | ((area >= settings.min_area_px) & (mean > settings.min_far_votes))
+    taken = touch | ((area >= smallest) & (mean > settings.min_far_votes))
     taken[0] = False
     return taken[parts]
 
@@ -181,8 +185,10 @@ def claim_pixels(
     inside = hull(mask[window])
     prior = 0.15 * (inside & fits & trusted) + 0.05 * (inside & fits & ~trusted) - 0.05 * (~inside & ~trusted)
     prior = prior + 0.03 * (~inside & fits & trusted) - 0.3 * (~fits & ~trusted)
-    radius = int(min(max(0.12 * float(mask.sum()) ** 0.5, 2), settings.regions.smoothing_px))
-    votes = evidence.votes(matched, seen, prior.cpu().numpy().astype(np.float32), replace(settings.regions, smoothing_px=radius), window)
+    # Windows no wider than the object's limbs.
+    radius = min(0.12 * float(mask.sum()) ** 0.5, settings.regions.smoothing_share * mask.shape[0])
+    prior = prior.cpu().numpy().astype(np.float32)
+    votes = evidence.votes(matched, seen, prior, max(int(radius), 2), settings.regions.edge_variance, window)
     votes[~evidence.standing[window] | (trusted & ~fits).cpu().numpy()] = -1
     pixels = compact(claimed(mask[window].cpu().numpy(), votes, settings), settings.compactness)
     return Claim(window, votes, pixels), seen
@@ -225,6 +231,7 @@ def object_values(
     depth = flow.points_0[..., 2][window].cpu().numpy()[pixels]
     return {
         "area_px": int(pixels.sum()),
+        "area_share": float(pixels.sum()) / flow.trusted.numel(),
         "surface_m2": float((depth * depth).sum()) / (camera.fx * camera.fy),
         "texture": float(evidence.known[window][pixels].mean()),
         "seen": float(seen[pixels].mean()),

@@ -36,8 +36,8 @@ class RegionSettings:
         Error, as a share of `error_limit`, from which on it speaks for motion, not for rest.
     difference_limit : float
         Difference of colour, in standard deviations of its noise, that means "not the same thing".
-    smoothing_px : int
-        Radius over which evidence is smoothed along the image's edges.
+    smoothing_share : float
+        Radius over which evidence is smoothed along the image's edges, as a share of the image height.
     edge_variance : float
         Variance of brightness (0 to 1) in a window from which on it holds an edge.
     min_evidence : float
@@ -47,20 +47,22 @@ class RegionSettings:
     depth_jump : float
         Relative change of disparity from one pixel to the next that parts two regions.
     min_area_px : int
-        Smaller regions are left out.
+    min_area_share : float
+        Smaller regions are left out; in pixels and as a share of the image.
     """
 
     error_limit: float = 50.0
     inlier_error: float = 16.0
     moving_share: float = 0.35
     difference_limit: float = 5.0
-    smoothing_px: int = 6
+    smoothing_share: float = 6 / 512
     edge_variance: float = 1e-3
     min_evidence: float = 0.15
     ground_px: float = 1.0
     ground_share: float = 0.02
     depth_jump: float = 0.1
-    min_area_px: int = 100
+    min_area_px: int = 24
+    min_area_share: float = 2e-4
 
 # %% ../../nbs/stages/04_moving_regions.ipynb #b0f4b533
 def ground_plane(rays: Tensor, disparity: Tensor, scale: float, generator: torch.Generator) -> Tensor | None:
@@ -255,7 +257,7 @@ class Evidence:
     difference: float
 
     def votes(
-        self, matched: np.ndarray, seen: np.ndarray, prior: np.ndarray, settings: RegionSettings,
+        self, matched: np.ndarray, seen: np.ndarray, prior: np.ndarray, radius: int, edge_variance: float,
         window: tuple[slice, slice] = (slice(None), slice(None)),
     ) -> np.ndarray:  # fmt: skip
         """Return smoothed votes in a window of the image, -1 to 1.
@@ -264,12 +266,14 @@ class Evidence:
         ----------
         matched, seen, prior : ndarray, (h, w), float32
             What matches and images say, -1 to 1, and what is assumed without them.
+        radius, edge_variance
+            Of the guided filter.
         """
         matched, seen = self.known[window] * matched, cv2.blur(seen, (3, 3))
         weights = np.abs(matched) + np.abs(seen) + np.abs(prior) + 0.005
         votes = (matched + seen + prior) / weights
         guide = self.image_0[window].mean(-1)
-        return guided_filter(guide, votes, weights, settings.smoothing_px, settings.edge_variance)
+        return guided_filter(guide, votes, weights, radius, edge_variance)
 
 
 def standing_pixels(flow: SceneFlow, settings: RegionSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -322,7 +326,9 @@ def moving_regions(
         image_0=image_0, image_1=image_1, difference=limit,
     )  # fmt: skip
     seen = evidence.at_rest - np.minimum(moved / limit, 1)
-    votes = evidence.votes(evidence.static - settings.moving_share, seen, np.zeros_like(seen), settings)
+    radius = max(round(settings.smoothing_share * sample.size[0]), 2)
+    votes = evidence.votes(evidence.static - settings.moving_share, seen, np.zeros_like(seen), radius, settings.edge_variance)
+    smallest = max(settings.min_area_px, int(settings.min_area_share * seen.size))
     disparity = cv2.medianBlur(flow.disparity_0.cpu().numpy(), 5)
     moving = (votes > settings.min_evidence) & evidence.standing
-    return split_at_depth(moving, disparity, settings.depth_jump, settings.min_area_px), evidence
+    return split_at_depth(moving, disparity, settings.depth_jump, smallest), evidence

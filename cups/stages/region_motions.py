@@ -226,7 +226,7 @@ def split_by_motion(
             if large and int((new & trusted).sum()) < found.trusted[k - 1]:
                 count += 1
                 regions[new] = count
-    return regions
+    return torch.unique(regions, return_inverse=True)[1] if (regions == 0).any() else regions
 
 
 def fit_and_join(

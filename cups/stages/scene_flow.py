@@ -8,8 +8,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import cv2
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -17,7 +15,8 @@ from ..core.geometry import back_project, depth_from_disparity, pixel_grid, warp
 from ..core.records import Matches, SceneFlow, StereoSample
 
 # %% auto #0
-__all__ = ['SceneFlowSettings', 'truncated_deviation', 'noise_scales', 'disparity_edges', 'scene_flow']
+__all__ = ['FLOATS', 'SceneFlowSettings', 'truncated_deviation', 'noise_scales', 'disparity_edges', 'finite_matches',
+           'scene_flow']
 
 # %% ../../nbs/stages/02_scene_flow.ipynb #831f70e6
 @dataclass(frozen=True)
@@ -30,8 +29,9 @@ class SceneFlowSettings:
         Points outside this range, at t or at t + 1, are not trusted.
     edge_threshold : float
         Jump of log disparity from one pixel to the next from which on a pixel counts as an edge.
-    edge_px : int
-        Side of the square around edges that is not trusted; odd.
+    edge_share : float
+        Side of the square around edges that is not trusted, as a share of the image height (published: 5 px of 640);
+        rounded to an odd number of pixels, at least 3.
     min_noise_px, max_noise_px : float
         Bounds of the noise scales.
     """
@@ -39,7 +39,7 @@ class SceneFlowSettings:
     min_depth_m: float = 2.5
     max_depth_m: float = 70.0
     edge_threshold: float = 0.2
-    edge_px: int = 5
+    edge_share: float = 5 / 640
     min_noise_px: float = 0.05
     max_noise_px: float = 10.0
 
@@ -95,6 +95,18 @@ def disparity_edges(disparity: Tensor, threshold: float, size_px: int) -> Tensor
     return torch.nn.functional.max_pool2d(jump[None].float(), size_px, 1, size_px // 2)[0] > 0
 
 
+FLOATS = ("flow_forward", "flow_backward", "disparity_0", "disparity_1", "disparity_right_0", "disparity_right_1")
+
+
+def finite_matches(matches: Matches) -> tuple[Matches, Tensor]:
+    """Return matches in float32 with 0 for what is not finite, and the pixels at t that were finite, (H, W), bool."""
+    finite = matches.flow_forward.isfinite().all(0) & matches.disparity_0.isfinite()
+    cleaned = {
+        name: torch.nan_to_num(getattr(matches, name).float(), nan=0.0, posinf=0.0, neginf=0.0) for name in FLOATS
+    }
+    return matches.replace(**cleaned), finite
+
+
 def scene_flow(sample: StereoSample, matches: Matches, settings: SceneFlowSettings | None = None) -> SceneFlow:
     """Return every pixel's motion in 3D.
 
@@ -113,6 +125,7 @@ def scene_flow(sample: StereoSample, matches: Matches, settings: SceneFlowSettin
     """
     settings = settings or SceneFlowSettings()
     camera = sample.calibration
+    matches, finite = finite_matches(matches)
     position = pixel_grid(*sample.size, device=matches.flow_forward.device) + matches.flow_forward
     at_target = torch.stack([matches.disparity_1, matches.disparity_visible_1.float()])[None]
     looked_up, inside = warp(at_target, matches.flow_forward[None])
@@ -121,9 +134,11 @@ def scene_flow(sample: StereoSample, matches: Matches, settings: SceneFlowSettin
     depth_1 = depth_from_disparity(disparity_1, camera)
 
     in_range = [(d >= settings.min_depth_m) & (d <= settings.max_depth_m) for d in (depth_0, depth_1)]
-    edges = [disparity_edges(d, settings.edge_threshold, settings.edge_px) for d in (matches.disparity_0, disparity_1)]
+    edge_px = max(2 * round((settings.edge_share * sample.size[0] - 1) / 2) + 1, 3)
+    edges = [disparity_edges(d, settings.edge_threshold, edge_px) for d in (matches.disparity_0, disparity_1)]
     everything = torch.ones_like(matches.flow_visible)
     rules = {
+        "finite": finite,
         "depth range": in_range[0] & in_range[1],
         "visibility flow": matches.flow_visible & inside[0, 0],
         "visibility disparity": matches.disparity_visible_0 & seen_1,
