@@ -60,8 +60,8 @@ def truncated_deviation(error: Tensor, bound: float = 10.0) -> float:
     inside = error[error.abs() < bound].double()
     if inside.numel() == 0:
         return 0.0
-    seen = inside.square().mean().sqrt().item()
-    sigma = max(seen, 1e-6)
+    seen = max(inside.square().mean().sqrt().item(), 1e-6)
+    sigma = seen
     for _ in range(50):
         a = bound / sigma
         cut = 2 * a * math.exp(-a * a / 2) / math.sqrt(2 * math.pi) / max(math.erf(a / math.sqrt(2)), 1e-12)
