@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 
 import numpy as np
 
@@ -258,34 +258,42 @@ def _ground(rng: np.random.Generator, street: Street) -> list[Part]:
     return parts
 
 
+def _patches(street: Street, places: list[tuple[float, float, float, float]], height: float, finish: Finish) -> Part:
+    """Make thin rectangles on the road; `places` holds their first and last `e` and first and last `s`."""
+    corners = np.array(places)[:, [[0, 2], [1, 2], [1, 3], [0, 3]]]
+    e, s = corners[..., 0], corners[..., 1]
+    x, z, _ = street.place(s, e)
+    points = np.stack([x, np.full_like(x, height), z], axis=-1)
+    return quads(points, finish, (0, -50, 0), corners / finish.tile_m)
+
+
 def _markings(rng: np.random.Generator, street: Street) -> list[Part]:
     """Make lane lines, zebra crossing, stop line and patches in the asphalt."""
     white = Finish(LABEL["road"], "concrete", shade(rng, (1.15, 1.15, 1.13), 0.04), 1.3)
     tar = white.but(texture="asphalt", tint=shade(rng, (0.75, 0.75, 0.77)), tile_m=2.0)
-    level, parts = (0.008, 0.008), []
     clear = [street.zebra_m - 2, street.zebra_m + 4] if street.zebra_m is not None else [0, 0]
     dash, gap = float(pick(rng, 3.0, 4.0, 2.0)), float(pick(rng, 3.0, 6.0, 4.0))
     lines = [k * street.lane_m for k in range(1 - street.lanes, street.lanes)]
-    for start in np.arange(_NEAR_M, 110, dash + gap):
-        if street.clear_of_crossing(start, start + dash) and not clear[0] - dash < start < clear[1]:
-            parts += [_strip(street, (e - 0.07, e + 0.07), (start, start + dash), level, white) for e in lines]
+    starts = [
+        start
+        for start in np.arange(_NEAR_M, 110, dash + gap)
+        if street.clear_of_crossing(start, start + dash) and not clear[0] - dash < start < clear[1]
+    ]
+    painted = [(e - 0.07, e + 0.07, start, start + dash) for start in starts for e in lines]
+    if street.zebra_m is not None:
+        bars = np.arange(street.kerb(-1) + 0.4, street.kerb(1) - 0.6, 1.0)
+        painted += [(e, e + 0.5, street.zebra_m, street.zebra_m + 3.0) for e in bars]
+        painted.append((0.15, street.half_m - 0.1, street.zebra_m - 1.4, street.zebra_m - 1.0))
+    parts = [_patches(street, painted, 0.008, white)]
     for side in (-1, 1):
         if street.parking_m[(side + 1) // 2]:
-            edge = side * street.half_m
-            parts += [
-                _strip(street, (edge - 0.06, edge + 0.06), part, level, white) for part in _stretches(street, 1.0)
-            ]
-    if street.zebra_m is not None:
-        for e in np.arange(street.kerb(-1) + 0.4, street.kerb(1) - 0.6, 1.0):
-            parts.append(_strip(street, (e, e + 0.5), (street.zebra_m, street.zebra_m + 3.0), level, white))
-        parts.append(
-            _strip(street, (0.15, street.half_m - 0.1), (street.zebra_m - 1.4, street.zebra_m - 1.0), level, white)
-        )
+            edge = (side * street.half_m - 0.06, side * street.half_m + 0.06)
+            parts += [_strip(street, edge, part, (0.008, 0.008), white) for part in _stretches(street, 1.0)]
+    mended = []
     for _ in range(rng.integers(2, 7)):
         s, e = rng.uniform(4, 40), rng.uniform(-street.half_m, street.half_m - 1)
-        size = rng.uniform(0.5, 4.0), rng.uniform(0.5, 1.4)
-        parts.append(_strip(street, (e, e + size[1]), (s, s + size[0]), (0.004, 0.004), tar))
-    return parts
+        mended.append((e, e + rng.uniform(0.5, 1.4), s, s + rng.uniform(0.5, 4.0)))
+    return [*parts, _patches(street, mended, 0.004, tar)]
 
 # %% ../../nbs/data/14_street_layout.ipynb #2ec8acff
 def _boundary(rng: np.random.Generator, street: Street, side: int, inset: float) -> list[Mesh]:
@@ -328,7 +336,7 @@ def _greenery(
     meshes = []
     for s in np.sort(rng.uniform(3, 75, count)):
         if street.clear_of_crossing(s - 2, s + 2, 2.5):
-            model = tree(rng) if rng.random() < 0.7 else bush(rng)
+            model = tree(rng, _leaves(s)) if rng.random() < 0.7 else bush(rng)
             pose = street.pose(s, street.front(side) + side * rng.uniform(*depth), rng.uniform(0, 6.28), _KERB_M)
             meshes.append(model.moved(pose))
     return meshes
@@ -369,9 +377,9 @@ def _tree_line(rng: np.random.Generator, street: Street, side: int) -> list[Mesh
 def _far_end(rng: np.random.Generator, street: Street) -> list[Mesh]:
     """Close the view at the end of the street with a row of houses."""
     meshes = []
-    for k in range(-5, 6):
-        model = house(rng, 13, 10, int(rng.integers(2, 6)), shop=False)
-        meshes.append(model.moved(street.pose(_FAR_M + 6, 13.2 * k, -np.pi / 2)))
+    for k in range(-3, 4):
+        model = house(rng, 20, 10, int(rng.integers(2, 6)), shop=False)
+        meshes.append(model.moved(street.pose(_FAR_M + 6, 20.2 * k, -np.pi / 2)))
     return meshes
 
 # %% ../../nbs/data/14_street_layout.ipynb #1436ffe2
@@ -425,29 +433,32 @@ class Crowd:
 def _furniture(rng: np.random.Generator, street: Street, crowd: Crowd) -> list[Mesh]:
     """Make lamp posts, signs, traffic lights and street trees, where nothing else stands."""
     wanted = []
-    spacing, trees = rng.uniform(16, 28), rng.random(2) < 0.45
+    spacing, trees, green = rng.uniform(16, 28), rng.random(2) < 0.45, bool(rng.random() < 0.6)
+    stop = street.zebra_m
+    if stop is None and street.crossing_m is not None:
+        stop = street.crossing_m - street.crossing_half_m
     for side in (-1, 1):
         inset, turn = street.kerb(side) + 0.55 * side, 0.0 if side > 0 else np.pi
-        wanted += [(lamp_post(rng), s, inset, turn, 0.4) for s in np.arange(rng.uniform(5, 15), 90, spacing)]
+        wanted += [(lamp_post, s, inset, turn) for s in np.arange(rng.uniform(5, 15), 90, spacing)]
         if trees[(side + 1) // 2] and street.pavement_m[(side + 1) // 2] > 2.6:
             places = np.arange(rng.uniform(7, 14), 70, rng.uniform(9, 15))
-            wanted += [(tree(rng), s, street.kerb(side) + 0.9 * side, rng.uniform(0, 6), 0.5) for s in places]
+            wanted += [(partial(tree, leaves=_leaves(s)), s, inset + 0.35 * side, rng.uniform(0, 6)) for s in places]
         for s in rng.uniform(6, 45, rng.integers(1, 4)):
             turned = 0.0 if rng.random() < 0.75 else np.pi
-            wanted.append((traffic_sign(rng), s, inset + 0.1 * side, turned + rng.normal(0, 0.1), 0.4))
-        stop = (
-            street.zebra_m
-            if street.zebra_m is not None
-            else street.crossing_m and street.crossing_m - street.crossing_half_m
-        )
+            wanted.append((traffic_sign, s, inset + 0.1 * side, turned + rng.normal(0, 0.1)))
         if stop is not None and rng.random() < 0.7:
-            wanted.append((traffic_light(rng, bool(rng.random() < 0.6)), stop - 0.6, inset, rng.normal(0, 0.05), 0.4))
+            wanted.append((partial(traffic_light, green=green), stop - 0.6, inset, rng.normal(0, 0.05)))
     meshes = []
-    for mesh, s, e, turn, size in wanted:
+    for draw, s, e, turn in wanted:
         clear = street.clear_of_crossing(s - 0.6, s + 0.6, 0.2)
-        if clear and crowd.admit(street.path(s, e, 0.0), (size, size)):
-            meshes.append(mesh.moved(street.pose(s, e, turn, _KERB_M)))
+        if clear and crowd.admit(street.path(s, e, 0.0), (0.4, 0.4)):
+            meshes.append(draw(rng).moved(street.pose(s, e, turn, _KERB_M)))
     return meshes
+
+
+def _leaves(distance_m: float) -> int:
+    """Return how many leaves a tree needs at a distance along the street."""
+    return 260 if distance_m < 30 else 120
 
 # %% ../../nbs/data/14_street_layout.ipynb #0d34cb48
 def _vehicle(rng: np.random.Generator) -> tuple[tuple[float, float], list[Mesh]]:

@@ -325,8 +325,8 @@ _GREENS: tuple[Colour, ...] = (
 )  # fmt: skip
 
 
-def tree(rng: np.random.Generator) -> Mesh:
-    """Draw a tree of one or several clouds of leaves, or a conifer-like column."""
+def tree(rng: np.random.Generator, leaves: int = 260) -> Mesh:
+    """Draw a tree: several clouds of leaves, or a slim column; `leaves` for the largest (fewer will do far away)."""
     finish = Finish(
         LABEL["vegetation"], "leaves", shade(rng, _GREENS[rng.integers(len(_GREENS))]), rng.uniform(1.6, 2.6)
     )
@@ -336,13 +336,15 @@ def tree(rng: np.random.Generator) -> Mesh:
     top = (lean[0], trunk + 0.6 * crown, lean[1])
     parts = [tube((0, -0.1, 0), top, rng.uniform(0.12, 0.25), bark, 0.07, sides=8)]
     if rng.random() < 0.2:
-        parts += foliage(rng, (0.55 * crown, 1.9 * crown, 0.55 * crown), (0, trunk + 1.2 * crown, 0), finish, 340, 0.28)
+        parts += foliage(
+            rng, (0.55 * crown, 1.9 * crown, 0.55 * crown), (0, trunk + 1.2 * crown, 0), finish, leaves, 0.30
+        )
         return build(parts)
-    parts += foliage(rng, (crown, 0.85 * crown, crown), (lean[0], trunk + 0.75 * crown, lean[1]), finish, 260, 0.32)
+    parts += foliage(rng, (crown, 0.85 * crown, crown), (lean[0], trunk + 0.75 * crown, lean[1]), finish, leaves, 0.32)
     for _ in range(2):
         angle, size = rng.uniform(0, 2 * np.pi), crown * rng.uniform(0.5, 0.75)
         centre = (0.65 * crown * np.cos(angle), trunk + crown * rng.uniform(0.7, 1.5), 0.65 * crown * np.sin(angle))
-        parts += foliage(rng, (size, 0.85 * size, size), centre, finish, 130, 0.30)
+        parts += foliage(rng, (size, 0.85 * size, size), centre, finish, leaves // 2, 0.30)
     return build(parts)
 
 
@@ -399,10 +401,10 @@ def fence(rng: np.random.Generator, length: float) -> Mesh:
     ]
     if high > 1.35:
         return build([*posts, box((0.04, high - 0.08, length), (0, high / 2 + 0.04, 0), finish)]).grounded(0.5, 0.7)
-    pickets = [
-        box((0.03, high - 0.1, 0.13), (0, high / 2 + 0.03, z), finish)
-        for z in np.arange(-length / 2 + 0.1, length / 2, 0.24)
-    ]
+    z = np.arange(-length / 2 + 0.1, length / 2, 0.24)[:, None] + np.array([-0.065, 0.065, 0.065, -0.065])
+    y = np.broadcast_to([0.08, 0.08, high, high], z.shape)
+    faces = [np.stack([np.full_like(z, x), y, z], axis=-1) for x in (-0.015, 0.015)]
+    pickets = [quads(face, finish, (-np.sign(face[0, 0, 0]), 0.5, 0)) for face in faces]
     rails = [box((0.05, 0.10, length), (0.04, y, 0), finish) for y in (0.3, 0.8 * high)]
     return build([*posts, *pickets, *rails])
 

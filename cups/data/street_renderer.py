@@ -98,7 +98,7 @@ def sky_colour(light: Light, directions: np.ndarray, pixel_rad: float) -> np.nda
 
 # %% ../../nbs/data/12_street_renderer.ipynb #5df55d99
 _ATTRIBUTES = 5  # u, v, one, sun, sky
-_CHUNK = 32_768  # pixels at a time, so that the intermediate arrays stay in the cache
+_CHUNK = 16_384  # pixels at a time, so that the intermediate arrays stay in the cache
 _SOFTEN = 0.35  # texture levels beyond the pixel's own width: a lens is not perfectly sharp
 
 
@@ -176,15 +176,23 @@ class View:
         shape = self.triangle.shape
         y, x = (v.reshape(-1) for v in np.indices(shape, np.float32))
         colour, sunlit = self._colours(x, y, self.triangle.reshape(-1))
-        surface = 2 * np.where(self.triangle >= 0, self.geometry.mesh.surface[self.triangle], -1) + sunlit.reshape(
-            shape
-        )
-        edges = np.flatnonzero(_edges(colour.reshape(*shape, 3), surface))
+        surface = self._surfaces(self.triangle)
+        edges, cross = _edges(colour.reshape(*shape, 3), surface, sunlit.reshape(shape))
         right, down = np.float32([[0.0, -0.33, 0.33], [0.38, -0.19, -0.19]])[..., None]
         x, y = (x[edges] + right).reshape(-1), (y[edges] + down).reshape(-1)
-        around, _ = self._colours(x, y, self._hits(x, y))
-        colour[edges] = (colour[edges] + around.reshape(3, -1, 3).sum(axis=0)) / 4
+        hit = self._hits(x, y)
+        same = surface.reshape(-1)[cross] == self._surfaces(hit).reshape(3, 1, -1)
+        same[:, 1:] &= ~(same[:, :1] & (sunlit[cross] == sunlit[edges])[1:])  # its own colour, but soft shadows
+        share = same / np.maximum(same.sum(axis=1, keepdims=True), 1, dtype=np.float32)
+        around = np.einsum("kce,ced->ked", share, colour[cross])
+        fresh = np.flatnonzero(~same.any(axis=1))
+        around.reshape(-1, 3)[fresh] = self._colours(x[fresh], y[fresh], hit[fresh])[0]
+        colour[edges] = (colour[edges] + around.sum(axis=0)) / 4
         return colour.reshape(*shape, 3)
+
+    def _surfaces(self, triangle: np.ndarray) -> np.ndarray:
+        """Return the number of the surface that each triangle is a piece of, -1 for the sky."""
+        return np.where(triangle >= 0, self.geometry.mesh.surface[triangle], -1)
 
     def _colours(self, x: np.ndarray, y: np.ndarray, triangle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Return colours (N, 3) and whether the sun shines there (N,) at image positions that see the triangles."""
@@ -249,15 +257,27 @@ def _distinct(triangle: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]
     return (np.flatnonzero(present) if present.any() else np.zeros(1, np.intp)), place[triangle]
 
 
-def _edges(picture: np.ndarray, surface: np.ndarray) -> np.ndarray:
-    """Mark pixels (H, W) that differ from a neighbour both in colour and in surface or shadow."""
-    mark = np.zeros(surface.shape, bool)
+def _edges(picture: np.ndarray, surface: np.ndarray, sunlit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Find pixels that differ from a neighbour both in colour and in surface or shadow.
+
+    Returns
+    -------
+    np.ndarray, (E,)
+        Their places in the flattened picture.
+    np.ndarray, (5, E)
+        The places of each and of its four neighbours (itself again at the border).
+    """
+    height, width = surface.shape
+    key, mark = 2 * surface + sunlit, np.zeros(surface.shape, bool)
     for near, far in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
-        differ = surface[near] != surface[far]
-        differ[differ] = np.abs(picture[near][differ] - picture[far][differ]).max(axis=-1) > 6
+        differ = key[near] != key[far]
+        differ[differ] = np.abs(picture[near][differ] - picture[far][differ]).max(axis=-1) > 10
         mark[near] |= differ
         mark[far] |= differ
-    return mark
+    edges = np.flatnonzero(mark)
+    row, column = edges // width, edges % width
+    steps = (-width * (row > 0), width * (row < height - 1), -1 * (column > 0), 1 * (column < width - 1))
+    return edges, np.stack([edges, *(edges + step for step in steps)])
 
 # %% ../../nbs/data/12_street_renderer.ipynb #b27f8dc4
 def _filtered(
@@ -279,8 +299,9 @@ def _filtered(
     """
     wide, high = across[0] ** 2 + across[1] ** 2, down[0] ** 2 + down[1] ** 2
     long, short = np.maximum(wide, high), np.minimum(wide, high)
-    stretched = long > 3 * short
-    level = np.float32(0.5) * np.log2(np.maximum(np.where(stretched, np.maximum(short, long / 16), long), 1e-8))
+    stretched = long > 5 * short
+    area = np.where(stretched, np.maximum(short, long / 16) ** 2, long * short)
+    level = np.float32(0.25) * np.log2(np.maximum(area, 1e-12))
     level += np.float32(_SOFTEN)
     colour = np.empty((len(u), 3), np.float32)
     plain, many = np.flatnonzero(~stretched), np.flatnonzero(stretched)

@@ -134,24 +134,17 @@ class _Pixels:
     """The surface points that the pixels of a view see, in camera coordinates."""
 
     view: View
-    depth: np.ndarray  # (H, W), 0 in the sky
+    depth: np.ndarray  # (H, W), infinite in the sky
     points: np.ndarray  # (H, W, 3) float64; directions of length 1 along z in the sky
 
     @classmethod
     def of(cls, view: View) -> _Pixels:
         """Back-project every pixel."""
         c, depth = view.calibration, view.depth()
-        depth[np.isinf(depth)] = 0
-        distance = np.where(depth > 0, depth, 1)
+        distance = np.where(np.isinf(depth), 1, depth)
         x = (np.arange(c.width) - c.cx) / c.fx * distance
         y = ((np.arange(c.height) - c.cy) / c.fy)[:, None] * distance
         return cls(view, depth, np.stack([x, y, distance], axis=-1))
-
-    @property
-    def disparity(self) -> np.ndarray:
-        """Disparity in pixels, (H, W) float32."""
-        c = self.view.calibration
-        return np.where(self.depth > 0, c.fx * c.baseline_m / np.maximum(self.depth, 1e-9), 0).astype(np.float32)
 
     @property
     def owner(self) -> np.ndarray:
@@ -160,7 +153,7 @@ class _Pixels:
 
     def moved(self, motions: np.ndarray) -> np.ndarray:
         """Return the points (H, W, 3) after each object's motion (objects, 4, 4); the sky only turns."""
-        moved = self.points @ motions[0, :3, :3].T + motions[0, :3, 3] * (self.depth > 0)[..., None]
+        moved = self.points @ motions[0, :3, :3].T + motions[0, :3, 3] * np.isfinite(self.depth)[..., None]
         on_object = self.owner > 0
         motion = motions[self.owner[on_object]]
         moved[on_object] = np.einsum("nij,nj->ni", motion[:, :3, :3], self.points[on_object]) + motion[:, :3, 3]
@@ -180,7 +173,7 @@ class _Pixels:
         around = [other.triangle.reshape(-1)[corner + step] for step in (0, 1, c.width, c.width + 1)]
         ask = np.flatnonzero(~np.logical_and.reduce([hit == own for hit in around]))
         hit, depth = other.look(x[ask], y[ask])
-        distance = np.where(self.depth > 0, points[..., 2], np.inf)[inside][ask]
+        distance = np.where(np.isinf(self.depth), np.inf, points[..., 2])[inside][ask]
         seen = inside.copy()
         seen.reshape(-1)[place[ask]] = (hit == own[ask]) | (depth > 0.999 * distance - 0.005)
         return seen
@@ -193,6 +186,11 @@ def _image_position(points: np.ndarray, calibration: Calibration) -> tuple[np.nd
         calibration.fx * points[..., 0] / depth + calibration.cx,
         calibration.fy * points[..., 1] / depth + calibration.cy,
     )
+
+
+def _disparity(depth: np.ndarray, calibration: Calibration) -> Tensor:
+    """Return disparity in pixels (H, W), 0 at infinite depth."""
+    return torch.from_numpy((calibration.fx * calibration.baseline_m / depth).astype(np.float32))
 
 
 def _flow(points: np.ndarray, calibration: Calibration) -> Tensor:
@@ -238,14 +236,14 @@ def _truth(world: StreetWorld, times: tuple[float, float], left: list[View], rig
     panoptic = _panoptic(pixels[0])
     ids = torch.unique(panoptic.instance[panoptic.instance > 0])
     actors = [world.actors[number - 1] for number in ids.tolist()]
-    shift = [np.where(p.depth > 0, calibration.baseline_m, 0)[..., None] * np.array([1, 0, 0]) for p in pixels]
+    shift = [np.isfinite(p.depth)[..., None] * np.array([calibration.baseline_m, 0, 0]) for p in pixels]
     visible = [p.seen_by(view, p.points - s) for p, view, s in zip(pixels, right, shift, strict=True)]
     return StreetTruth(
-        depth_0=torch.from_numpy(pixels[0].depth.astype(np.float32)),
-        disparity_0=torch.from_numpy(pixels[0].disparity),
-        disparity_1=torch.from_numpy(pixels[1].disparity),
-        disparity_right_0=torch.from_numpy(_Pixels.of(right[0]).disparity),
-        disparity_right_1=torch.from_numpy(_Pixels.of(right[1]).disparity),
+        depth_0=torch.from_numpy(np.where(np.isinf(pixels[0].depth), 0, pixels[0].depth).astype(np.float32)),
+        disparity_0=_disparity(pixels[0].depth, calibration),
+        disparity_1=_disparity(pixels[1].depth, calibration),
+        disparity_right_0=_disparity(right[0].depth(), calibration),
+        disparity_right_1=_disparity(right[1].depth(), calibration),
         flow_forward=_flow(forward, calibration),
         flow_backward=_flow(backward, calibration),
         flow_visible=torch.from_numpy(pixels[0].seen_by(left[1], forward)),

@@ -41,12 +41,17 @@ def tileable_noise(rng: np.random.Generator, power: float, shortest: float = 2.0
     np.ndarray, (256, 256), float32
         Mean 0, standard deviation 1.
     """
-    fy, fx = fft.fftfreq(TILE)[:, None], fft.rfftfreq(TILE)[None]
-    frequency = np.hypot(stretch * fy, fx)
-    gain = np.where((frequency > 0) & (frequency <= 1 / shortest), np.maximum(frequency, 1e-6) ** -power, 0)
     white = rng.standard_normal((TILE, TILE), dtype=np.float32)
-    noise = fft.irfft2(fft.rfft2(white) * gain.astype(np.float32), s=(TILE, TILE))
+    noise = fft.irfft2(fft.rfft2(white) * _spectrum(power, shortest, stretch), s=(TILE, TILE))
     return noise / noise.std()
+
+
+@lru_cache(maxsize=64)
+def _spectrum(power: float, shortest: float, stretch: float) -> np.ndarray:
+    """Return the amplitudes by which white noise is multiplied, (256, 129) float32."""
+    frequency = np.hypot(stretch * fft.fftfreq(TILE)[:, None], fft.rfftfreq(TILE)[None])
+    gain = np.where((frequency > 0) & (frequency <= 1 / shortest), np.maximum(frequency, 1e-6) ** -power, 0)
+    return gain.astype(np.float32)
 
 
 def _grey(value: np.ndarray | float, colour: tuple[float, float, float] = (1, 1, 1)) -> np.ndarray:
