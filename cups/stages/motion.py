@@ -5,6 +5,8 @@
 # %% ../../nbs/stages/05_motion.ipynb #be2d4a1d
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,7 +24,8 @@ from .region_motions import RegionMotions, RegionMotionSettings, fit_and_join, s
 
 # %% auto #0
 __all__ = ['MotionSettings', 'hull', 'compact', 'surface_plane', 'window_around', 'Claim', 'claimed', 'claim_pixels',
-           'broken_rule', 'left_over_noise', 'without_objects', 'object_values', 'objects', 'propose', 'most_common']
+           'broken_rule', 'left_over_noise', 'without_objects', 'object_values', 'objects', 'one_thread', 'propose',
+           'most_common']
 
 # %% ../../nbs/stages/05_motion.ipynb #fbb8a4e1
 @dataclass(frozen=True)
@@ -117,7 +120,7 @@ def surface_plane(flow: SceneFlow, mask: Tensor, window: tuple[slice, slice]) ->
 
 
 def window_around(mask: Tensor) -> tuple[slice, slice]:
-    """Return the rows and columns of a mask (H, W), and around it three quarters of its width and a quarter of its height."""
+    """Return the rows and columns of a mask (H, W) with a margin: 3/4 of its width, 1/4 of its height."""
     rows, columns = (mask.any(1 - axis).nonzero()[:, 0] for axis in (0, 1))
     slices = []
     for places, length, share in ((rows, mask.shape[0], 0.25), (columns, mask.shape[1], 0.75)):
@@ -280,6 +283,18 @@ def objects(
     return torch.from_numpy(instance).to(found.regions.device), kept, facts, dropped
 
 
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch use one CPU thread: a second one brings nothing on small tensors, and sums would depend on it."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+@one_thread()
 def propose(
     sample: StereoSample, flow: SceneFlow, settings: MotionSettings | None = None, seed: int = 0
 ) -> Proposals:

@@ -327,7 +327,8 @@ def moving_regions(
     )  # fmt: skip
     seen = evidence.at_rest - np.minimum(moved / limit, 1)
     radius = max(round(settings.smoothing_share * sample.size[0]), 2)
-    votes = evidence.votes(evidence.static - settings.moving_share, seen, np.zeros_like(seen), radius, settings.edge_variance)
+    matched = evidence.static - settings.moving_share
+    votes = evidence.votes(matched, seen, np.zeros_like(seen), radius, settings.edge_variance)
     smallest = max(settings.min_area_px, int(settings.min_area_share * seen.size))
     disparity = cv2.medianBlur(flow.disparity_0.cpu().numpy(), 5)
     moving = (votes > settings.min_evidence) & evidence.standing
