@@ -36,8 +36,9 @@ class MotionSettings:
     ----------
     ego, regions, motions
         Of the camera's motion, of the regions that move, and of their motions.
-    surface_share : float
-        Pixels whose disparity is farther than 1 px plus this share from an object's surface are not part of it.
+    surface_noise, surface_share : float
+        Pixels whose disparity is farther from an object's surface than so many standard deviations of the disparity
+        plus this share of it are not part of the object.
     min_far_votes : float
         Mean votes from which on a part that does not touch the object's region belongs to it.
     compactness : float
@@ -66,7 +67,8 @@ class MotionSettings:
     ego: EgoMotionSettings = field(default_factory=EgoMotionSettings)
     regions: RegionSettings = field(default_factory=RegionSettings)
     motions: RegionMotionSettings = field(default_factory=RegionMotionSettings)
-    surface_share: float = 0.15
+    surface_noise: float = 4.0
+    surface_share: float = 0.1
     min_far_votes: float = 0.3
     compactness: float = 0.06
     min_trusted_points: int = 20
@@ -115,8 +117,8 @@ def surface_plane(flow: SceneFlow, mask: Tensor, window: tuple[slice, slice]) ->
         a, b, c = torch.linalg.lstsq(terms[keep], disparity[keep].unsqueeze(-1)).solution[:, 0]
         error = (terms @ torch.stack([a, b, c]) - disparity).abs()
         keep = error <= 2 * error.median()
-    plane = (a * x + b * y + c).float()
-    return plane.clamp(0.9 * disparity.min().item(), 1.1 * disparity.max().item())
+    some = disparity[:: len(disparity) // 1000 + 1].sort().values
+    return (a * x + b * y + c).float().clamp(some[len(some) // 20].item(), some[-1 - len(some) // 20].item())
 
 
 def window_around(mask: Tensor) -> tuple[slice, slice]:
@@ -173,7 +175,7 @@ def claim_pixels(
     limit = settings.regions.error_limit
     surface = surface_plane(flow, mask & flow.trusted, window)
     own, trusted = flow.disparity_0[window], flow.trusted[window]
-    fits = (own - surface).abs() < 1 + settings.surface_share * surface
+    fits = (own - surface).abs() < settings.surface_noise * every.noise_px[0, 2] + settings.surface_share * surface
     position = pixel_grid(*mask.shape, device=mask.device)[(slice(None), *window)]
     depth = depth_from_disparity(torch.where(fits, own, surface), flow.calibration)
     target = project(transform(motion, back_project(depth, flow.calibration, position).flatten(0, 1)), flow.calibration)

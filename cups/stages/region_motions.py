@@ -236,7 +236,8 @@ def fit_and_join(
     """Return regions (H, W), numbered 1..R with R > 0, joined to whole objects, with their motions."""
     first = fit_regions(regions, every, trusted, camera_motion, settings, generator)
     regions = split_by_motion(first, every, trusted, settings)
-    first = fit_regions(regions, every, trusted, camera_motion, settings, generator)
+    if int(regions.max()) > len(first.trusted):
+        first = fit_regions(regions, every, trusted, camera_motion, settings, generator)
     count = len(first.trusted)
     able = [
         points >= settings.min_trusted_points and agreement >= settings.min_agreement
