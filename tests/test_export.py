@@ -5,6 +5,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from nbconvert import MarkdownExporter
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -30,3 +32,9 @@ def test_package_equals_what_the_notebooks_export(tmp_path):
 def test_folders_of_the_package_hold_no_code_of_their_own():
     for init in (ROOT / "cups").rglob("__init__.py"):
         assert len(init.read_text().splitlines()) <= 1, f"{init} is not a notebook's: code in it has no source"
+
+
+def test_readme_is_the_index_notebook():
+    body, _ = MarkdownExporter().from_filename(ROOT / "nbs" / "index.ipynb")
+    expected = body.replace("](images/", "](nbs/images/").strip()
+    assert (ROOT / "README.md").read_text().strip() == expected, "run make readme"

@@ -15,7 +15,7 @@ from ..data.store import PseudoLabelStore
 from ..data.stereo_folder import read_label
 from ..data.taxonomy import CITYSCAPES_19, Taxonomy
 from ..metrics import PanopticQuality, plain_scores
-from ..stages.things_stuff import ThingStuffSplit
+from ..stages.things_stuff import ThingStuffSplit, claimed_segments
 
 # %% auto #0
 __all__ = ['panoptic_scores', 'read_truth', 'score_store', 'percent', 'score_table', 'class_table']
@@ -51,7 +51,7 @@ def panoptic_scores(
     )
     frames = 0
     for prediction, truth in pairs:
-        metric.update(prediction.stacked()[None], truth.stacked()[None])
+        metric.update(claimed_segments(prediction, split).stacked()[None], truth.stacked()[None])
         frames += 1
     if not frames:
         raise InputError("there is no frame to evaluate")

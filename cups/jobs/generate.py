@@ -12,39 +12,37 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import write_atomically
 from ..core.settings import settings_to_dict
 from ..data.datasets import StereoDataset
 from ..data.store import PseudoLabelStore
 from .parallel import parallel_map
 from ..stages.pipeline import PseudoLabelSettings, analyse, describe
-from ..stages.semantics import Clusters, fit_clusters, sample_features
+from ..stages.pseudo_classes import PseudoClasses, fit_pseudo_classes
 
 # %% auto #0
-__all__ = ['draw_features', 'find_clusters', 'label_one', 'generate']
+__all__ = ['describe_one', 'find_classes', 'label_one', 'generate']
 
 # %% ../../nbs/jobs/04_generate.ipynb #517b7790
-def draw_features(index: int, dataset: StereoDataset, settings: PseudoLabelSettings) -> Tensor:
-    """Return some feature vectors (N, C) of sample `index`."""
-    sample = dataset[index]
-    _, features = describe(sample, settings)
-    return sample_features(features, settings.clustering_vectors, sample.name, settings.seed)
+def describe_one(index: int, dataset: StereoDataset, settings: PseudoLabelSettings) -> tuple[Tensor, Tensor, Tensor]:
+    """Describe sample `index`."""
+    return describe(dataset[index], settings)
 
 
-def find_clusters(dataset: StereoDataset, settings: PseudoLabelSettings, workers: int = 0) -> Clusters:
-    """Cluster features of frames that are spread evenly over the data set."""
+def find_classes(dataset: StereoDataset, settings: PseudoLabelSettings, workers: int = 0) -> PseudoClasses:
+    """Find the classes on frames that are spread evenly over the data set."""
     frames = min(len(dataset), settings.clustering_frames)
     indices = np.linspace(0, len(dataset) - 1, frames).round().astype(int).tolist()
-    draw = partial(draw_features, dataset=dataset, settings=settings)
-    vectors = torch.cat(list(parallel_map(draw, indices, workers, "describing frames")))
-    return fit_clusters(vectors, settings.num_classes, settings.seed)
+    work = partial(describe_one, dataset=dataset, settings=settings)
+    parts = zip(*parallel_map(work, indices, workers, "describing frames"), strict=True)
+    numbers = settings.num_classes, settings.num_object_classes
+    return fit_pseudo_classes(*map(torch.cat, parts), *numbers, settings.seed)
 
 # %% ../../nbs/jobs/04_generate.ipynb #955bed03
 def label_one(
-    index: int, dataset: StereoDataset, store: PseudoLabelStore, clusters: Clusters, settings: PseudoLabelSettings
+    index: int, dataset: StereoDataset, store: PseudoLabelStore, classes: PseudoClasses, settings: PseudoLabelSettings
 ) -> None:
     """Label sample `index` and store the label."""
-    analysis = analyse(dataset[index], clusters, settings)
+    analysis = analyse(dataset[index], classes, settings)
     store.write(analysis.sample.name, analysis.label)
 
 
@@ -53,7 +51,7 @@ def generate(
     root: str | Path,
     settings: PseudoLabelSettings | None = None,
     workers: int = 0,
-    clusters: Clusters | None = None,
+    classes: PseudoClasses | None = None,
 ) -> PseudoLabelStore:
     """Label a data set; go on where an earlier call stopped.
 
@@ -67,7 +65,7 @@ def generate(
         The default ones if None.
     workers : int
         Number of processes; 0 takes one per core. The labels do not depend on it.
-    clusters : Clusters, optional
+    classes : PseudoClasses, optional
         Classes found before, on another data set. By default they are found on this one and kept in the store.
 
     Returns
@@ -81,12 +79,11 @@ def generate(
         If a file of the data set is unusable, or the folder cannot be written or holds labels of other settings.
     """
     settings = settings or PseudoLabelSettings()
-    store = PseudoLabelStore.create(root, settings_to_dict(settings), settings.num_classes)
-    kept = store.root / "clusters.safetensors"
+    store = PseudoLabelStore.create(root, settings_to_dict(settings), settings.total_classes)
+    kept = store.root / "classes.safetensors"
     if not kept.exists():
-        found = clusters or find_clusters(dataset, settings, workers)
-        write_atomically(kept, found.save)
-    label = partial(label_one, dataset=dataset, store=store, clusters=Clusters.load(kept), settings=settings)
+        (classes or find_classes(dataset, settings, workers)).save(kept)
+    label = partial(label_one, dataset=dataset, store=store, classes=PseudoClasses.load(kept), settings=settings)
     missing = set(store.missing(dataset.names))
     indices = [index for index, name in enumerate(dataset.names) if name in missing]
     for _ in parallel_map(label, indices, workers, "labelling frames"):

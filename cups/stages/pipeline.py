@@ -12,16 +12,17 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.records import ClassScores, Matches, PanopticLabel, Proposals, Record, SceneFlow, StereoSample
+from ..core.records import VOID, ClassScores, Matches, PanopticLabel, Proposals, Record, SceneFlow, StereoSample
 from .crf import CrfSettings, dense_crf
 from .fusion import fuse
 from .matching import ClassicalMatcher, ClassicalMatcherSettings
 from .motion import MotionSettings, propose
+from .pseudo_classes import PseudoClasses, classify_objects, object_sizes
 from .scene_flow import SceneFlowSettings, scene_flow
-from .semantics import Clusters, FeatureSettings, OnTheSpotFeatures, class_scores
+from .semantics import OnTheSpotFeatures, OnTheSpotSettings, class_scores, sample_features
 
 # %% auto #0
-__all__ = ['PseudoLabelSettings', 'FrameAnalysis', 'frame_seed', 'describe', 'analyse']
+__all__ = ['PseudoLabelSettings', 'FrameAnalysis', 'frame_seed', 'find_objects', 'describe', 'analyse']
 
 # %% ../../nbs/stages/10_pipeline.ipynb #f730fa25
 @dataclass(frozen=True)
@@ -33,7 +34,10 @@ class PseudoLabelSettings:
     matcher, scene_flow, motion, features, crf
         Settings of the stages.
     num_classes : int
-        Number of pseudo-classes, at most 255.
+        Number K of classes of pixels.
+    num_object_classes : int
+        Number J of classes of moving objects, which are told apart by size; K + J <= 255. With 0 every object takes
+        the majority class of its pixels, as published.
     thing_threshold : float
         Share of a class inside proposals above which it counts as a thing.
     clustering_frames : int
@@ -47,20 +51,29 @@ class PseudoLabelSettings:
     matcher: ClassicalMatcherSettings = field(default_factory=ClassicalMatcherSettings)
     scene_flow: SceneFlowSettings = field(default_factory=SceneFlowSettings)
     motion: MotionSettings = field(default_factory=MotionSettings)
-    features: FeatureSettings = field(default_factory=FeatureSettings)
+    features: OnTheSpotSettings = field(default_factory=OnTheSpotSettings)
     crf: CrfSettings = field(default_factory=CrfSettings)
     num_classes: int = 27
+    num_object_classes: int = 5
     thing_threshold: float = 0.08
     clustering_frames: int = 200
     clustering_vectors: int = 1500
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.num_classes <= 255:
-            raise InputError(f"setting num_classes must lie in [1, 255], got {self.num_classes}")
+        if self.num_classes < 1 or self.num_object_classes < 0 or self.total_classes > VOID:
+            given = f"{self.num_classes} and {self.num_object_classes}"
+            raise InputError(f"settings num_classes and num_object_classes must add up to 1..{VOID}, got {given}")
+        if self.num_object_classes * self.thing_threshold >= 1:
+            raise InputError(f"setting num_object_classes must be under 1 / thing_threshold = {1 / self.thing_threshold:g}")
         for name in ("clustering_frames", "clustering_vectors"):
             if getattr(self, name) < 1:
                 raise InputError(f"setting {name} must be positive, got {getattr(self, name)}")
+
+    @property
+    def total_classes(self) -> int:
+        """Number of pseudo-classes, K + J."""
+        return self.num_classes + self.num_object_classes
 
 # %% ../../nbs/stages/10_pipeline.ipynb #e1914948
 @dataclass(frozen=True)
@@ -94,22 +107,47 @@ def frame_seed(seed: int, name: str) -> int:
     return zlib.crc32(f"{seed}:{name}".encode())
 
 
-def describe(sample: StereoSample, settings: PseudoLabelSettings) -> tuple[Matches, Tensor]:
-    """Return the matches and the dense features (C, h, w) of a sample: all that the clustering needs."""
+def find_objects(sample: StereoSample, settings: PseudoLabelSettings) -> tuple[Matches, SceneFlow, Proposals]:
+    """Return the matches, the scene flow and the moving objects of a sample."""
     matches = ClassicalMatcher(settings.matcher)(sample)
-    return matches, OnTheSpotFeatures(settings.features)(sample, matches)
-
-
-def analyse(sample: StereoSample, clusters: Clusters, settings: PseudoLabelSettings) -> FrameAnalysis:
-    """Take a sample through all stages to its pseudo-label."""
-    matches, features = describe(sample, settings)
     flow = scene_flow(sample, matches, settings.scene_flow)
-    proposals = propose(sample, flow, settings.motion, seed=frame_seed(settings.seed, sample.name))
-    scores = class_scores(features, clusters, sample.size)
+    return matches, flow, propose(sample, flow, settings.motion, seed=frame_seed(settings.seed, sample.name))
+
+
+def describe(sample: StereoSample, settings: PseudoLabelSettings) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what `fit_pseudo_classes` needs to know of a sample.
+
+    Returns
+    -------
+    vectors : Tensor, (N, C)
+        Features of some pixels.
+    inside : Tensor, (N,), bool
+        Whether they lie inside a moving object.
+    sizes : Tensor, (M, 2)
+        Sizes of the objects.
+    """
+    matches, _, proposals = find_objects(sample, settings)
+    features = OnTheSpotFeatures(settings.features)(sample, matches)
+    covered = (proposals.instance > 0).float()[None, None]
+    covered = torch.nn.functional.interpolate(covered, size=features.shape[1:], mode="nearest")[0]
+    drawn = sample_features(
+        torch.cat([features, covered]), settings.clustering_vectors, sample.name, settings.seed
+    )
+    return drawn[:, :-1], drawn[:, -1] > 0.5, object_sizes(proposals, matches, sample.calibration)
+
+
+def analyse(sample: StereoSample, classes: PseudoClasses, settings: PseudoLabelSettings) -> FrameAnalysis:
+    """Take a sample through all stages to its pseudo-label."""
+    matches, flow, proposals = find_objects(sample, settings)
+    features = OnTheSpotFeatures(settings.features)(sample, matches)
+    scores = class_scores(features, classes.pixels, sample.size)
     semantic = dense_crf(scores, sample.left_0, settings.crf)
     label = fuse(semantic, proposals)
     stages = {"matches": matches, "flow": flow, "proposals": proposals, "scores": scores, "fusion": label}
     diagnostics = {name: record.diagnostics for name, record in stages.items() if record.diagnostics}
+    if classes.objects is not None:
+        sizes = object_sizes(proposals, matches, sample.calibration)
+        label = classify_objects(label, sizes, classes, settings.thing_threshold)
     return FrameAnalysis(
         sample, matches, flow, proposals, scores, semantic, label.replace(diagnostics=diagnostics)
     )

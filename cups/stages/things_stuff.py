@@ -14,7 +14,7 @@ from ..core.errors import InputError
 from ..core.records import VOID, PanopticLabel, Record
 
 # %% auto #0
-__all__ = ['ClassStatistics', 'class_statistics', 'ThingStuffSplit', 'split_things_stuff']
+__all__ = ['ClassStatistics', 'class_statistics', 'ThingStuffSplit', 'split_things_stuff', 'claimed_segments']
 
 # %% ../../nbs/stages/08_things_stuff.ipynb #10324a7f
 @dataclass(frozen=True)
@@ -129,3 +129,10 @@ def split_things_stuff(statistics: ClassStatistics, threshold: float = 0.08) -> 
     things = sorted(order[share > threshold].tolist())
     stuff = sorted(order[share <= threshold].tolist())
     return ThingStuffSplit(tuple(things), tuple(stuff), order, share.float())
+
+# %% ../../nbs/stages/08_things_stuff.ipynb #3599d629
+def claimed_segments(label: PanopticLabel, split: ThingStuffSplit) -> PanopticLabel:
+    """Return the label with thing pixels outside every object made void, and stuff without instance numbers."""
+    is_thing = torch.isin(label.semantic, torch.tensor(split.things, device=label.semantic.device))
+    semantic = torch.where(is_thing & (label.instance == 0), VOID, label.semantic)
+    return label.replace(semantic=semantic, instance=label.instance * is_thing)
