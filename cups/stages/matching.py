@@ -19,7 +19,8 @@ from ..core.records import Matches, StereoSample
 
 # %% auto #0
 __all__ = ['SMALLEST_SIDE_PX', 'MATCHERS', 'Matcher', 'ClassicalMatcherSettings', 'semi_global_disparity', 'agreeing',
-           'fill_rows', 'inverse_search_flow', 'grey', 'ClassicalMatcher', 'unmatched', 'matcher']
+           'fill_rows', 'inverse_search_flow', 'grey', 'enlarged', 'reduced', 'ClassicalMatcher', 'unmatched',
+           'matcher']
 
 # %% ../../nbs/stages/01_matching.ipynb #666c1b55
 class Matcher(Protocol):
@@ -36,6 +37,8 @@ class ClassicalMatcherSettings:
 
     Parameters
     ----------
+    full_height_px : int
+        Images are enlarged by the whole number that brings them nearest to this height, if they are lower.
     nearest_depth_m : float
         The search for disparity ends at this depth, or at a quarter of the image width if that is less.
     block_px : int
@@ -48,6 +51,7 @@ class ClassicalMatcherSettings:
         Distance of the flow's patches (8 x 8 pixels).
     """
 
+    full_height_px: int = 384
     nearest_depth_m: float = 2.5
     block_px: int = 5
     speckle_px: int = 100
@@ -148,6 +152,24 @@ def grey(image: Tensor) -> np.ndarray:
     return cv2.cvtColor(image.permute(1, 2, 0).cpu().contiguous().numpy(), cv2.COLOR_RGB2GRAY)
 
 # %% ../../nbs/stages/01_matching.ipynb #1f7b6fb3
+def enlarged(image: np.ndarray, factor: int) -> np.ndarray:
+    """Return a grey image (H, W), uint8, `factor` times as large."""
+    if factor == 1:
+        return image
+    return cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
+
+
+def reduced(values: Tensor, factor: int) -> Tensor:
+    """Return flow (2, H, W) in pixels, disparity (H, W) in pixels, or a mask (H, W) of an enlarged image in its own."""
+    if factor == 1:
+        return values
+    height, width = (side // factor for side in values.shape[-2:])
+    blocks = values.reshape(*values.shape[:-2], height, factor, width, factor).movedim(-3, -2).flatten(-2)
+    if values.dtype == torch.bool:
+        return blocks.float().mean(-1) > 0.7
+    return (blocks.mean(-1) if values.ndim == 3 else blocks.median(-1).values) / factor
+
+# %% ../../nbs/stages/01_matching.ipynb #1a745046
 class ClassicalMatcher:
     """Semi-global matching and dense inverse search: no weights, 0.6 s for a KITTI frame on two cores.
 
@@ -164,31 +186,37 @@ class ClassicalMatcher:
         """
         if min(sample.size) < SMALLEST_SIDE_PX:
             return unmatched(sample, f"images of {sample.size[1]} x {sample.size[0]} pixels are too small to match")
-        left_0, left_1 = grey(sample.left_0), grey(sample.left_1)
-        forward, backward = (
-            torch.from_numpy(np.ascontiguousarray(flow.transpose(2, 0, 1)))
-            for flow in (self._flow(left_0, left_1), self._flow(left_1, left_0))
+        factor = max(1, round(self.settings.full_height_px / sample.size[0]))
+        left_0, right_0, left_1, right_1 = (
+            enlarged(grey(image), factor) for image in (sample.left_0, sample.right_0, sample.left_1, sample.right_1)
         )
-        search = self._search(sample)
-        at_0 = self._disparity(left_0, grey(sample.right_0), search)
-        at_1 = self._disparity(left_1, grey(sample.right_1), search)
+        forward, backward = self._flow(left_0, left_1), self._flow(left_1, left_0)
+        search = self._search(sample, factor)
+        at_0, at_1 = self._disparity(left_0, right_0, search), self._disparity(left_1, right_1, search)
         seen = visible(forward[None], backward[None])[0, 0]
         matches = Matches(
-            forward, backward, at_0[0], at_1[0], at_0[1], at_1[1], seen, at_0[2], at_1[2],
-            {"matcher": "classical", "search_px": search, "flow_visible": round(seen.float().mean().item(), 4),
-             "disparity_visible_0": round(at_0[2].float().mean().item(), 4),
-             "disparity_visible_1": round(at_1[2].float().mean().item(), 4)},
+            flow_forward=reduced(forward, factor), flow_backward=reduced(backward, factor),
+            disparity_0=reduced(at_0[0], factor), disparity_1=reduced(at_1[0], factor),
+            disparity_right_0=reduced(at_0[1], factor), disparity_right_1=reduced(at_1[1], factor),
+            flow_visible=reduced(seen, factor),
+            disparity_visible_0=reduced(at_0[2], factor), disparity_visible_1=reduced(at_1[2], factor),
         )  # fmt: skip
-        return matches.to(sample.left_0.device)
+        shares = {
+            name: round(getattr(matches, name).float().mean().item(), 4)
+            for name in ("flow_visible", "disparity_visible_0", "disparity_visible_1")
+        }
+        diagnostics = {"matcher": "classical", "enlarged": factor, "search_px": search / factor} | shares
+        return matches.replace(diagnostics=diagnostics).to(sample.left_0.device)
 
-    def _search(self, sample: StereoSample) -> int:
-        """Return the largest disparity to look for in pixels, a multiple of 16."""
+    def _search(self, sample: StereoSample, factor: int) -> int:
+        """Return the largest disparity to look for in pixels of the enlarged image, a multiple of 16."""
         camera = sample.calibration
         nearest = camera.fx * camera.baseline_m / self.settings.nearest_depth_m
-        return max(16, int(np.ceil(min(nearest, sample.size[1] / 4) / 16)) * 16)
+        return max(16, int(np.ceil(factor * min(nearest, sample.size[1] / 4) / 16)) * 16)
 
-    def _flow(self, image_0: np.ndarray, image_1: np.ndarray) -> np.ndarray:
-        return inverse_search_flow(image_0, image_1, self.settings.flow_finest_scale, self.settings.flow_stride_px)
+    def _flow(self, image_0: np.ndarray, image_1: np.ndarray) -> Tensor:
+        flow = inverse_search_flow(image_0, image_1, self.settings.flow_finest_scale, self.settings.flow_stride_px)
+        return torch.from_numpy(np.ascontiguousarray(flow.transpose(2, 0, 1)))
 
     def _disparity(self, left: np.ndarray, right: np.ndarray, search_px: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the left and the right image's disparity, filled, and where the left one is confirmed."""
