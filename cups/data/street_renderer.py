@@ -84,17 +84,17 @@ class Light:
 
 
 def sky_colour(light: Light, directions: np.ndarray, pixel_rad: float) -> np.ndarray:
-    """Return the colour (N, 3) of the sky in the given world directions (N, 3); `pixel_rad` is the angle of a pixel."""
+    """Return the colour (3, N) of the sky in the given world directions (N, 3); `pixel_rad` is the angle of a pixel."""
     x, y, z = directions.T / np.sqrt(np.einsum("ni,ni->n", directions, directions))
     height = np.maximum(-y, 0)
-    colour = light.horizon + np.sqrt(height)[:, None] * (light.zenith - light.horizon)
+    colour = light.horizon[:, None] + np.sqrt(height) * (light.zenith - light.horizon)[:, None]
     plane = 0.35 / (height + 0.12)  # clouds on a dome, so that they do not crowd at the horizon without end
     level = np.log2(TILE * pixel_rad * plane * plane / 0.35 + 1e-6) + 1
     cloud = sample_textures(
         np.full(len(x), TEXTURE["clouds"]), x * plane + light.cloud_shift, z * plane, level.astype(np.float32)
-    )[:, :1]
-    cover = np.clip((cloud / 255 - 0.85 + 0.7 * light.clouds) * 2.2, 0, 1) * np.clip(6 * height, 0.15, 1)[:, None]
-    return colour + cover * (np.float32([238, 238, 240]) - 20 * light.clouds - colour)
+    )[0]
+    cover = np.clip((cloud / 255 - 0.85 + 0.7 * light.clouds) * 2.2, 0, 1) * np.clip(6 * height, 0.15, 1)
+    return colour + cover * (np.float32([[238], [238], [240]]) - np.float32(20 * light.clouds) - colour)
 
 # %% ../../nbs/data/12_street_renderer.ipynb #5df55d99
 _ATTRIBUTES = 5  # u, v, one, sun, sky
@@ -172,50 +172,51 @@ class View:
         return self._depth(x, y, self.triangle.reshape(-1)).reshape(self.triangle.shape)
 
     def image(self) -> np.ndarray:
-        """Return the antialiased picture, (H, W, 3) float32 in [0, 255], without noise."""
+        """Return the antialiased picture, (3, H, W) float32 in [0, 255], without noise."""
         shape = self.triangle.shape
         y, x = (v.reshape(-1) for v in np.indices(shape, np.float32))
         colour, sunlit = self._colours(x, y, self.triangle.reshape(-1))
         surface = self._surfaces(self.triangle)
-        edges, cross = _edges(colour.reshape(*shape, 3), surface, sunlit.reshape(shape))
-        right, down = np.float32([[0.0, -0.33, 0.33], [0.38, -0.19, -0.19]])[..., None]
-        x, y = (x[edges] + right).reshape(-1), (y[edges] + down).reshape(-1)
-        hit = self._hits(x, y)
-        same = surface.reshape(-1)[cross] == self._surfaces(hit).reshape(3, 1, -1)
+        edges, cross = _edges(colour.reshape(3, *shape), surface, sunlit.reshape(shape))
+        right, down = np.float32([[-0.33, 0.33], [0.28, -0.28]])[..., None]
+        x, y = x[edges] + right, y[edges] + down
+        hit = self._hits(x.reshape(-1), y.reshape(-1)).reshape(x.shape)
+        same = surface.reshape(-1)[cross] == self._surfaces(hit)[:, None]
         same[:, 1:] &= ~(same[:, :1] & (sunlit[cross] == sunlit[edges])[1:])  # its own colour, but soft shadows
         share = same / np.maximum(same.sum(axis=1, keepdims=True), 1, dtype=np.float32)
-        around = np.einsum("kce,ced->ked", share, colour[cross])
-        fresh = np.flatnonzero(~same.any(axis=1))
-        around.reshape(-1, 3)[fresh] = self._colours(x[fresh], y[fresh], hit[fresh])[0]
-        colour[edges] = (colour[edges] + around.sum(axis=0)) / 4
-        return colour.reshape(*shape, 3)
+        known = colour[:, cross]
+        around = np.stack([sum(weight[c] * known[:, c] for c in range(5)) for weight in share], axis=1)
+        fresh = np.nonzero(~same.any(axis=1))
+        around[:, *fresh] = self._colours(x[fresh], y[fresh], hit[fresh])[0]
+        colour[:, edges] = (known[:, 0] + around.sum(axis=1)) / 3
+        return colour.reshape(3, *shape)
 
     def _surfaces(self, triangle: np.ndarray) -> np.ndarray:
         """Return the number of the surface that each triangle is a piece of, -1 for the sky."""
         return np.where(triangle >= 0, self.geometry.mesh.surface[triangle], -1)
 
     def _colours(self, x: np.ndarray, y: np.ndarray, triangle: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """Return colours (N, 3) and whether the sun shines there (N,) at image positions that see the triangles."""
-        colour = np.empty((len(x), 3), np.float32)
+        """Return colours (3, N) and whether the sun shines there (N,) at image positions that see the triangles."""
+        colour = np.empty((3, len(x)), np.float32)
         sunlit = np.zeros(len(x), bool)
         seen, row = _distinct(triangle, len(self.geometry.mesh))
         functions = self._linear_functions(seen).reshape(3 * _ATTRIBUTES, -1)
         for start in range(0, len(x), _CHUNK):
             part = slice(start, start + _CHUNK)
             dx, dy = self._directions(x[part], y[part])
-            piece, lit = colour[part], sunlit[part]
+            piece, lit = colour[:, part], sunlit[part]
             solid, sky = np.flatnonzero(triangle[part] >= 0), np.flatnonzero(triangle[part] < 0)
             if len(sky):
-                piece[sky] = sky_colour(self.light, self._world(dx[sky], dy[sky]), 1 / self.calibration.fx)
+                piece[:, sky] = sky_colour(self.light, self._world(dx[sky], dy[sky]), 1 / self.calibration.fx)
             if len(solid):
                 linear = np.take(functions, row[part][solid], axis=1).reshape(_ATTRIBUTES, 3, -1)
-                piece[solid], lit[solid] = self._surface(dx[solid], dy[solid], triangle[part][solid], linear)
+                piece[:, solid], lit[solid] = self._surface(dx[solid], dy[solid], triangle[part][solid], linear)
         return colour, sunlit
 
     def _surface(
         self, dx: np.ndarray, dy: np.ndarray, triangle: np.ndarray, f: np.ndarray
     ) -> tuple[np.ndarray, np.ndarray]:
-        """Return the colours (N, 3) of surfaces with linear functions `f` and whether the sun shines on them (N,)."""
+        """Return the colours (3, N) of surfaces with linear functions `f` and whether the sun shines on them (N,)."""
         light, mesh = self.light, self.geometry.mesh
         value = f[:, 0] * dx + f[:, 1] * dy + f[:, 2]
         depth = 1 / value[2]
@@ -226,11 +227,14 @@ class View:
         colour = _filtered(mesh.texture[triangle], u, v, across, down)
         sun = np.maximum(sun, 0)
         lit = self._reached_by_sun(dx, dy, depth, sun)
-        colour *= mesh.tint[triangle]
-        colour *= np.sqrt(np.maximum(sky, 0)[:, None] * light.sky + (sun * lit)[:, None] * light.sun)
+        colour *= np.take(mesh.tint.T, triangle, axis=1)
+        colour *= np.sqrt(np.maximum(sky, 0) * light.sky[:, None] + (sun * lit) * light.sun[:, None])
         np.minimum(colour, 255, out=colour)
-        air = np.float32(0.95) * light.horizon.astype(np.float32)
-        return air + np.exp(-depth / np.float32(light.haze_m))[:, None] * (colour - air), lit
+        air = np.float32(0.95) * light.horizon[:, None]
+        colour -= air
+        colour *= np.exp(-depth / np.float32(light.haze_m))
+        colour += air
+        return colour, lit
 
     def _reached_by_sun(self, dx: np.ndarray, dy: np.ndarray, depth: np.ndarray, sun: np.ndarray) -> np.ndarray:
         """Return which surface points nothing shades, (N,) bool."""
@@ -258,7 +262,7 @@ def _distinct(triangle: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray]
 
 
 def _edges(picture: np.ndarray, surface: np.ndarray, sunlit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Find pixels that differ from a neighbour both in colour and in surface or shadow.
+    """Find pixels that differ from a neighbour both in colour (3, H, W) and in surface (H, W) or shadow (H, W).
 
     Returns
     -------
@@ -271,7 +275,8 @@ def _edges(picture: np.ndarray, surface: np.ndarray, sunlit: np.ndarray) -> tupl
     key, mark = 2 * surface + sunlit, np.zeros(surface.shape, bool)
     for near, far in ((np.s_[1:], np.s_[:-1]), (np.s_[:, 1:], np.s_[:, :-1])):
         differ = key[near] != key[far]
-        differ[differ] = np.abs(picture[near][differ] - picture[far][differ]).max(axis=-1) > 10
+        change = [np.abs(plane[near][differ] - plane[far][differ]) for plane in picture]
+        differ[differ] = np.maximum.reduce(change) > 10
         mark[near] |= differ
         mark[far] |= differ
     edges = np.flatnonzero(mark)
@@ -287,7 +292,7 @@ def _filtered(
     across: tuple[np.ndarray, np.ndarray],
     down: tuple[np.ndarray, np.ndarray],
 ) -> np.ndarray:
-    """Look up textures averaged over pixel footprints.
+    """Look up textures averaged over pixel footprints: colours (3, N) in [0, 255].
 
     Parameters
     ----------
@@ -303,19 +308,20 @@ def _filtered(
     area = np.where(stretched, np.maximum(short, long / 16) ** 2, long * short)
     level = np.float32(0.25) * np.log2(np.maximum(area, 1e-12))
     level += np.float32(_SOFTEN)
-    colour = np.empty((len(u), 3), np.float32)
+    colour = np.empty((3, len(u)), np.float32)
     plain, many = np.flatnonzero(~stretched), np.flatnonzero(stretched)
-    colour[plain] = sample_textures(texture[plain], u[plain], v[plain], level[plain])
+    colour[:, plain] = sample_textures(texture[plain], u[plain], v[plain], level[plain])
     along_x = (wide > high)[many]
     step_u = np.where(along_x, across[0][many], down[0][many]) / (4 * TILE)
     step_v = np.where(along_x, across[1][many], down[1][many]) / (4 * TILE)
     taps = np.float32([-1.5, -0.5, 0.5, 1.5])[:, None]
-    colour[many] = sample_textures(
+    colour[:, many] = sample_textures(
         np.tile(texture[many], 4),
         (u[many] + taps * step_u).reshape(-1),
         (v[many] + taps * step_v).reshape(-1),
         np.tile(level[many], 4),
-    ).reshape(4, -1, 3).mean(axis=0)  # fmt: skip
+    ).reshape(3, 4, -1).mean(axis=1)  # fmt: skip
     coarse = np.rint(level) - 3  # whole levels suffice for so soft a texture
-    mottle = sample_textures(np.full(len(u), TEXTURE["mottle"]), u * 0.13, v * 0.13, coarse)[:, :1]
-    return colour * (0.88 + 0.24 / 255 * mottle)
+    mottle = sample_textures(np.full(len(u), TEXTURE["mottle"]), u * 0.13, v * 0.13, coarse)[0]
+    colour *= 0.88 + 0.24 / 255 * mottle
+    return colour

@@ -122,11 +122,12 @@ def noise_std(image: np.ndarray | Tensor) -> np.ndarray | Tensor:
 
 def _expose(view: View, seed: tuple[int, ...]) -> Tensor:
     """Take the picture of a view through the lens, with sensor noise: (3, H, W) uint8."""
-    image = cv2.sepFilter2D(view.image(), -1, _LENS, _LENS, borderType=cv2.BORDER_REFLECT_101)
-    image = np.ascontiguousarray(image.transpose(2, 0, 1))
+    border = cv2.BORDER_REFLECT_101
+    image = np.stack([cv2.sepFilter2D(plane, -1, _LENS, _LENS, borderType=border) for plane in view.image()])
     noise = np.random.default_rng(seed).standard_normal(image.shape, dtype=np.float32)
-    image += noise * noise_std(image)
-    return torch.from_numpy(np.clip(np.rint(image), 0, 255).astype(np.uint8))
+    noise *= noise_std(image)
+    image += noise
+    return torch.from_numpy(np.clip(np.rint(image, out=image), 0, 255, out=image).astype(np.uint8))
 
 # %% ../../nbs/data/15_street_scenes.ipynb #ff4e2bf4
 @dataclass(frozen=True)

@@ -339,10 +339,6 @@ TEXTURE = {name: index for index, name in enumerate(_PAINTERS)}
 """Number of every texture by name."""
 
 
-_SIDE = np.float32([TILE >> level for level in range(_LEVELS)])
-_LEFT = np.float32([2 * (TILE - (TILE >> level)) + 2 * level + 0.5 for level in range(_LEVELS)])
-
-
 @lru_cache(maxsize=1)
 def texture_atlas() -> np.ndarray:
     """Bake all textures with their mip levels.
@@ -383,28 +379,32 @@ def sample_textures(texture: np.ndarray, u: np.ndarray, v: np.ndarray, level: np
 
     Returns
     -------
-    np.ndarray, (N, 3), float32
+    np.ndarray, (3, N), float32
         Colours in [0, 255].
     """
     level = np.clip(level, 0, _LEVELS - 1.01).astype(np.float32)
     whole = np.floor(level)
-    blend = (level - whole)[:, None]
+    blend = level - whole
     columns = u - np.floor(u)
     rows = v - np.floor(v)
     top = texture.astype(np.float32) * (TILE + 2)
     fine = _fetch(whole, columns, rows, top)
     if blend.any():
-        fine += blend * (_fetch(whole + 1, columns, rows, top) - fine)
+        coarse = _fetch(whole + 1, columns, rows, top)
+        coarse -= fine
+        coarse *= blend
+        fine += coarse
     return fine
 
 
 def _fetch(level: np.ndarray, u: np.ndarray, v: np.ndarray, top: np.ndarray) -> np.ndarray:
-    """Look up one whole level per sample, bilinearly: (N, 3) float32."""
-    number = level.astype(np.int32)
-    side, left = np.take(_SIDE, number), np.take(_LEFT, number)
+    """Look up one whole level per sample, bilinearly: (3, N) float32."""
+    side = np.exp2(8 - level)
+    left = 2 * (TILE - side + level) + np.float32(0.5)
     count, wide = len(u), 1024  # cv2.remap takes maps of fewer than 32768 rows and columns
     shape = (max(1, -(-count // wide)), wide)
     x, y = np.zeros(shape, np.float32), np.zeros(shape, np.float32)
     x.reshape(-1)[:count] = left + u * side
     y.reshape(-1)[:count] = top + v * side + 0.5
-    return cv2.remap(texture_atlas(), x, y, cv2.INTER_LINEAR).reshape(-1, 3)[:count].astype(np.float32)
+    planes = np.stack(cv2.split(cv2.remap(texture_atlas(), x, y, cv2.INTER_LINEAR)))
+    return planes.reshape(3, -1)[:, :count].astype(np.float32)
