@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, roi_align
 
+from ..core.records import VOID
 from .boxes import decode_boxes, encode_boxes, match_boxes, pool_boxes, sample_boxes
 from .config import PanopticCascadeConfig, Target
 
 # %% auto #0
-__all__ = ['BoxHead', 'BoxPredictor', 'MaskHead', 'box_losses', 'mask_loss', 'CascadeHeads']
+__all__ = ['BoxHead', 'BoxPredictor', 'MaskHead', 'ignored_share', 'spared_boxes', 'box_losses', 'mask_loss', 'jitter_boxes',
+           'CascadeHeads']
 
 # %% ../../nbs/model/04_cascade_heads.ipynb #1908495a
 class BoxHead(nn.Module):
@@ -75,15 +77,32 @@ class MaskHead(nn.Module):
         return self.predictor(F.relu(self.deconv(pooled)))
 
 # %% ../../nbs/model/04_cascade_heads.ipynb #d5863028
+def ignored_share(semantic: Tensor, boxes: Tensor) -> Tensor:
+    """Return the share of each of `boxes` (N, 4), to the nearest pixel, that is void in `semantic` (H, W)."""
+    height, width = semantic.shape
+    sums = F.pad((semantic == VOID).long().cumsum(0).cumsum(1), (1, 0, 1, 0))
+    x0, x1 = (boxes[:, i].round().long().clamp(0, width) for i in (0, 2))
+    y0, y1 = (boxes[:, i].round().long().clamp(0, height) for i in (1, 3))
+    inside = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
+    return inside / ((x1 - x0) * (y1 - y0)).clamp(min=1)
+
+
+def spared_boxes(target: Target, boxes: Tensor, config: PanopticCascadeConfig) -> Tensor:
+    """Say which predicted `boxes` (N, 4) DropLoss spares from being background: (N,) bool."""
+    if config.drop_loss_iou is None:
+        return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
+    overlap = box_iou(boxes, target.boxes).amax(dim=1) if len(target.boxes) else boxes.new_zeros(len(boxes))
+    return (overlap <= config.drop_loss_iou) & (ignored_share(target.semantic, boxes) >= config.drop_loss_ignored_share)
+
+# %% ../../nbs/model/04_cascade_heads.ipynb #432392f7
 def box_losses(
     scores: Tensor,
     offsets: Tensor,
     proposals: Tensor,
     classes: Tensor,
     objects: Tensor,
-    overlap: Tensor,
+    spared: Tensor,
     weights: Sequence[float],
-    drop_loss_iou: float | None,
 ) -> tuple[Tensor, Tensor]:
     """Return the losses of one stage of the cascade.
 
@@ -97,12 +116,10 @@ def box_losses(
         What they should be called; T is background.
     objects : Tensor, (N, 4)
         The labelled box each should become; any where `classes` is T.
-    overlap : Tensor, (N,)
-        Largest IoU of the predicted box with a labelled one.
+    spared : Tensor, (N,), bool
+        Boxes that are not punished as background.
     weights : sequence of 4 float
         Of the coded offsets.
-    drop_loss_iou : float or None
-        Background is not punished up to this overlap; None punishes all.
 
     Returns
     -------
@@ -111,9 +128,7 @@ def box_losses(
     """
     scores, offsets = scores.float(), offsets.float()
     background = scores.shape[1] - 1
-    losses = F.cross_entropy(scores, classes, reduction="none")
-    if drop_loss_iou is not None:
-        losses = losses * ((classes != background) | (overlap > drop_loss_iou))
+    losses = F.cross_entropy(scores, classes, reduction="none") * ((classes != background) | ~spared)
     positive = torch.nonzero(classes != background).squeeze(1)
     coded = encode_boxes(objects[positive], proposals[positive], weights)
     count = max(len(scores), 1)
@@ -143,6 +158,15 @@ def mask_loss(logits: Tensor, boxes: Sequence[Tensor], index: Sequence[Tensor], 
     classes = torch.cat([target.classes[i] for i, target in zip(index, targets, strict=True)])
     chosen = logits.float()[torch.arange(len(logits), device=logits.device), classes]
     return F.binary_cross_entropy_with_logits(chosen, torch.cat(masks).to(chosen.dtype))
+
+# %% ../../nbs/model/04_cascade_heads.ipynb #d4fd4838
+def jitter_boxes(target: Target, copies: int, generator: torch.Generator | None) -> Tensor:
+    """Return `copies` of every labelled box, shifted by about 10 % and scaled by about 20 %, cut at the border."""
+    boxes = target.boxes.repeat(copies, 1)
+    noise = torch.randn(boxes.shape, generator=generator, device=boxes.device)
+    moved = decode_boxes(noise, boxes, (10.0, 10.0, 5.0, 5.0))
+    moved = clip_boxes_to_image(moved, target.semantic.shape)
+    return moved[(moved[:, 2:] > moved[:, :2]).all(dim=1)]
 
 # %% ../../nbs/model/04_cascade_heads.ipynb #ec2250ed
 class CascadeHeads(nn.Module):
@@ -219,9 +243,8 @@ class CascadeHeads(nn.Module):
                 torch.cat(boxes),
                 torch.cat([self._classes(match, t) for match, t in zip(matches, targets, strict=True)]),
                 torch.cat([_take(t.boxes, i, b) for (i, _), t, b in zip(matches, targets, boxes, strict=True)]),
-                torch.cat([_largest_overlap(t.boxes, b) for b, t in zip(refined, targets, strict=True)]),
+                torch.cat([spared_boxes(t, b, self.config) for b, t in zip(refined, targets, strict=True)]),
                 self.config.cascade_box_weights[stage],
-                self.config.drop_loss_iou,
             )
             boxes = [b[(b[:, 2:] > b[:, :2]).all(dim=1)] for b in refined]
         return losses
@@ -233,7 +256,7 @@ class CascadeHeads(nn.Module):
         config = self.config
         boxes, index = [], []
         for proposed, target in zip(proposals, targets, strict=True):
-            candidates = torch.cat([proposed, target.boxes])
+            candidates = torch.cat([proposed, target.boxes, jitter_boxes(target, config.jittered_boxes, generator)])
             match, label = match_boxes(box_iou(target.boxes, candidates), config.cascade_iou[0], config.cascade_iou[0])
             positive, negative = sample_boxes(label, config.roi_samples, config.roi_positive_share, generator)
             boxes.append(candidates[torch.cat([positive, negative])])
@@ -286,8 +309,3 @@ class CascadeHeads(nn.Module):
 def _take(objects: Tensor, index: Tensor, otherwise: Tensor) -> Tensor:
     """Return `objects[index]`, or `otherwise` where there are no objects."""
     return objects[index] if len(objects) else otherwise
-
-
-def _largest_overlap(objects: Tensor, boxes: Tensor) -> Tensor:
-    """Return the largest IoU of each of `boxes` (N, 4) with `objects` (G, 4); 0 without objects."""
-    return box_iou(boxes, objects).amax(dim=1) if len(objects) else boxes.new_zeros(len(boxes))

@@ -40,6 +40,9 @@ class PanopticCascadeConfig:
         IoU from which a box is an object, and the weights of its coded offsets, for each stage.
     roi_samples, roi_positive_share : int, float
         Proposals drawn per image for the heads, and how many of them may be objects.
+    jittered_boxes : int
+        Shifted and scaled copies of every labelled box among the proposals, so that the heads have something to
+        learn from before the region proposals are any good. 0 as published.
     roi_level_4_px : float
         Boxes of this size (square root of the area) and up to twice as large are pooled from p4.
     roi_sampling : int
@@ -48,6 +51,9 @@ class PanopticCascadeConfig:
         Pooled resolution and width of the box and mask heads (masks come out at twice `mask_cells`).
     drop_loss_iou : float or None
         A predicted box that overlaps no label by more than this is not punished as background; None punishes all.
+    drop_loss_ignored_share : float
+        Spare it only if at least this share of it is ignored in the semantic target: where there may be an object that
+        no label holds. 0 spares it anywhere, as published.
     semantic_channels, semantic_loss_weight : int, float
         Width of the semantic head, and its loss' share in the sum.
     detection_min_score, detection_nms_iou, max_detections : float, float, int
@@ -85,6 +91,7 @@ class PanopticCascadeConfig:
     )
     roi_samples: int = 512
     roi_positive_share: float = 0.25
+    jittered_boxes: int = 0
     roi_level_4_px: float = 224.0
     roi_sampling: int = 0
     box_cells: int = 7
@@ -93,6 +100,7 @@ class PanopticCascadeConfig:
     mask_channels: int = 256
     mask_convolutions: int = 4
     drop_loss_iou: float | None = 0.4
+    drop_loss_ignored_share: float = 0.0
     semantic_channels: int = 128
     semantic_loss_weight: float = 0.5
     detection_min_score: float = 0.05
