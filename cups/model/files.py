@@ -48,7 +48,7 @@ def load_network(path: str | Path, device: str = "cpu") -> tuple[PanopticCascade
     try:
         with safe_open(path, framework="pt", device=device) as file:
             metadata = file.metadata() or {}
-            weights = {name: file.get_tensor(name) for name in file.keys()}
+            weights = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a dictionary
         config, split = json.loads(metadata["config"]), ThingStuffSplit.from_dict(json.loads(metadata["split"]))
     except (SafetensorError, OSError, KeyError, ValueError) as error:
         raise InputError(f"{path}: not a network that cups saved ({error})") from None
