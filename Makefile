@@ -10,8 +10,7 @@ train: setup  ## the whole method on street scenes: pseudo-labels, a trained net
 	$(BIN)/papermill nbs/train.ipynb $(RUN)/train.ipynb -p run_dir $(RUN)/train
 
 test: setup lint  ## cups/ is what the notebooks export; every notebook's checks; the tests
-	OMP_NUM_THREADS=1 $(BIN)/nbdev_test --n_workers 2 --timing
-	$(BIN)/pytest
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --durations 10
 
 lint: setup
 	$(BIN)/ruff check cups nbs tests setup.py
