@@ -16,9 +16,11 @@ from cups.core.errors import read_image, write_png
 from cups.core.records import PanopticLabel
 from cups.data.stereo_folder import StereoFolder, read_label
 from cups.data.store import PseudoLabelStore
+from cups.stages.pipeline import PseudoLabelSettings
 
 SIZE = ("--height", "96", "--width", "192")
 SETTINGS = "num_classes: 8\nclustering_vectors: 300\n"
+CLASSES = 8 + PseudoLabelSettings().num_object_classes
 
 
 def cups(*arguments):
@@ -88,8 +90,9 @@ def test_scenes_are_a_stereo_folder_with_truth(made):
 def test_labels_are_stored_with_split_and_settings(made):
     store = PseudoLabelStore(made / "labels")
     assert store.names == StereoFolder(made / "scenes").names
-    assert store.settings["num_classes"] == store.num_classes == 8
-    assert sorted(store.split.things + store.split.stuff) == list(range(8))
+    assert store.settings["num_classes"] == 8
+    assert store.num_classes == CLASSES
+    assert sorted(store.split.things + store.split.stuff) == list(range(CLASSES))
     assert store.read(store.names[0]).diagnostics
 
 
@@ -98,7 +101,7 @@ def test_evaluation_prints_the_scores(made, capsys):
     scores = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     keys = {"pq", "sq", "rq", "pq_per_class", "pq_things", "pq_stuff", "miou", "accuracy", "assignments"}
     assert keys <= scores.keys()
-    assert 0 <= scores["pq"] <= 1 and len(scores["pq_per_class"]) == 19 and len(scores["assignments"]) == 8
+    assert 0 <= scores["pq"] <= 1 and len(scores["pq_per_class"]) == 19 and len(scores["assignments"]) == CLASSES
 
 
 def test_help_explains_units_and_defaults(capsys):
@@ -260,10 +263,10 @@ def test_truth_of_another_size_or_with_unknown_classes(fails, copy):
 def test_stores_that_cannot_be_evaluated(fails, copy):
     evaluate = ("evaluate", "--truth", copy / "scenes", "--labels")
     fails(*evaluate, copy / "scenes", words=["manifest.json", "no such file"])
-    started = PseudoLabelStore.create(copy / "started", {}, 8)
+    started = PseudoLabelStore.create(copy / "started", {}, CLASSES)
     started.write("000000_0", read_label(copy / "labels", "000000_0"))
     fails(*evaluate, copy / "started", words=["started", "not finished"])
-    elsewhere = PseudoLabelStore.create(copy / "elsewhere", {}, 8)
+    elsewhere = PseudoLabelStore.create(copy / "elsewhere", {}, CLASSES)
     elsewhere.write("other_0", PanopticLabel(*torch.zeros(2, 96, 192, dtype=torch.long)))
     elsewhere.finish()
     fails(*evaluate, copy / "elsewhere", words=["elsewhere", "no ground truth"])
