@@ -72,12 +72,12 @@ class MotionSettings:
     min_far_votes: float = 0.3
     compactness: float = 0.06
     min_trusted_points: int = 20
-    min_agreement: float = 0.6
+    min_agreement: float = 0.75
     min_moved_px: float = 0.2
     min_moved_noise: float = 4.0
     min_area_px: int = 24
     min_area_share: float = 2e-4
-    min_surface_m2: float = 0.12
+    min_surface_m2: float = 0.25
     min_texture: float = 0.07
     min_seen: float = 0.04
     max_base_m: float = 1.5
