@@ -5,6 +5,7 @@
 # %% ../../nbs/stages/01_matching.ipynb #709b46d9
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,14 +15,14 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.geometry import visible, warp
+from ..core.geometry import visible
+from ..core.images import guided_filter, root_colour, to_array
 from ..core.records import Matches, StereoSample
-from .moving_regions import guided_filter, root_colour
 
 # %% auto #0
 __all__ = ['SMALLEST_SIDE_PX', 'MATCHERS', 'Matcher', 'ClassicalMatcherSettings', 'semi_global_disparity', 'agreeing',
-           'sharpened', 'fill_rows', 'inverse_search_flow', 'grey', 'enlarged', 'reduced', 'ClassicalMatcher',
-           'unmatched', 'matcher']
+           'sharpened', 'fill_rows', 'inverse_search_flow', 'enlarged', 'reduced', 'ClassicalMatcher', 'unmatched',
+           'matcher']
 
 # %% ../../nbs/stages/01_matching.ipynb #666c1b55
 class Matcher(Protocol):
@@ -100,12 +101,11 @@ def semi_global_disparity(left: np.ndarray, right: np.ndarray, search_px: int, b
 def agreeing(disparity: np.ndarray, disparity_right: np.ndarray, speckle_px: int = 0) -> np.ndarray:
     """Return where the left image's disparity is confirmed by the right one's, (H, W), bool.
 
-    The forward-backward rule of flow, on horizontal flow, and no more than 1.5 px apart; patches under `speckle_px` pixels are left out.
+    Both are less than 1 px apart; patches under `speckle_px` pixels are left out.
     """
-    there = torch.from_numpy(np.stack([-disparity, np.zeros_like(disparity)]))[None]
-    back = torch.from_numpy(np.stack([disparity_right, np.zeros_like(disparity)]))[None]
-    seen = visible(there, back)[0, 0].numpy() & (disparity > 0)
-    seen &= np.abs(warp(back[:, :1], there)[0][0, 0].numpy() - disparity) < 1.5
+    rows, columns = np.indices(disparity.shape, np.float32)
+    there = cv2.remap(disparity_right, columns - disparity, rows, cv2.INTER_LINEAR)
+    seen = (disparity > 0) & (columns >= disparity) & (np.abs(there - disparity) < 1)
     if speckle_px:
         patches = np.where(seen, np.round(disparity * 16), 0).astype(np.int16)
         seen &= cv2.filterSpeckles(patches, 0, speckle_px, 16)[0] > 0
@@ -151,7 +151,7 @@ def sharpened(
             there = cv2.remap(right, columns - choice, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
             cost = np.minimum(cv2.absdiff(left, there).mean(-1) / difference, 1)
             cost[columns < choice] = 0.5  # outside the right image nothing speaks for or against
-            costs.append(guided_filter(guide, cost, ones, window_px, edge_variance))
+            costs.append(guided_filter([guide], cost, ones, window_px, edge_variance))
         disparity = cv2.medianBlur(np.choose(np.argmin(costs, 0), choices), 5)
     return disparity
 
@@ -192,14 +192,9 @@ def inverse_search_flow(image_0: np.ndarray, image_1: np.ndarray, finest_scale: 
     search.setPatchStride(stride_px)
     return search.calc(image_0, image_1, None)
 
-
-def grey(image: Tensor) -> np.ndarray:
-    """Return the grey version (H, W), uint8, of an image tensor (3, H, W), uint8."""
-    return cv2.cvtColor(image.permute(1, 2, 0).cpu().contiguous().numpy(), cv2.COLOR_RGB2GRAY)
-
 # %% ../../nbs/stages/01_matching.ipynb #1f7b6fb3
 def enlarged(image: np.ndarray, factor: int) -> np.ndarray:
-    """Return an image, (H, W) or (H, W, 3), `factor` times as large."""
+    """Return an image (H, W, 3), uint8, `factor` times as large."""
     if factor == 1:
         return image
     return cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
@@ -233,17 +228,15 @@ class ClassicalMatcher:
         if min(sample.size) < SMALLEST_SIDE_PX:
             return unmatched(sample, f"images of {sample.size[1]} x {sample.size[0]} pixels are too small to match")
         factor = max(1, round(self.settings.full_height_px / sample.size[0]))
-        left_0, right_0, left_1, right_1 = (
-            enlarged(grey(image), factor) for image in (sample.left_0, sample.right_0, sample.left_1, sample.right_1)
-        )
-        forward, backward = self._flow(left_0, left_1), self._flow(left_1, left_0)
         search = self._search(sample, factor)
-        colours = [
-            enlarged(root_colour(image), factor)
+        left_0, right_0, left_1, right_1 = (
+            enlarged(to_array(image), factor)
             for image in (sample.left_0, sample.right_0, sample.left_1, sample.right_1)
-        ]
-        at_0 = self._disparity(left_0, right_0, *colours[:2], search)
-        at_1 = self._disparity(left_1, right_1, *colours[2:], search)
+        )
+        with ThreadPoolExecutor(2) as pool:
+            at = [pool.submit(self._disparity, *pair, search) for pair in ((left_0, right_0), (left_1, right_1))]
+            flows = [pool.submit(self._flow, *pair) for pair in ((left_0, left_1), (left_1, left_0))]
+        (at_0, at_1), (forward, backward) = ([job.result() for job in jobs] for jobs in (at, flows))
         seen = visible(forward[None], backward[None])[0, 0]
         matches = Matches(
             flow_forward=reduced(forward, factor), flow_backward=reduced(backward, factor),
@@ -266,19 +259,20 @@ class ClassicalMatcher:
         return max(16, int(np.ceil(factor * min(nearest, sample.size[1] / 4) / 16)) * 16)
 
     def _flow(self, image_0: np.ndarray, image_1: np.ndarray) -> Tensor:
-        flow = inverse_search_flow(image_0, image_1, self.settings.flow_finest_scale, self.settings.flow_stride_px)
+        grey_0, grey_1 = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (image_0, image_1))
+        flow = inverse_search_flow(grey_0, grey_1, self.settings.flow_finest_scale, self.settings.flow_stride_px)
         return torch.from_numpy(np.ascontiguousarray(flow.transpose(2, 0, 1)))
 
-    def _disparity(
-        self, left: np.ndarray, right: np.ndarray, left_colour: np.ndarray, right_colour: np.ndarray, search_px: int
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    def _disparity_left(self, left: np.ndarray, right: np.ndarray, search_px: int) -> np.ndarray:
+        grey_left, grey_right = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (left, right))
+        disparity = semi_global_disparity(grey_left, grey_right, search_px, self.settings.block_px)
+        return sharpened(disparity, root_colour(left), root_colour(right))
+
+    def _disparity(self, left: np.ndarray, right: np.ndarray, search_px: int) -> tuple[Tensor, Tensor, Tensor]:
         """Return the left and the right image's disparity, filled, and where the left one is confirmed."""
-        block = self.settings.block_px
-        of_left = semi_global_disparity(left, right, search_px, block)
-        mirrored = semi_global_disparity(*(np.ascontiguousarray(i[:, ::-1]) for i in (right, left)), search_px, block)
-        of_left = sharpened(of_left, left_colour, right_colour)
-        mirrored = sharpened(mirrored, *(np.ascontiguousarray(i[:, ::-1]) for i in (right_colour, left_colour)))
-        of_right = np.ascontiguousarray(mirrored[:, ::-1])
+        of_left = self._disparity_left(left, right, search_px)
+        mirrored = [np.ascontiguousarray(image[:, ::-1]) for image in (right, left)]
+        of_right = np.ascontiguousarray(self._disparity_left(*mirrored, search_px)[:, ::-1])
         seen = agreeing(of_left, of_right, self.settings.speckle_px)
         return torch.from_numpy(fill_rows(of_left, seen)), torch.from_numpy(of_right), torch.from_numpy(seen)
 

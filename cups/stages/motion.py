@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 
 from ..core.geometry import back_project, depth_from_disparity, pixel_grid, project
+from ..core.images import image_difference
 from ..core.records import Proposals, SceneFlow, StereoSample
 from ..core.rigid import transform
 from .ego_motion import EgoMotionSettings, Measurements, ego_motion, measurements, squared_errors
-from .moving_regions import Evidence, RegionSettings, image_difference, moving_regions
+from .moving_regions import Evidence, RegionSettings, moving_regions
 from .region_motions import RegionMotions, RegionMotionSettings, fit_and_join, slackened
 
 # %% auto #0

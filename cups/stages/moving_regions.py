@@ -13,13 +13,14 @@ import torch
 from torch import Tensor
 
 from ..core.geometry import project
+from ..core.images import guided_filter, image_difference, root_colour, to_array
 from ..core.records import SceneFlow, StereoSample
 from ..core.rigid import transform
 from .ego_motion import Measurements, squared_errors
 
 # %% auto #0
-__all__ = ['RegionSettings', 'ground_plane', 'ground_disparity', 'texture_confidence', 'guided_filter', 'split_at_depth',
-           'root_colour', 'image_difference', 'Evidence', 'standing_pixels', 'moving_regions']
+__all__ = ['RegionSettings', 'ground_plane', 'ground_disparity', 'texture_confidence', 'split_at_depth', 'Evidence',
+           'standing_pixels', 'moving_regions']
 
 # %% ../../nbs/stages/04_moving_regions.ipynb #50475807
 @dataclass(frozen=True)
@@ -137,35 +138,6 @@ def texture_confidence(guide: np.ndarray, noise: float = 0.008, window_px: int =
     smaller = np.maximum(smaller, 0)
     return smaller / (smaller + noise * noise)
 
-
-def guided_filter(guide: np.ndarray, values: np.ndarray, weights: np.ndarray, radius: int, eps: float) -> np.ndarray:
-    """Smooth `values` along the edges of `guide`, each pixel counting by its weight.
-
-    Parameters
-    ----------
-    guide, values, weights : ndarray, (H, W), float32
-    radius : int
-        Windows are 2 * radius + 1 pixels wide.
-    eps : float
-        Variance of the guide below which it is taken as flat.
-
-    Source
-    ------
-    He, Sun, Tang: Guided image filtering, ECCV 2010; with weights as in Hosni et al., CVPR 2011.
-    """
-    size = (2 * radius + 1, 2 * radius + 1)
-    total = cv2.blur(weights, size) + 1e-6
-    weighted_guide = weights * guide
-    guide_mean = cv2.blur(weighted_guide, size) / total
-    value_mean = cv2.blur(weights * values, size) / total
-    covariance = cv2.blur(weighted_guide * values, size) / total - guide_mean * value_mean
-    variance = cv2.blur(weighted_guide * guide, size) / total - guide_mean * guide_mean
-    slope = covariance / (np.maximum(variance, 0) + eps)
-    offset = value_mean - slope * guide_mean
-    # windows that know more have more to say about the pixels they cover
-    known = cv2.blur(total, size)
-    return (cv2.blur(total * slope, size) * guide + cv2.blur(total * offset, size)) / known
-
 # %% ../../nbs/stages/04_moving_regions.ipynb #2b80b402
 def split_at_depth(mask: np.ndarray, disparity: np.ndarray, jump: float, min_area_px: int) -> np.ndarray:
     """Return the connected regions of a mask, cut where disparity jumps, (H, W), int32, 0 outside.
@@ -201,28 +173,6 @@ def split_at_depth(mask: np.ndarray, disparity: np.ndarray, jump: float, min_are
     part_of[pieces[pieces > 0]] = parts[pieces > 0]
     grown = of_pixel[nearest]
     return np.where(mask & (part_of[grown] == parts), grown, 0)
-
-# %% ../../nbs/stages/04_moving_regions.ipynb #df0cb49a
-def root_colour(image: Tensor) -> np.ndarray:
-    """Return the square root of an image's colours, (H, W, 3), float32 in [0, 1]: its noise is even over brightness."""
-    return np.sqrt(image.permute(1, 2, 0).cpu().numpy().astype(np.float32) / 255)
-
-
-def image_difference(image_0: np.ndarray, image_1: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Return the mean absolute difference between image 0 and image 1 fetched at `position`.
-
-    Parameters
-    ----------
-    image_0, image_1 : ndarray, (H, W, 3), float32
-    position : ndarray, (H, W, 2), float32
-        Image coordinates (x, y) at t + 1.
-
-    Returns
-    -------
-    ndarray, (H, W), float32
-    """
-    x, y = (np.ascontiguousarray(position[..., i]) for i in (0, 1))
-    return cv2.absdiff(image_0, cv2.remap(image_1, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)).mean(-1)
 
 # %% ../../nbs/stages/04_moving_regions.ipynb #38d8504a
 @dataclass(frozen=True)
@@ -273,7 +223,7 @@ class Evidence:
         weights = np.abs(matched) + np.abs(seen) + np.abs(prior) + 0.005
         votes = (matched + seen + prior) / weights
         guide = self.image_0[window].mean(-1)
-        return guided_filter(guide, votes, weights, radius, edge_variance)
+        return guided_filter([guide], votes, weights, radius, edge_variance)
 
 
 def standing_pixels(flow: SceneFlow, settings: RegionSettings, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -304,7 +254,7 @@ def moving_regions(
     generator : torch.Generator
         On the CPU; the ground is found by drawing points.
     """
-    image_0, image_1 = root_colour(sample.left_0), root_colour(sample.left_1)
+    image_0, image_1 = (root_colour(to_array(image)) for image in (sample.left_0, sample.left_1))
     static = squared_errors(camera_motion, every)
     stays = static < settings.inlier_error
     observed = every.observed[:, :2]
