@@ -228,6 +228,10 @@ class SceneFlow(Record):
         Optical flow in pixels.
     trusted : Tensor, (H, W), bool
         Pixels whose two points can be relied on.
+    flow_seen : Tensor, (H, W), bool
+        Pixels whose flow can be relied on.
+    depth_seen_0, depth_seen_1 : Tensor, (H, W), bool
+        Pixels whose depth at t, or at t + 1, was measured; elsewhere it is filled in.
     noise_px : Tensor, (3,), float32
         Standard deviations of the matching error of flow x, flow y and disparity in pixels.
     calibration : Calibration
@@ -241,9 +245,18 @@ class SceneFlow(Record):
     disparity_1: Tensor
     flow: Tensor
     trusted: Tensor
+    flow_seen: Tensor
+    depth_seen_0: Tensor
+    depth_seen_1: Tensor
     noise_px: Tensor
     calibration: Calibration
     diagnostics: dict[str, Any] = field(default_factory=dict)
+
+
+    @property
+    def tracked(self) -> Tensor:
+        """Pixels with a point at t and a flow, (H, W), bool; their depth at t + 1 may be unknown."""
+        return self.flow_seen & self.depth_seen_0
 
 
 @dataclass(frozen=True)

@@ -10,14 +10,19 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from ..core.geometry import pixel_grid, project
+from ..core.geometry import back_project, pixel_grid, project
 from ..core.records import Calibration, SceneFlow
 from ..core.rigid import kabsch, refine_motion, transform
 
 # %% auto #0
-__all__ = ['Measurements', 'measurements', 'points_after', 'squared_errors', 'EgoMotionSettings', 'motion_votes', 'ego_motion']
+__all__ = ['FAR_M', 'Measurements', 'measurements', 'points_after', 'squared_errors', 'EgoMotionSettings', 'motion_votes',
+           'ego_motion']
 
 # %% ../../nbs/stages/03_ego_motion.ipynb #e7427e87
+FAR_M = 1e4
+"""Depth of what has no disparity: the sky."""
+
+
 @dataclass(frozen=True)
 class Measurements:
     """What is known of some pixels: their points at t, where they were found at t + 1, and how precisely.
@@ -25,13 +30,15 @@ class Measurements:
     Parameters
     ----------
     points : Tensor, (..., 3)
-        Points at t in metres.
+        Points at t in metres; far away where there is no disparity.
     observed : Tensor, (..., 3)
         Matched (x, y, disparity) at t + 1 in pixels.
     disparity : Tensor, (...)
         Disparity at t in pixels.
     noise_px : Tensor, (..., 3)
-        Standard deviations of flow x, flow y and either disparity.
+        Standard deviations of flow x, flow y and the disparity at t + 1.
+    disparity_noise_px : Tensor, (...)
+        Standard deviation of the disparity at t.
     calibration : Calibration
     """
 
@@ -39,20 +46,40 @@ class Measurements:
     observed: Tensor
     disparity: Tensor
     noise_px: Tensor
+    disparity_noise_px: Tensor
     calibration: Calibration
 
     def __getitem__(self, index: Tensor) -> Measurements:
         """Return the measurements of some pixels; an index of several dimensions makes groups."""
-        names = ("points", "observed", "disparity", "noise_px")
+        names = ("points", "observed", "disparity", "noise_px", "disparity_noise_px")
         return replace(self, **{name: getattr(self, name)[index] for name in names})
 
 
-def measurements(flow: SceneFlow, noise_px: Tensor) -> Measurements:
-    """Return the measurements of all pixels in reading order, each with the standard deviations `noise_px` (3,)."""
+def measurements(flow: SceneFlow, noise_px: Tensor, filled_share: float = 0.3, filled_px: float = 1.5) -> Measurements:
+    """Return the measurements of all pixels in reading order.
+
+    Parameters
+    ----------
+    flow : SceneFlow
+    noise_px : Tensor, (3,)
+        Standard deviations of flow x, flow y and either disparity, where they were measured.
+    filled_share, filled_px : float
+        Standard deviation of a disparity that was filled in: this share of it, and at least so many pixels.
+    """
     x, y = pixel_grid(*flow.disparity_0.shape, device=flow.flow.device) + flow.flow
     observed = torch.stack([x, y, flow.disparity_1], -1).reshape(-1, 3)
-    points = flow.points_0.reshape(-1, 3)
-    return Measurements(points, observed, flow.disparity_0.reshape(-1), noise_px.expand_as(observed), flow.calibration)
+    noise = noise_px.repeat(len(observed), 1)
+    disparities = (flow.disparity_0, flow.depth_seen_0), (flow.disparity_1, flow.depth_seen_1)
+    at_0, at_1 = (
+        torch.where(seen, noise_px[2], (filled_share * disparity).clamp(min=filled_px)).reshape(-1)
+        for disparity, seen in disparities
+    )
+    noise[:, 2] = at_1
+    far = back_project(torch.full_like(flow.disparity_0, FAR_M), flow.calibration)
+    points = torch.where(flow.disparity_0.unsqueeze(-1) > 0, flow.points_0, far).reshape(-1, 3)
+    return Measurements(
+        points, observed, flow.disparity_0.reshape(-1), noise, at_0, flow.calibration
+    )
 
 
 def points_after(m: Measurements) -> Tensor:
@@ -95,7 +122,7 @@ def squared_errors(motions: Tensor, m: Measurements) -> Tensor:
     error = (m.observed - predicted) / m.noise_px
     slope = slope / m.noise_px
     along = (error * slope).sum(-1)
-    variance = m.noise_px[..., 2].pow(-2) + slope.square().sum(-1)
+    variance = m.disparity_noise_px.pow(-2) + slope.square().sum(-1)
     return (error.square().sum(-1) - along.square() / variance).clamp(min=0)
 
 # %% ../../nbs/stages/03_ego_motion.ipynb #b61ee4ce

@@ -21,7 +21,7 @@ __all__ = ['FLOATS', 'SceneFlowSettings', 'truncated_deviation', 'noise_scales',
 # %% ../../nbs/stages/02_scene_flow.ipynb #831f70e6
 @dataclass(frozen=True)
 class SceneFlowSettings:
-    """Constants of `scene_flow` (the published ones, but for the smallest noise, which was 2 px).
+    """Constants of `scene_flow` (the published ones, but for the smallest noise, 2 px, and the edges, 5 px).
 
     Parameters
     ----------
@@ -30,7 +30,7 @@ class SceneFlowSettings:
     edge_threshold : float
         Jump of log disparity from one pixel to the next from which on a pixel counts as an edge.
     edge_share : float
-        Side of the square around edges that is not trusted, as a share of the image height (published: 5 px of 640);
+        Side of the square around edges that is not trusted, as a share of the image height;
         rounded to an odd number of pixels, at least 3.
     min_noise_px, max_noise_px : float
         Bounds of the noise scales.
@@ -39,7 +39,7 @@ class SceneFlowSettings:
     min_depth_m: float = 2.5
     max_depth_m: float = 70.0
     edge_threshold: float = 0.2
-    edge_share: float = 5 / 640
+    edge_share: float = 3 / 640
     min_noise_px: float = 0.05
     max_noise_px: float = 10.0
 
@@ -146,6 +146,8 @@ def scene_flow(sample: StereoSample, matches: Matches, settings: SceneFlowSettin
         "valid area": everything if sample.valid is None else sample.valid.to(everything.device),
     }
     trusted = torch.stack(list(rules.values())).all(0)
+    flow_seen = rules["finite"] & rules["visibility flow"] & rules["valid area"] & ~edges[0]
+    depth_seen_0, depth_seen_1 = in_range[0] & matches.disparity_visible_0, in_range[1] & seen_1
     noise = noise_scales(matches, trusted, settings)
     diagnostics = {
         "trusted_points": int(trusted.sum()),
@@ -155,5 +157,6 @@ def scene_flow(sample: StereoSample, matches: Matches, settings: SceneFlowSettin
     }
     return SceneFlow(
         back_project(depth_0, camera), back_project(depth_1, camera, position),
-        matches.disparity_0, disparity_1, matches.flow_forward, trusted, noise, camera, diagnostics,
+        matches.disparity_0, disparity_1, matches.flow_forward, trusted, flow_seen, depth_seen_0, depth_seen_1, noise,
+        camera, diagnostics,
     )  # fmt: skip
