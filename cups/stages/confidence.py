@@ -44,22 +44,23 @@ class Term:
 
 
 TERMS = (
-    Term("tracked_ppm", 30.0, 30000.0, 1.02, 3593.44, log=True),
-    Term("seen_ppm", 30.0, 30000.0, 0.23, 3929.14, log=True),
-    Term("agreement", 0.5, 1.0, 9.67, 0.99),
-    Term("moved_noise", 1.0, 300.0, 0.41, 36.70, log=True),
-    Term("surface_m2", 0.02, 2.0, 0.69, 0.99, log=True),
-    Term("texture", 0.0, 0.4, 10.07, 0.40),
-    Term("seen", -0.1, 0.3, 16.58, 0.29),
-    Term("base_m", 0.4, 3.0, -1.95, 0.40),
-    Term("turned_deg", 0.0, 6.0, -0.93, 0.11),
-    Term("rise_m", -0.02, 0.1, -43.27, -0.02),
-    Term("shift_m", 0.01, 1.0, -0.07, 0.33, log=True),
-    Term("shift_m", 1.0, 8.0, -2.37, 1.00, log=True),
+    Term("noise_px", 0.05, 1.0, -1.40, 0.08, log=True),
+    Term("tracked_ppm", 30.0, 30000.0, 1.06, 3546.70, log=True),
+    Term("seen_ppm", 30.0, 30000.0, 0.23, 3882.41, log=True),
+    Term("agreement", 0.5, 1.0, 7.35, 0.99),
+    Term("moved_noise", 1.0, 300.0, 0.08, 36.70, log=True),
+    Term("surface_m2", 0.02, 2.0, 0.69, 1.00, log=True),
+    Term("texture", 0.0, 0.4, 11.05, 0.40),
+    Term("seen", -0.1, 0.3, 18.72, 0.29),
+    Term("base_m", 0.4, 3.0, -2.12, 0.40),
+    Term("turned_deg", 0.0, 6.0, -0.47, 0.11),
+    Term("rise_m", -0.02, 0.1, -42.86, -0.02),
+    Term("shift_m", 0.01, 1.0, -0.01, 0.33, log=True),
+    Term("shift_m", 1.0, 8.0, -2.17, 1.00, log=True),
 )
 """Of the numbers that `cups.stages.motion` gathers of an object."""
 
-TYPICAL_LOG_ODDS = 7.49
+TYPICAL_LOG_ODDS = 7.80
 """Log-odds of an object all of whose numbers are typical."""
 
 

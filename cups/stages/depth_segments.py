@@ -39,7 +39,7 @@ class SegmentSettings:
     jump_share: float = 0.1
     jump_px: float = 0.3
     jump_noise: float = 1.0
-    neck_share: float = 0.05
+    neck_share: float = 0.08
     min_core_share: float = 0.075
     min_area_px: int = 24
     min_area_share: float = 2e-4

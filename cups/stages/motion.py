@@ -21,11 +21,18 @@ from .confidence import confidence
 from .ego_motion import EgoMotionSettings, Measurements, ego_motion, measurements
 from .moving_regions import Evidence, RegionSettings, gather_evidence, moving_regions
 from .outlines import Claim, OutlineSettings, claim_pixels
-from .region_motions import RegionMotions, RegionMotionSettings, fit_and_join, flow_error
+from cups.stages.region_motions import (
+    RegionMotions,
+    RegionMotionSettings,
+    draw_from_regions,
+    fit_and_join,
+    flow_error,
+    join_lengths,
+)
 
 # %% auto #0
 __all__ = ['MotionSettings', 'broken_rule', 'left_over_noise', 'without_objects', 'base_height', 'own_motion', 'object_values',
-           'drawn', 'objects', 'one_thread', 'propose', 'most_common']
+           'drawn', 'objects', 'joined_objects', 'one_thread', 'propose', 'most_common']
 
 # %% ../../nbs/stages/10_motion.ipynb #fbb8a4e1
 @dataclass(frozen=True)
@@ -185,7 +192,7 @@ def objects(
             broken = broken_rule(values, settings)
         if broken is None:
             values |= own_motion(claim, found.motions[k], camera_motion, flow, evidence.down, settings.rise_share)
-            values["confidence"], weakest = confidence(values)
+            values["confidence"], weakest = confidence(values | {"noise_px": noise})
             values["overlap"] = float((most[claim.window] > claim.votes)[claim.pixels].mean())
             broken = broken_rule(values, settings)
         if broken:
@@ -200,6 +207,24 @@ def objects(
             facts.append({name: round(value, 4) for name, value in values.items()})
     instance = torch.from_numpy(drawn(claims, tuple(found.regions.shape)))
     return instance.to(found.regions.device), kept, facts, dropped
+
+
+def joined_objects(
+    instance: Tensor, motions: Tensor, flow: SceneFlow, every: Measurements, camera_motion: Tensor,
+    settings: RegionMotionSettings, generator: torch.Generator,
+) -> tuple[Tensor, list[int]]:  # fmt: skip
+    """Return the instance map (H, W) in which parts of one object are one, and the objects that are left."""
+    count = len(motions)
+    sizes = torch.bincount(instance[instance > 0] - 1, minlength=count)
+    if count < 2 or int(sizes.min()) == 0:
+        return instance, list(range(count))
+    tracked = torch.where(flow.tracked, instance, 0)
+    some = torch.bincount(tracked.reshape(-1), minlength=count + 1)[instance] > 0
+    draw = draw_from_regions(torch.where(some, tracked, instance).reshape(-1), count, settings.points, generator)
+    whole = join_lengths(every[draw], motions, camera_motion, sizes.tolist(), settings)
+    left = sorted(set(whole))
+    numbers = torch.tensor([0] + [left.index(w) + 1 for w in whole], device=instance.device)
+    return numbers[instance], left
 
 
 @contextmanager
@@ -247,7 +272,7 @@ def propose(
     noise_px = left_over_noise(every[trusted], camera_motion, flow.noise_px)
     every = measurements(flow, noise_px)
     evidence, seen = gather_evidence(sample, flow, every, camera_motion, settings.regions, generator)
-    regions = moving_regions(evidence, seen, every)
+    regions = moving_regions(evidence, seen, flow.calibration)
     still = evidence.static[flow.trusted.cpu().numpy()] < settings.regions.inlier_error / settings.regions.error_limit
     diagnostics |= {
         "noise_px": [round(n, 4) for n in noise_px.tolist()],
@@ -263,8 +288,11 @@ def propose(
     if not kept:
         why = f"all {len(dropped)} moving regions were dropped, most by: {most_common([d['rule'] for d in dropped])}"
         return without_objects(sample, camera_motion, diagnostics, why)
-    scores = torch.tensor([o["confidence"] for o in facts], device=trusted.device)
-    return Proposals(instance, found.motions[kept], camera_motion, scores, diagnostics)
+    motions = found.motions[kept]
+    instance, left = joined_objects(instance, motions, flow, every, camera_motion, settings.motions, generator)
+    diagnostics |= {"objects": [facts[k] for k in left], "joined": found.joined + len(kept) - len(left)}
+    scores = torch.tensor([facts[k]["confidence"] for k in left], device=trusted.device)
+    return Proposals(instance, motions[left], camera_motion, scores, diagnostics)
 
 
 def most_common(rules: list[str]) -> str:

@@ -14,14 +14,14 @@ from torch import Tensor
 
 from ..core.geometry import project
 from ..core.images import guided_filter, image_difference, root_colour, to_array
-from ..core.records import SceneFlow, StereoSample
+from ..core.records import Calibration, SceneFlow, StereoSample
 from ..core.rigid import transform
 from .depth_segments import SegmentSettings, depth_segments
 from .ego_motion import Measurements, squared_errors
 from .ground import Ground, find_ground
 
 # %% auto #0
-__all__ = ['RegionSettings', 'texture_confidence', 'Evidence', 'standing_pixels', 'gather_evidence', 'parted', 'moving_regions']
+__all__ = ['RegionSettings', 'texture_confidence', 'Evidence', 'standing_pixels', 'gather_evidence', 'moving_regions']
 
 # %% ../../nbs/stages/06_moving_regions.ipynb #50475807
 @dataclass(frozen=True)
@@ -106,6 +106,8 @@ class Evidence:
         Of image 0, without specks.
     image_0, image_1 : ndarray, (H, W, 3), float32
         Roots of the left images' colours.
+    noise_px : float
+        Standard deviation of disparity.
     difference : float
         Difference of colour that means "not the same thing".
     settings : RegionSettings
@@ -122,6 +124,7 @@ class Evidence:
     log_disparity: np.ndarray
     image_0: np.ndarray
     image_1: np.ndarray
+    noise_px: float
     difference: float
     settings: RegionSettings
 
@@ -183,44 +186,43 @@ def gather_evidence(
         image_difference(image_0, image_1, p.reshape(*sample.size, 2).cpu().numpy()) for p in (rest, observed)
     )
     still = (flow.trusted & stays.reshape(sample.size)).cpu().numpy()
-    noise = 1.48 * float(np.median(at_rest[still])) if still.any() else 0.0
-    limit = settings.difference_limit * max(noise, 1 / 512)
+    deviation = 1.48 * float(np.median(at_rest[still])) if still.any() else 0.0
+    limit = settings.difference_limit * max(deviation, 1 / 512)
     nowhere = Ground(torch.full_like(flow.disparity_0, -np.inf), torch.zeros_like(flow.disparity_0),
                      torch.tensor([0.0, 1.0, 0.0]))
     ground = find_ground(flow, generator) or nowhere
     standing = standing_pixels(flow, ground, settings)
+    noise_px = float(every.noise_px[:, 2].min())
+    camera = flow.calibration
     disparity = cv2.medianBlur(flow.disparity_0.cpu().numpy(), 5)
     evidence = Evidence(
         static=(static.clamp(max=settings.error_limit) / settings.error_limit).reshape(sample.size).cpu().numpy(),
         at_rest=np.minimum(at_rest / limit, 1),
         known=(0.1 + 0.9 * texture_confidence(image_0.mean(-1))) * flow.flow_seen.cpu().numpy(),
         standing=standing,
-        segments=parted(standing & (disparity > 0), disparity, every, settings),
+        segments=depth_segments(
+            standing & (disparity > 0), disparity, camera.fx * camera.baseline_m, noise_px, settings.segments
+        ),
         height_m=ground.height_m.cpu().numpy(), down=ground.down,
         disparity=disparity, log_disparity=np.log(np.maximum(disparity, 1)),
-        image_0=image_0, image_1=image_1, difference=limit, settings=settings,
+        image_0=image_0, image_1=image_1, noise_px=noise_px, difference=limit, settings=settings,
     )  # fmt: skip
     return evidence, evidence.at_rest - np.minimum(moved / limit, 1)
 
 
-def parted(mask: np.ndarray, disparity: np.ndarray, every: Measurements, settings: RegionSettings) -> np.ndarray:
-    """Return the depth segments of a mask, (H, W), int32 from 1."""
-    scale = every.calibration.fx * every.calibration.baseline_m
-    return depth_segments(mask, disparity, scale, float(every.noise_px[:, 2].min()), settings.segments)
-
-
-def moving_regions(evidence: Evidence, seen: np.ndarray, every: Measurements) -> np.ndarray:
+def moving_regions(evidence: Evidence, seen: np.ndarray, calibration: Calibration) -> np.ndarray:
     """Return the regions that rest does not explain, (H, W) int32 numbered from 1.
 
     Parameters
     ----------
     evidence, seen
         As `gather_evidence` returns them.
-    every : Measurements
-        Of all pixels.
+    calibration : Calibration
     """
     settings = evidence.settings
     radius = max(round(settings.smoothing_share * len(seen)), 2)
     matched = evidence.static - settings.moving_share
     votes = evidence.votes(matched, seen, np.zeros_like(seen), radius)
-    return parted((votes > settings.min_evidence) & evidence.standing, evidence.disparity, every, settings)
+    moving = (votes > settings.min_evidence) & evidence.standing
+    scale = calibration.fx * calibration.baseline_m
+    return depth_segments(moving, evidence.disparity, scale, evidence.noise_px, settings.segments)

@@ -145,8 +145,7 @@ def claimed(mask: np.ndarray, votes: np.ndarray, min_evidence: float, settings: 
 
 
 def own_surface(
-    mask: Tensor, window: tuple[slice, slice], flow: SceneFlow, noise_px: float, evidence: Evidence,
-    settings: OutlineSettings,
+    mask: Tensor, window: tuple[slice, slice], flow: SceneFlow, evidence: Evidence, settings: OutlineSettings
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return the disparity of an object's surface in a window, how far it may be off, and which pixels lie on it.
 
@@ -156,8 +155,6 @@ def own_surface(
         The object's pixels so far, some of them tracked.
     window
         Rows and columns.
-    noise_px : float
-        Standard deviation of disparity.
 
     Returns
     -------
@@ -166,7 +163,7 @@ def own_surface(
         Pixels on the surface, in a depth segment that the object holds a good share of.
     """
     surface = surface_plane(flow, mask, window)
-    tolerance = settings.surface_noise * noise_px + settings.surface_share * surface
+    tolerance = settings.surface_noise * evidence.noise_px + settings.surface_share * surface
     held = np.bincount(evidence.segments[mask.cpu().numpy()], minlength=evidence.segments.max() + 1)
     ours = held >= settings.min_segment_share * int(mask.sum())
     ours[0] = False
@@ -212,8 +209,7 @@ def claim_pixels(
     """
     window, rules = window_around(mask), evidence.settings
     own, trusted = flow.disparity_0[window], flow.trusted[window]
-    noise_px = float(every.noise_px[:, 2].min())
-    surface, tolerance, fits = own_surface(mask, window, flow, noise_px, evidence, settings)
+    surface, tolerance, fits = own_surface(mask, window, flow, evidence, settings)
     seen = better_seen(motion, torch.where(fits, own, surface), window, flow, evidence)
     numbers = torch.arange(mask.numel(), device=mask.device).reshape(mask.shape)[window].reshape(-1)
     error = squared_errors(motion, slackened(every[numbers], slack_px)).clamp(max=rules.error_limit).reshape(own.shape)

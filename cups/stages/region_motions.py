@@ -18,8 +18,9 @@ from ..core.rigid import refine_motion, transform
 from .ego_motion import Measurements, points_after, squared_errors
 
 # %% auto #0
-__all__ = ['RegionMotionSettings', 'draw_from_regions', 'flow_error', 'slackened', 'moved_px', 'fit_motions', 'join_fragments',
-           'RegionMotions', 'fit_regions', 'split_by_motion', 'fit_and_join']
+__all__ = ['RegionMotionSettings', 'draw_from_regions', 'flow_error', 'slackened', 'moved_px', 'fit_motions', 'compare_motions',
+           'part_of', 'join_fragments', 'join_lengths', 'RegionMotions', 'fit_regions', 'split_by_motion',
+           'fit_and_join']
 
 # %% ../../nbs/stages/07_region_motions.ipynb #112ae73c
 @dataclass(frozen=True)
@@ -50,6 +51,10 @@ class RegionMotionSettings:
     join_noise : float
         A fragment's flow may be predicted worse by the larger one's motion than by its own, or than the larger one's
         own flow, by this many standard deviations plus what smoothing explains; never by half of how far it moves.
+    join_exact_share, join_length_share, join_size_share : float
+        A wheel of a long vehicle is part of it: objects whose flow differs by less than a share of how far they move,
+        and by less than `join_noise`, are one if they lie closer than a share of the larger one's length and one has
+        no more than a share of the other's pixels.
     """
 
     points: int = 160
@@ -63,6 +68,9 @@ class RegionMotionSettings:
     split_error: float = 25.0
     split_window_px: int = 7
     join_gap_m: float = 0.4
+    join_exact_share: float = 0.03
+    join_length_share: float = 0.4
+    join_size_share: float = 0.5
     join_noise: float = 2.0
 
 # %% ../../nbs/stages/07_region_motions.ipynb #1a68a1ae
@@ -137,6 +145,42 @@ def fit_motions(
     return motions, (squared_errors(motions, m) < settings.inlier_error).float().mean(-1)
 
 # %% ../../nbs/stages/07_region_motions.ipynb #08dbd2e8
+def compare_motions(m: Measurements, motions: Tensor) -> tuple[Tensor, Tensor]:
+    """Return how much worse each region's motion predicts each region's flow than it need, and how far they lie apart.
+
+    Parameters
+    ----------
+    m : Measurements
+        Of (R, P) points, P of each region.
+    motions : Tensor, (R, 4, 4)
+
+    Returns
+    -------
+    excess_px : Tensor, (R, R)
+        Median error of flow of the motion of one region (row) on the points of another (column), beyond that of
+        either's own motion.
+    gap_m : Tensor, (R, R)
+        Distance to a region (row) within which a tenth of another's points (column) lie.
+    """
+    count = len(motions)
+    predicted = project(transform(motions[:, None], m.points[None]), m.calibration)
+    miss = (m.observed[None] - predicted)[..., :2].norm(dim=-1).median(-1).values
+    own = miss.diagonal()
+    few = m.points[:, ::4]
+    apart = torch.cdist(few.flatten(0, 1), few.flatten(0, 1)).reshape(count, few.shape[1], count, -1).amin(1)
+    return miss - torch.maximum(own[:, None], own[None]), apart.kthvalue(max(few.shape[1] // 10, 1)).values
+
+
+def part_of(joins: Tensor, sizes: list[int]) -> list[int]:
+    """Return for every region (column) the largest (row) that it joins, (R, R) bool; itself if it joins none."""
+    whole, pairs = list(range(len(sizes))), joins.tolist()
+    order = sorted(whole, key=lambda k: -sizes[k])
+    for rank, k in enumerate(order):
+        if larger := [a for a in order[:rank] if pairs[a][k]]:
+            whole[k] = whole[larger[0]]
+    return whole
+
+
 def join_fragments(
     m: Measurements, motions: Tensor, camera_motion: Tensor, sizes: list[int], able: list[bool],
     settings: RegionMotionSettings,
@@ -153,25 +197,37 @@ def join_fragments(
     able : list of bool
         Regions whose motion is known well enough to take in others.
     """
-    count = len(sizes)
     rest = project(transform(camera_motion, m.points), m.calibration)
     moved = (m.observed - rest)[..., :2].norm(dim=-1).median(-1).values
-    predicted = project(transform(motions[:, None], m.points[None]), m.calibration)
-    miss = (m.observed[None] - predicted)[..., :2].norm(dim=-1).median(-1).values  # (motion of, points of)
-    few = m.points[:, ::2]
-    apart = torch.cdist(few.flatten(0, 1), few.flatten(0, 1)).reshape(count, few.shape[1], count, -1).amin(1)
-    gap = apart.kthvalue(max(few.shape[1] // 10, 1)).values  # (to, of a tenth of the points of)
-    own = miss.diagonal()
-    excess = miss - torch.maximum(own[:, None], own[None])
-    slack = settings.join_noise * m.noise_px[0, 0, 0] + flow_error(moved, m, settings)
-    joins = ((excess < torch.minimum(slack, 0.5 * moved)) & (gap < settings.join_gap_m)).tolist()
-    whole = list(range(count))
-    order = sorted(whole, key=lambda k: -sizes[k])
-    for rank, k in enumerate(order):
-        larger = [a for a in order[:rank] if able[a] and joins[a][k]]
-        if larger:
-            whole[k] = whole[larger[0]]
-    return whole
+    excess, gap = compare_motions(m, motions)
+    slack = settings.join_noise * m.noise_px[..., :2].min() + flow_error(moved, m, settings)
+    joins = (excess < torch.minimum(slack, 0.5 * moved)) & (gap < settings.join_gap_m)
+    return part_of(joins & torch.tensor(able, device=gap.device)[:, None], sizes)
+
+
+def join_lengths(
+    m: Measurements, motions: Tensor, camera_motion: Tensor, sizes: list[int], settings: RegionMotionSettings
+) -> list[int]:
+    """Return for every object the one it is a part of, itself if of none: those that move exactly alike.
+
+    Parameters
+    ----------
+    m : Measurements
+        Of (R, P) points, P of each object.
+    motions : Tensor, (R, 4, 4)
+    sizes : list of int
+        Pixels of each object.
+    """
+    excess, gap = compare_motions(m, motions)
+    slack = torch.minimum(
+        settings.join_noise * m.noise_px[..., :2].min(),
+        settings.join_exact_share * moved_px(motions, camera_motion, m),
+    )
+    ends = m.points[..., ::2].quantile(torch.tensor([0.1, 0.9], device=gap.device), dim=1)
+    length = (ends[1] - ends[0]).norm(dim=-1)
+    size = torch.tensor(sizes, device=gap.device)
+    small = size[None] < settings.join_size_share * size[:, None]
+    return part_of(small & (excess < slack) & (gap < settings.join_length_share * length[:, None]), sizes)
 
 
 @dataclass(frozen=True)
