@@ -36,6 +36,11 @@ class Term:
     typical: float
     log: bool = False
 
+    @property
+    def best(self) -> float:
+        """The most convincing value."""
+        return self.high if self.weight > 0 else self.low
+
     def log_odds(self, value: float) -> float:
         """Return what `value` adds, compared with a typical one."""
         bounded = (min(max(v, self.low), self.high) for v in (value, self.typical))
@@ -70,12 +75,14 @@ def confidence(values: Mapping[str, float], terms: tuple[Term, ...] = TERMS) -> 
     Parameters
     ----------
     values : mapping
-        A number for each term's name; one that is not finite makes the confidence 0.
+        A number for each term's name. One that is missing counts as the best it can be: the result is an upper bound.
+        One that is not finite makes the confidence 0.
     """
     odds = {}
     for term in terms:
-        if not math.isfinite(values[term.name]):
+        value = values.get(term.name, term.best)
+        if not math.isfinite(value):
             return 0.0, term.name
-        odds[term.name] = odds.get(term.name, 0.0) + term.log_odds(values[term.name])
+        odds[term.name] = odds.get(term.name, 0.0) + term.log_odds(value)
     total = TYPICAL_LOG_ODDS + sum(odds.values())
     return 1 / (1 + math.exp(-max(total, -700.0))), min(odds, key=odds.__getitem__)

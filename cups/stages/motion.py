@@ -118,11 +118,10 @@ def base_height(claim: Claim, evidence: Evidence) -> float:
 
 
 def own_motion(
-    claim: Claim, motion: Tensor, camera_motion: Tensor, flow: SceneFlow, down: Tensor, rise_share: float
+    points: Tensor, motion: Tensor, camera_motion: Tensor, down: Tensor, rise_share: float
 ) -> dict[str, float]:
-    """Return by how much an object turned, moved and rose by itself."""
-    pixels = torch.from_numpy(claim.pixels).to(motion.device)
-    centre = flow.points_0[claim.window][pixels].median(0, keepdim=True).values
+    """Return by how much an object, seen at points (N, 3), turned, moved and rose by itself."""
+    centre = points.median(0, keepdim=True).values
     shift = (transform(motion, centre) - transform(camera_motion, centre))[0]
     sunk = shift @ down
     along = float((shift - sunk * down).norm())
@@ -170,30 +169,31 @@ def objects(
 
     Objects with many tracked points come first.
     """
-    noise = float(every.noise_px[0, :2].max())
+    noise, per_px = float(every.noise_px[0, :2].max()), 1e6 / flow.trusted.numel()
     claims, kept, facts, dropped = [], [], [], []
     most = np.full(tuple(found.regions.shape), -np.inf, np.float32)
     for k in sorted(range(len(found.moved_px)), key=lambda k: -found.tracked[k]):
         mask = found.regions == k + 1
+        motion, moved = found.motions[k], found.moved_px[k]
         values = {
             "tracked_points": found.tracked[k],
             "seen_points": found.seen[k],
             "agreement": found.agreement[k],
-            "moved_px": found.moved_px[k],
-            "moved_noise": (found.moved_px[k] - settings.min_moved_px) / noise,
-        }
+            "moved_px": moved,
+            "moved_noise": (moved - settings.min_moved_px) / noise,
+            "noise_px": noise,
+            "tracked_ppm": found.tracked[k] * per_px,
+            "seen_ppm": found.seen[k] * per_px,
+        } | own_motion(flow.points_0[mask], motion, camera_motion, evidence.down, settings.rise_share)
+        values["confidence"], weakest = confidence(values)  # an upper bound: its pixels may prove it wrong
         broken = broken_rule(values, settings)
         if broken is None:
-            slack = float(flow_error(torch.tensor(found.moved_px[k]), every, settings.motions))
-            claim = claim_pixels(mask, found.motions[k], slack, flow, every, evidence, settings.outlines)
+            slack = float(flow_error(torch.tensor(moved), every, settings.motions))
+            claim = claim_pixels(mask, motion, slack, flow, every, evidence, settings.outlines)
             values |= object_values(claim, flow, evidence)
-            per_px = 1e6 / mask.numel()
-            values |= {"tracked_ppm": found.tracked[k] * per_px, "seen_ppm": found.seen[k] * per_px}
-            broken = broken_rule(values, settings)
-        if broken is None:
-            values |= own_motion(claim, found.motions[k], camera_motion, flow, evidence.down, settings.rise_share)
-            values["confidence"], weakest = confidence(values | {"noise_px": noise})
-            values["overlap"] = float((most[claim.window] > claim.votes)[claim.pixels].mean())
+            values["confidence"], weakest = confidence(values)
+            wanted = (most[claim.window] > claim.votes)[claim.pixels]
+            values["overlap"] = float(wanted.mean()) if len(wanted) else 0.0
             broken = broken_rule(values, settings)
         if broken:
             if broken["rule"] == "confidence":

@@ -18,9 +18,9 @@ from ..core.rigid import refine_motion, transform
 from .ego_motion import Measurements, points_after, squared_errors
 
 # %% auto #0
-__all__ = ['RegionMotionSettings', 'draw_from_regions', 'flow_error', 'slackened', 'moved_px', 'fit_motions', 'compare_motions',
-           'part_of', 'join_fragments', 'join_lengths', 'RegionMotions', 'fit_regions', 'split_by_motion',
-           'fit_and_join']
+__all__ = ['RegionMotionSettings', 'draw_from_regions', 'flow_noise', 'flow_error', 'slackened', 'moved_px', 'fit_motions',
+           'compare_motions', 'part_of', 'join_fragments', 'join_lengths', 'RegionMotions', 'fit_regions',
+           'split_by_motion', 'fit_and_join']
 
 # %% ../../nbs/stages/07_region_motions.ipynb #112ae73c
 @dataclass(frozen=True)
@@ -89,9 +89,14 @@ def draw_from_regions(regions: Tensor, count: int, per_region: int, generator: t
     return order[starts + (draw * sizes[1:].unsqueeze(-1)).long()]
 
 
+def flow_noise(m: Measurements) -> float:
+    """Return the standard deviation of flow, the same for all pixels, in the direction in which it is smaller."""
+    return float(m.noise_px.reshape(-1, 3)[0, :2].min())
+
+
 def flow_error(moved_px: Tensor, m: Measurements, settings: RegionMotionSettings) -> Tensor:
     """Return the error of smoothed flow, in pixels, of what moved by `moved_px`."""
-    smoothed = min(float(m.noise_px[..., :2].min()) / settings.flow_error_noise_px, 1.0)
+    smoothed = min(flow_noise(m) / settings.flow_error_noise_px, 1.0)
     return settings.flow_error_share * smoothed * moved_px
 
 
@@ -200,7 +205,7 @@ def join_fragments(
     rest = project(transform(camera_motion, m.points), m.calibration)
     moved = (m.observed - rest)[..., :2].norm(dim=-1).median(-1).values
     excess, gap = compare_motions(m, motions)
-    slack = settings.join_noise * m.noise_px[..., :2].min() + flow_error(moved, m, settings)
+    slack = settings.join_noise * flow_noise(m) + flow_error(moved, m, settings)
     joins = (excess < torch.minimum(slack, 0.5 * moved)) & (gap < settings.join_gap_m)
     return part_of(joins & torch.tensor(able, device=gap.device)[:, None], sizes)
 
@@ -219,10 +224,8 @@ def join_lengths(
         Pixels of each object.
     """
     excess, gap = compare_motions(m, motions)
-    slack = torch.minimum(
-        settings.join_noise * m.noise_px[..., :2].min(),
-        settings.join_exact_share * moved_px(motions, camera_motion, m),
-    )
+    noise = settings.join_noise * flow_noise(m)
+    slack = (settings.join_exact_share * moved_px(motions, camera_motion, m)).clamp(max=noise)
     ends = m.points[..., ::2].quantile(torch.tensor([0.1, 0.9], device=gap.device), dim=1)
     length = (ends[1] - ends[0]).norm(dim=-1)
     size = torch.tensor(sizes, device=gap.device)
