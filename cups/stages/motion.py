@@ -31,8 +31,8 @@ from cups.stages.region_motions import (
 )
 
 # %% auto #0
-__all__ = ['MotionSettings', 'broken_rule', 'left_over_noise', 'without_objects', 'base_height', 'own_motion', 'object_values',
-           'drawn', 'objects', 'joined_objects', 'one_thread', 'propose', 'most_common']
+__all__ = ['MotionSettings', 'broken_rule', 'left_over_noise', 'without_objects', 'base_height', 'own_motion', 'region_values',
+           'object_values', 'drawn', 'objects', 'joined_objects', 'renumbered', 'one_thread', 'propose', 'most_common']
 
 # %% ../../nbs/stages/10_motion.ipynb #fbb8a4e1
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class MotionSettings:
     min_area_px: int = 24
     min_area_share: float = 2e-4
     min_surface_m2: float = 0.05
-    min_confidence: float = 0.5
+    min_confidence: float = 0.65
     max_overlap: float = 0.6
 
 # %% ../../nbs/stages/10_motion.ipynb #ecdc99cd
@@ -105,7 +105,7 @@ def without_objects(sample: StereoSample, camera_motion: Tensor, diagnostics: di
 
 
 def base_height(claim: Claim, evidence: Evidence) -> float:
-    """Return the height above the ground in metres at which an object begins; 0 if something nearer hides its base."""
+    """Return the height above the ground in metres at which an object begins; 1 at most if something hides its base."""
     pixels, height = claim.pixels, evidence.height_m[claim.window]
     lowest = pixels.copy()
     lowest[:-1] &= ~pixels[1:]
@@ -114,7 +114,8 @@ def base_height(claim: Claim, evidence: Evidence) -> float:
     step = max(3, int(0.03 * float(pixels.sum()) ** 0.5))
     below = disparity[np.minimum(rows + step, len(disparity) - 1), columns]
     hidden = below > 1.05 * disparity[np.maximum(rows - 1, 0), columns] + 1
-    return 0.0 if hidden.mean() > 0.5 else float(np.quantile(height[pixels], 0.1))
+    base = float(np.quantile(height[pixels], 0.1))
+    return min(base, 1.0) if hidden.mean() > 0.5 else base
 
 
 def own_motion(
@@ -129,6 +130,21 @@ def own_motion(
         "turned_deg": float(rotation_angle(invert(camera_motion) @ motion).rad2deg()),
         "shift_m": along,
         "rise_m": float(sunk.abs()) - rise_share * along,
+    }
+
+
+def region_values(found: RegionMotions, k: int, noise_px: float, settings: MotionSettings) -> dict[str, float]:
+    """Return the numbers that the rules look at, of region k + 1; `noise_px` is that of the flow."""
+    per_px = 1e6 / found.regions.numel()
+    return {
+        "tracked_points": found.tracked[k],
+        "seen_points": found.seen[k],
+        "agreement": found.agreement[k],
+        "moved_px": found.moved_px[k],
+        "moved_noise": (found.moved_px[k] - settings.min_moved_px) / noise_px,
+        "noise_px": noise_px,
+        "tracked_ppm": found.tracked[k] * per_px,
+        "seen_ppm": found.seen[k] * per_px,
     }
 
 
@@ -169,26 +185,16 @@ def objects(
 
     Objects with many tracked points come first.
     """
-    noise, per_px = float(every.noise_px[0, :2].max()), 1e6 / flow.trusted.numel()
     claims, kept, facts, dropped = [], [], [], []
     most = np.full(tuple(found.regions.shape), -np.inf, np.float32)
     for k in sorted(range(len(found.moved_px)), key=lambda k: -found.tracked[k]):
-        mask = found.regions == k + 1
-        motion, moved = found.motions[k], found.moved_px[k]
-        values = {
-            "tracked_points": found.tracked[k],
-            "seen_points": found.seen[k],
-            "agreement": found.agreement[k],
-            "moved_px": moved,
-            "moved_noise": (moved - settings.min_moved_px) / noise,
-            "noise_px": noise,
-            "tracked_ppm": found.tracked[k] * per_px,
-            "seen_ppm": found.seen[k] * per_px,
-        } | own_motion(flow.points_0[mask], motion, camera_motion, evidence.down, settings.rise_share)
+        mask, motion = found.regions == k + 1, found.motions[k]
+        values = region_values(found, k, float(every.noise_px[0, :2].max()), settings)
+        values |= own_motion(flow.points_0[mask], motion, camera_motion, evidence.down, settings.rise_share)
         values["confidence"], weakest = confidence(values)  # an upper bound: its pixels may prove it wrong
         broken = broken_rule(values, settings)
         if broken is None:
-            slack = float(flow_error(torch.tensor(moved), every, settings.motions))
+            slack = float(flow_error(torch.tensor(found.moved_px[k]), every, settings.motions))
             claim = claim_pixels(mask, motion, slack, flow, every, evidence, settings.outlines)
             values |= object_values(claim, flow, evidence)
             values["confidence"], weakest = confidence(values)
@@ -214,17 +220,27 @@ def joined_objects(
     settings: RegionMotionSettings, generator: torch.Generator,
 ) -> tuple[Tensor, list[int]]:  # fmt: skip
     """Return the instance map (H, W) in which parts of one object are one, and the objects that are left."""
-    count = len(motions)
-    sizes = torch.bincount(instance[instance > 0] - 1, minlength=count)
-    if count < 2 or int(sizes.min()) == 0:
-        return instance, list(range(count))
-    tracked = torch.where(flow.tracked, instance, 0)
-    some = torch.bincount(tracked.reshape(-1), minlength=count + 1)[instance] > 0
-    draw = draw_from_regions(torch.where(some, tracked, instance).reshape(-1), count, settings.points, generator)
-    whole = join_lengths(every[draw], motions, camera_motion, sizes.tolist(), settings)
-    left = sorted(set(whole))
-    numbers = torch.tensor([0] + [left.index(w) + 1 for w in whole], device=instance.device)
-    return numbers[instance], left
+    sizes = torch.bincount(instance.reshape(-1), minlength=len(motions) + 1)[1:]
+    left = sizes.nonzero()[:, 0].tolist()  # others may have taken all of an object
+    instance = renumbered(instance, {k: number for number, k in enumerate(left, 1)})
+    if len(left) > 1:
+        tracked = torch.where(flow.tracked, instance, 0)
+        some = torch.bincount(tracked.reshape(-1), minlength=len(left) + 1)[instance] > 0
+        drawn_from = torch.where(some, tracked, instance).reshape(-1)
+        m = every[draw_from_regions(drawn_from, len(left), settings.points, generator)]
+        whole = join_lengths(m, motions[left], camera_motion, sizes[left].tolist(), settings)
+        kept = sorted(set(whole))
+        instance = renumbered(instance, {k: kept.index(w) + 1 for k, w in enumerate(whole)})
+        left = [left[k] for k in kept]
+    return instance, left
+
+
+def renumbered(instance: Tensor, numbers: dict[int, int]) -> Tensor:
+    """Return an instance map whose object k + 1 has the number `numbers[k]`; those without one vanish."""
+    table = torch.zeros(int(instance.max()) + 1, dtype=torch.long)
+    for k, number in numbers.items():
+        table[k + 1] = number
+    return table.to(instance.device)[instance]
 
 
 @contextmanager
@@ -276,6 +292,7 @@ def propose(
     still = evidence.static[flow.trusted.cpu().numpy()] < settings.regions.inlier_error / settings.regions.error_limit
     diagnostics |= {
         "noise_px": [round(n, 4) for n in noise_px.tolist()],
+        "camera_motion": [[round(v, 6) for v in row] for row in camera_motion.tolist()],
         "ego_inliers": round(float(still.mean()), 4),
         "regions": int(regions.max()),
     }
