@@ -347,7 +347,9 @@ def fit_clusters(
     with threadpool_limits(1):
         kmeans = KMeans(n_clusters=num_centres, n_init=1, max_iter=50, random_state=seed).fit((rows - mean) / scale)
         centres = np.asarray(kmeans.cluster_centers_, dtype=np.float32)
-        classes = AgglomerativeClustering(n_clusters=num_classes, linkage="ward").fit_predict(centres)
+        classes = np.arange(num_centres)
+        if num_centres > num_classes:
+            classes = AgglomerativeClustering(n_clusters=num_classes, linkage="ward").fit_predict(centres)
     return Clusters(
         torch.from_numpy(mean),
         torch.from_numpy(scale),
