@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ..core.errors import InputError, read_image, write_json, write_png
+from ..core.images import to_array
 from ..core.records import Calibration, PanopticLabel, StereoSample
 
 # %% auto #0
@@ -189,7 +190,7 @@ def write_sample(root: str | Path, sample: StereoSample, number: int) -> str:
     root, name = Path(root), f"{number:06d}_0"
     for time, frame in enumerate((name, f"{number:06d}_1")):
         for side in ("left", "right"):
-            image = getattr(sample, f"{side}_{time}").permute(1, 2, 0).cpu().numpy()
+            image = to_array(getattr(sample, f"{side}_{time}"))
             write_png(root / side / f"{frame}.png", image)
     if sample.truth is not None:
         write_label(root / "truth", name, sample.truth)

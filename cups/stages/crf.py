@@ -13,6 +13,7 @@ from pydensecrf.densecrf import DenseCRF2D
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.images import to_array
 from ..core.records import ClassScores
 
 # %% auto #0
@@ -96,7 +97,7 @@ def dense_crf(scores: ClassScores, image: Tensor, settings: CrfSettings | None =
     crf.addPairwiseBilateral(
         sxy=settings.appearance_px * height / settings.reference_height_px,
         srgb=settings.appearance_rgb,
-        rgbim=np.ascontiguousarray(image.cpu().permute(1, 2, 0).numpy()),
+        rgbim=to_array(image),
         compat=settings.appearance_weight,
     )
     probabilities = np.asarray(crf.inference(settings.steps))

@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ..core.errors import InputError, write_atomically
+from ..core.images import to_array
 from ..core.records import Calibration, ClassScores, Matches, Record, StereoSample
 
 # %% auto #0
@@ -212,7 +213,7 @@ class OnTheSpotFeatures:
         height = ground.height_m(disparity)
         top, width = object_extents(disparity, height, camera.baseline_m)
         aside = np.abs(np.arange(camera.width, dtype=np.float32) - camera.cx) * camera.baseline_m / disparity
-        rgb = sample.left_0.permute(1, 2, 0).cpu().contiguous().numpy().astype(np.float32) / 255
+        rgb = to_array(sample.left_0).astype(np.float32) / 255
         lab = cv2.GaussianBlur(cv2.cvtColor(rgb, cv2.COLOR_RGB2LAB), (0, 0), settings.colour_px)
         maps = (
             np.arcsinh(2 * np.clip(height, -0.5, settings.max_height_m)),

@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 from torchvision.utils import flow_to_image
 
+from ..core.images import to_array
 from ..core.records import VOID, PanopticLabel
 
 # %% auto #0
@@ -24,7 +25,7 @@ __all__ = ['image_rgb', 'scalar_rgb', 'disparity_rgb', 'flow_rgb', 'distinct_col
 # %% ../../nbs/workbench/01_pictures.ipynb #b87f13a0
 def image_rgb(image: Tensor) -> np.ndarray:
     """Return a uint8 image tensor (3, H, W) as an array (H, W, 3)."""
-    return image.permute(1, 2, 0).cpu().numpy()
+    return to_array(image)
 
 
 def scalar_rgb(values: Tensor, low: float | None = None, high: float | None = None, cmap: str = "turbo") -> np.ndarray:
@@ -136,4 +137,5 @@ def panel(pictures: Mapping[str, np.ndarray], columns: int = 2, width: int = 800
         x, y = index % columns * (cell + gap), index // columns * (height + gap)
         draw.text((x + 2, y + 1), title, fill="black", font=font)
         sheet.paste(picture, (x, y + bar))
+    sheet._repr_png_ = lambda: None  # notebooks would keep it twice, as PNG and as JPEG
     return sheet
