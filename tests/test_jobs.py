@@ -46,7 +46,7 @@ def test_train_scores_labels_and_network_on_unseen_scenes(trained):
         output
         for cell in json.loads((trained / "train.ipynb").read_text())["cells"]
         for output in cell.get("outputs", [])
-        if "image/png" in output.get("data", {})
+        if output.get("data", {}).keys() & {"image/png", "image/jpeg"}
     ]
     assert len(pictures) == 2  # loss curves, and the one frame to show
 

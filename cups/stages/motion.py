@@ -187,9 +187,10 @@ def objects(
     """
     claims, kept, facts, dropped = [], [], [], []
     most = np.full(tuple(found.regions.shape), -np.inf, np.float32)
+    noise_px = float(every.noise_px[0, :2].max())
     for k in sorted(range(len(found.moved_px)), key=lambda k: -found.tracked[k]):
         mask, motion = found.regions == k + 1, found.motions[k]
-        values = region_values(found, k, float(every.noise_px[0, :2].max()), settings)
+        values = region_values(found, k, noise_px, settings)
         values |= own_motion(flow.points_0[mask], motion, camera_motion, evidence.down, settings.rise_share)
         values["confidence"], weakest = confidence(values)  # an upper bound: its pixels may prove it wrong
         broken = broken_rule(values, settings)
@@ -288,7 +289,7 @@ def propose(
     noise_px = left_over_noise(every[trusted], camera_motion, flow.noise_px)
     every = measurements(flow, noise_px)
     evidence, seen = gather_evidence(sample, flow, every, camera_motion, settings.regions, generator)
-    regions = moving_regions(evidence, seen, flow.calibration)
+    regions = moving_regions(evidence, seen)
     still = evidence.static[flow.trusted.cpu().numpy()] < settings.regions.inlier_error / settings.regions.error_limit
     diagnostics |= {
         "noise_px": [round(n, 4) for n in noise_px.tolist()],

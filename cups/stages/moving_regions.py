@@ -14,7 +14,7 @@ from torch import Tensor
 
 from ..core.geometry import project
 from ..core.images import guided_filter, image_difference, root_colour, to_array
-from ..core.records import Calibration, SceneFlow, StereoSample
+from ..core.records import SceneFlow, StereoSample
 from ..core.rigid import transform
 from .depth_segments import SegmentSettings, depth_segments
 from .ego_motion import Measurements, squared_errors
@@ -108,6 +108,8 @@ class Evidence:
         Roots of the left images' colours.
     noise_px : float
         Standard deviation of disparity.
+    scale : float
+        Focal length times baseline, in pixels times metres.
     difference : float
         Difference of colour that means "not the same thing".
     settings : RegionSettings
@@ -125,6 +127,7 @@ class Evidence:
     image_0: np.ndarray
     image_1: np.ndarray
     noise_px: float
+    scale: float
     difference: float
     settings: RegionSettings
 
@@ -188,41 +191,36 @@ def gather_evidence(
     still = (flow.trusted & stays.reshape(sample.size)).cpu().numpy()
     deviation = 1.48 * float(np.median(at_rest[still])) if still.any() else 0.0
     limit = settings.difference_limit * max(deviation, 1 / 512)
-    nowhere = Ground(torch.full_like(flow.disparity_0, -np.inf), torch.zeros_like(flow.disparity_0),
-                     torch.tensor([0.0, 1.0, 0.0]))
-    ground = find_ground(flow, generator) or nowhere
+    none = torch.zeros_like(flow.disparity_0)
+    ground = find_ground(flow, generator) or Ground(none - np.inf, none, none.new_tensor([0.0, 1.0, 0.0]))
     standing = standing_pixels(flow, ground, settings)
     noise_px = float(every.noise_px[:, 2].min())
-    camera = flow.calibration
+    scale = flow.calibration.fx * flow.calibration.baseline_m
     disparity = cv2.medianBlur(flow.disparity_0.cpu().numpy(), 5)
     evidence = Evidence(
         static=(static.clamp(max=settings.error_limit) / settings.error_limit).reshape(sample.size).cpu().numpy(),
         at_rest=np.minimum(at_rest / limit, 1),
         known=(0.1 + 0.9 * texture_confidence(image_0.mean(-1))) * flow.flow_seen.cpu().numpy(),
         standing=standing,
-        segments=depth_segments(
-            standing & (disparity > 0), disparity, camera.fx * camera.baseline_m, noise_px, settings.segments
-        ),
+        segments=depth_segments(standing & (disparity > 0), disparity, scale, noise_px, settings.segments),
         height_m=ground.height_m.cpu().numpy(), down=ground.down,
         disparity=disparity, log_disparity=np.log(np.maximum(disparity, 1)),
-        image_0=image_0, image_1=image_1, noise_px=noise_px, difference=limit, settings=settings,
+        image_0=image_0, image_1=image_1, noise_px=noise_px, scale=scale, difference=limit, settings=settings,
     )  # fmt: skip
     return evidence, evidence.at_rest - np.minimum(moved / limit, 1)
 
 
-def moving_regions(evidence: Evidence, seen: np.ndarray, calibration: Calibration) -> np.ndarray:
+def moving_regions(evidence: Evidence, seen: np.ndarray) -> np.ndarray:
     """Return the regions that rest does not explain, (H, W) int32 numbered from 1.
 
     Parameters
     ----------
     evidence, seen
         As `gather_evidence` returns them.
-    calibration : Calibration
     """
     settings = evidence.settings
     radius = max(round(settings.smoothing_share * len(seen)), 2)
     matched = evidence.static - settings.moving_share
     votes = evidence.votes(matched, seen, np.zeros_like(seen), radius)
     moving = (votes > settings.min_evidence) & evidence.standing
-    scale = calibration.fx * calibration.baseline_m
-    return depth_segments(moving, evidence.disparity, scale, evidence.noise_px, settings.segments)
+    return depth_segments(moving, evidence.disparity, evidence.scale, evidence.noise_px, settings.segments)
