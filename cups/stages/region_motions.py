@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 import cv2
 import numpy as np
 import torch
+from scipy.ndimage import find_objects
 from torch import Tensor
 
 from ..core.geometry import project
@@ -20,7 +21,7 @@ from .ego_motion import Measurements, points_after, squared_errors
 # %% auto #0
 __all__ = ['RegionMotionSettings', 'draw_from_regions', 'flow_noise', 'flow_error', 'slackened', 'moved_px', 'fit_motions',
            'compare_motions', 'part_of', 'join_fragments', 'join_lengths', 'RegionMotions', 'fit_regions',
-           'split_by_motion', 'fit_and_join']
+           'split_by_motion', 'refit_regions', 'fit_and_join']
 
 # %% ../../nbs/stages/07_region_motions.ipynb #112ae73c
 @dataclass(frozen=True)
@@ -47,7 +48,8 @@ class RegionMotionSettings:
     split_window_px : int
         Side of the window in which most points must be unexplained to become a region of their own.
     join_gap_m : float
-        A fragment of which less than a tenth lies so near to a larger one is a different object.
+        A fragment of which less than a tenth lies so near to a larger one is a different object; as much again is
+        allowed for what their depths are off.
     join_noise : float
         A fragment's flow may be predicted worse by the larger one's motion than by its own, or than the larger one's
         own flow, by this many standard deviations plus what smoothing explains; never by half of how far it moves.
@@ -206,7 +208,10 @@ def join_fragments(
     moved = (m.observed - rest)[..., :2].norm(dim=-1).median(-1).values
     excess, gap = compare_motions(m, motions)
     slack = settings.join_noise * flow_noise(m) + flow_error(moved, m, settings)
-    joins = (excess < torch.minimum(slack, 0.5 * moved)) & (gap < settings.join_gap_m)
+    # What lies side by side is as far apart as its depths are off.
+    depth_error = (m.points[..., 2] / m.disparity.clamp(min=0.1)).median(-1).values * m.disparity_noise_px.min()
+    near = gap < settings.join_gap_m + (settings.join_noise * depth_error).clamp(max=settings.join_gap_m)
+    joins = (excess < torch.minimum(slack, 0.5 * moved)) & near
     return part_of(joins & torch.tensor(able, device=gap.device)[:, None], sizes)
 
 
@@ -300,17 +305,46 @@ def split_by_motion(
     off[members] = (error > settings.split_error).float()
     size = (settings.split_window_px, settings.split_window_px)
     share = cv2.blur(off.cpu().numpy(), size) / (cv2.blur(members.float().cpu().numpy(), size) + 1e-6)
-    apart = np.where(share > 0.5, regions.cpu().numpy(), 0)
-    regions, count = regions.clone(), int(regions.max())
-    for k in np.unique(apart[apart > 0]):
-        _, parts, statistics, _ = cv2.connectedComponentsWithStats((apart == k).astype(np.uint8), connectivity=4)
-        for part in range(1, len(statistics)):
-            new = torch.from_numpy(parts == part).to(regions.device)
-            large = int((new & flow.tracked).sum()) >= settings.min_tracked_points
-            if large and int((new & flow.tracked).sum()) < found.tracked[k - 1]:
-                count += 1
-                regions[new] = count
-    return torch.unique(regions, return_inverse=True)[1] if (regions == 0).any() else regions
+    tracked, apart = flow.tracked.cpu().numpy(), regions.cpu().numpy().copy()
+    apart[share <= 0.5] = 0
+    regions, count = regions.cpu().numpy().copy(), len(found.tracked)
+    for k, window in enumerate(find_objects(apart.astype(np.int32))):
+        if window is None:
+            continue
+        _, parts = cv2.connectedComponents((apart[window] == k + 1).astype(np.uint8), connectivity=4)
+        sizes, left = np.bincount(parts[tracked[window]], minlength=parts.max() + 1), found.tracked[k]
+        for part in range(1, len(sizes)):
+            if settings.min_tracked_points <= sizes[part] < left:
+                count, left = count + 1, left - sizes[part]
+                regions[window][parts == part] = count
+    return torch.from_numpy(regions).to(found.regions.device)
+
+
+def refit_regions(
+    regions: Tensor, known: list[int | None], before: RegionMotions, every: Measurements, flow: SceneFlow,
+    camera_motion: Tensor, settings: RegionMotionSettings, generator: torch.Generator,
+) -> RegionMotions:  # fmt: skip
+    """Return regions (H, W), numbered 1..R, with their motions, fitted only where none is known.
+
+    Parameters
+    ----------
+    known : list of int or None
+        For each region the one of `before` that has the same pixels, from 0 on.
+    """
+    new = [k for k, old in enumerate(known) if old is None]
+    if not new:
+        order, sources = known, [before]
+    else:
+        table = torch.zeros(len(known) + 1, dtype=torch.long)
+        table[torch.tensor(new) + 1] = torch.arange(1, len(new) + 1)
+        fitted = fit_regions(table.to(regions.device)[regions], every, flow, camera_motion, settings, generator)
+        numbers = iter(range(len(before.tracked), len(before.tracked) + len(new)))
+        order, sources = [next(numbers) if old is None else old for old in known], [before, fitted]
+    lists = ("agreement", "tracked", "seen", "moved_px")
+    values = {name: [v for s in sources for v in getattr(s, name)] for name in lists}
+    return RegionMotions(
+        regions, torch.cat([s.motions for s in sources])[order], **{n: [v[k] for k in order] for n, v in values.items()}
+    )
 
 
 def fit_and_join(
@@ -318,19 +352,21 @@ def fit_and_join(
     generator: torch.Generator,
 ) -> RegionMotions:  # fmt: skip
     """Return regions (H, W), numbered 1..R with R > 0, joined to whole objects, with their motions."""
+    whole_sizes = torch.bincount(regions.reshape(-1))[1:].tolist()
     first = fit_regions(regions, every, flow, camera_motion, settings, generator)
     regions = split_by_motion(first, every, flow, settings)
-    if int(regions.max()) > len(first.tracked):
-        first = fit_regions(regions, every, flow, camera_motion, settings, generator)
-    count = len(first.tracked)
+    sizes = torch.bincount(regions.reshape(-1))[1:].tolist()
+    count = len(sizes)
+    same = [k if k < len(whole_sizes) and whole_sizes[k] == size else None for k, size in enumerate(sizes)]
+    first = refit_regions(regions, same, first, every, flow, camera_motion, settings, generator)
     able = [
         points >= settings.min_tracked_points and agreement >= settings.min_agreement
         for points, agreement in zip(first.tracked, first.agreement, strict=True)
     ]
-    sizes = torch.bincount(regions.reshape(-1), minlength=count + 1)[1:].tolist()
     m = every[draw_from_regions(regions.reshape(-1), count, settings.points, generator)]
     whole = join_fragments(m, first.motions, camera_motion, sizes, able, settings)
     wholes = sorted(set(whole))
     numbers = torch.tensor([0] + [wholes.index(w) + 1 for w in whole], device=regions.device)
-    joined = fit_regions(numbers[regions], every, flow, camera_motion, settings, generator)
+    alone = [w if whole.count(w) == 1 else None for w in wholes]
+    joined = refit_regions(numbers[regions], alone, first, every, flow, camera_motion, settings, generator)
     return replace(joined, joined=count - len(wholes))
