@@ -9,15 +9,27 @@ from collections.abc import Sequence
 
 import cv2
 import numpy as np
+import torch
 from torch import Tensor
 
 # %% auto #0
-__all__ = ['to_array', 'root_colour', 'image_difference', 'guided_filter']
+__all__ = ['IMAGENET_MEAN', 'IMAGENET_DEVIATION', 'to_array', 'normalised', 'root_colour', 'image_difference', 'guided_filter']
 
 # %% ../../nbs/core/05_images.ipynb #828f9578
 def to_array(image: Tensor) -> np.ndarray:
     """Return an image tensor (3, H, W), uint8, as an array (H, W, 3) on the CPU."""
     return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
+
+
+IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of the red, green and blue of images in [0, 1]: what networks trained on ImageNet are used to."""
+
+
+def normalised(images: Tensor) -> Tensor:
+    """Return RGB images (..., 3, H, W), uint8 or float in [0, 1], by ImageNet's mean and deviation."""
+    scaled = images / 255 if images.dtype == torch.uint8 else images
+    mean, deviation = (scaled.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_DEVIATION))
+    return (scaled - mean) / deviation
 
 
 def root_colour(image: np.ndarray) -> np.ndarray:
