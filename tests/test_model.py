@@ -1,19 +1,17 @@
 """The full-size network computes what the published one computes with the same weights."""
 
 import hashlib
-import importlib.util
 import json
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
-from shared import shared_folder
+from shared import load_fixture, procedural_image, procedural_state, shared_folder
 
 from cups.core.errors import InputError
 from cups.model.cascade_heads import CascadeHeads
 from cups.model.inference import combine
-from cups.model.panoptic_cascade import PanopticCascade, panoptic_cascade
+from cups.model.network import PanopticCascade, panoptic_cascade
 
 
 def names_and_shapes(network: torch.nn.Module) -> list[str]:
@@ -34,34 +32,19 @@ def test_names_and_shapes_are_those_of_the_list():
 
 @pytest.fixture(scope="module")
 def fixture() -> dict[str, np.ndarray]:
-    with np.load(shared_folder() / "fixtures" / "panoptic_cascade.npz", allow_pickle=False) as file:
-        return dict(file)
+    return load_fixture("panoptic_cascade")
 
 
 @pytest.fixture(scope="module")
-def procedural() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("procedural", shared_folder() / "fixtures" / "procedural.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-@pytest.fixture(scope="module")
-def network(fixture, procedural) -> PanopticCascade:
+def network(fixture) -> PanopticCascade:
     network = panoptic_cascade(int(fixture["num_things"]), int(fixture["num_stuff"]), min_confidence=0.1).eval()
-    seed = int(fixture["seed"])
-    weights = {
-        name: torch.from_numpy(np.asarray(procedural.procedural_tensor(name, tuple(value.shape), seed)))
-        for name, value in network.state_dict().items()
-    }
-    network.load_state_dict(weights)
+    network.load_state_dict(procedural_state(network, int(fixture["seed"])))
     return network
 
 
 @pytest.fixture(scope="module")
-def image(fixture, procedural) -> torch.Tensor:
-    height, width, seed = (int(fixture[name]) for name in ("height", "width", "seed"))
-    return torch.from_numpy(procedural.procedural_image(height, width, seed))
+def image(fixture) -> torch.Tensor:
+    return procedural_image(*(int(fixture[name]) for name in ("height", "width", "seed")))
 
 
 @pytest.fixture(scope="module")
@@ -107,25 +90,34 @@ def test_heads_on_given_boxes(network, features, fixture):
     assert_close(heads.mask_head(heads.pool(features, boxes, 14))[..., ::2, ::2], fixture["mask_logits"])
 
 
-def share_of_close_boxes(ours: torch.Tensor, theirs: np.ndarray) -> float:
-    """Share of their boxes that lie within 0.1 px of the box of the same rank."""
+def nearest_boxes(ours: torch.Tensor, theirs: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return for each of their boxes the one of ours that lies nearest, and its distance in pixels.
+
+    A fifth number beside the four of a box tells its class.
+
+    Ranks are not compared: scores that agree to the sixth digit change places with the number of threads.
+    """
     assert ours.shape == theirs.shape
-    return ((ours - torch.from_numpy(theirs)).abs().amax(dim=1) < 0.1).float().mean().item()
+    distance, index = (ours[None] - theirs[:, None]).abs().amax(dim=2).min(dim=1)
+    return index, distance
 
 
 @torch.no_grad()
 def test_proposals(network, features, image, fixture):
     boxes, logits, _ = network.proposal_generator(features, [tuple(image.shape[-2:])])
-    assert share_of_close_boxes(boxes[0][:100], fixture["proposal_boxes"]) >= 0.99
-    assert (logits[0][:100] - torch.from_numpy(fixture["proposal_logits"])).abs().max() < 1e-3
+    index, distance = nearest_boxes(boxes[0][:100], torch.from_numpy(fixture["proposal_boxes"]))
+    assert (distance < 0.1).float().mean() >= 0.99
+    assert (logits[0][index] - torch.from_numpy(fixture["proposal_logits"])).abs().max() < 1e-3
 
 
 @torch.no_grad()
 def test_instances_and_panoptic_map(network, image, fixture):
     prediction = network([image])[0]
-    assert share_of_close_boxes(prediction.boxes, fixture["instance_boxes"]) >= 0.99
-    assert (prediction.scores - torch.from_numpy(fixture["instance_scores"])).abs().max() < 1e-3
-    assert (prediction.classes.numpy() == fixture["instance_classes"]).mean() >= 0.99
+    theirs = torch.from_numpy(fixture["instance_boxes"]), torch.from_numpy(fixture["instance_classes"])
+    ours = prediction.boxes, prediction.classes
+    index, distance = nearest_boxes(*(torch.cat([boxes, classes[:, None]], 1) for boxes, classes in (ours, theirs)))
+    assert (distance < 0.1).float().mean() >= 0.99
+    assert (prediction.scores[index] - torch.from_numpy(fixture["instance_scores"])).abs().max() < 1e-3
     # Thing classes 0..7 as they are, stuff class j as 100 + j, so that the map says which kind it is.
     label, segments = combine(prediction, network.config, range(8), range(101, 120))
     info = json.loads(str(fixture["panoptic_info"]))

@@ -7,7 +7,7 @@ import torch
 
 from cups.core.errors import InputError
 from cups.core.records import PanopticLabel
-from cups.model.panoptic_cascade import panoptic_cascade
+from cups.model.network import panoptic_cascade
 from cups.stages.things_stuff import ThingStuffSplit
 from cups.training.dataset import PseudoLabelDataset
 from cups.training.trainer import TrainResult, train, train_settings

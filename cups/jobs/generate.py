@@ -16,7 +16,7 @@ from ..core.settings import settings_to_dict
 from ..data.datasets import StereoDataset
 from ..data.store import PseudoLabelStore
 from .parallel import parallel_map
-from ..stages.pipeline import PseudoLabelSettings, analyse, describe
+from ..stages.pipeline import PseudoLabelSettings, analyse, describe, feature_source
 from ..stages.pseudo_classes import PseudoClasses, fit_pseudo_classes
 
 # %% auto #0
@@ -35,7 +35,8 @@ def find_classes(dataset: StereoDataset, settings: PseudoLabelSettings, workers:
     work = partial(describe_one, dataset=dataset, settings=settings)
     parts = zip(*parallel_map(work, indices, workers, "describing frames"), strict=True)
     numbers = settings.num_classes, settings.num_object_classes
-    return fit_pseudo_classes(*map(torch.cat, parts), *numbers, settings.seed)
+    known = feature_source(settings).clusters()
+    return fit_pseudo_classes(*map(torch.cat, parts), *numbers, settings.seed, known)
 
 # %% ../../nbs/jobs/04_generate.ipynb #955bed03
 def label_one(

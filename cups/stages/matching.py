@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Protocol
 
 import cv2
 import numpy as np
@@ -20,9 +20,8 @@ from ..core.images import guided_filter, root_colour, to_array
 from ..core.records import Matches, StereoSample
 
 # %% auto #0
-__all__ = ['SMALLEST_SIDE_PX', 'MATCHERS', 'Matcher', 'ClassicalMatcherSettings', 'semi_global_disparity', 'agreeing',
-           'sharpened', 'fill_rows', 'inverse_search_flow', 'enlarged', 'reduced', 'ClassicalMatcher', 'unmatched',
-           'matcher']
+__all__ = ['SMALLEST_SIDE_PX', 'Matcher', 'ClassicalMatcherSettings', 'semi_global_disparity', 'agreeing', 'sharpened',
+           'fill_rows', 'inverse_search_flow', 'enlarged', 'reduced', 'ClassicalMatcher', 'unmatched']
 
 # %% ../../nbs/stages/01_matching.ipynb #666c1b55
 class Matcher(Protocol):
@@ -287,30 +286,3 @@ def unmatched(sample: StereoSample, why: str) -> Matches:
     return Matches(
         flow, flow, disparity, disparity, disparity, disparity, nothing, nothing, nothing, {"why_unmatched": why}
     )
-
-# %% ../../nbs/stages/01_matching.ipynb #4dbf8bf2
-MATCHERS: dict[str, Any] = {"classical": (ClassicalMatcher, ClassicalMatcherSettings)}
-"""Name -> (class of the matcher, class of its settings)."""
-
-
-def matcher(name: str = "classical", **settings: Any) -> Matcher:
-    """Return the matcher called `name`.
-
-    Parameters
-    ----------
-    name : str
-        One of `MATCHERS`.
-    **settings
-        Fields of its settings.
-
-    Raises
-    ------
-    InputError
-        If there is no such matcher, or it has no such setting.
-    """
-    if name not in MATCHERS:
-        raise InputError(f"matcher {name!r} is not known; there are {', '.join(sorted(MATCHERS))}")
-    make, make_settings = MATCHERS[name]
-    if unknown := sorted(set(settings) - set(make_settings.__dataclass_fields__)):
-        raise InputError(f"matcher {name!r} has no setting {unknown[0]!r}")
-    return make(make_settings(**settings))

@@ -23,7 +23,7 @@ from torch.utils.data import DataLoader
 
 from ..core.errors import InputError
 from ..model.config import Target
-from ..model.panoptic_cascade import PanopticCascade
+from ..model.network import PanopticCascade
 from .dataset import PseudoLabelDataset, StepSampler, collate
 
 # %% auto #0
