@@ -14,7 +14,8 @@ from typing import Any, NoReturn
 from .core.errors import InputError
 
 # %% auto #0
-__all__ = ['COMMANDS', 'Parser', 'parser', 'run_scenes', 'run_pseudo_labels', 'run_evaluate', 'main']
+__all__ = ['COMMANDS', 'Parser', 'parser', 'run_scenes', 'run_pseudo_labels', 'run_evaluate', 'run_predict', 'run_weights',
+           'main']
 
 # %% ../nbs/cli.ipynb #35281343
 class Parser(argparse.ArgumentParser):
@@ -54,6 +55,24 @@ def parser() -> Parser:
     evaluate.add_argument("--labels", required=True, metavar="DIR", help="folder of finished pseudo-labels")
     evaluate.add_argument("--truth", required=True, metavar="DIR", help="ground truth, or a stereo folder that has it")
 
+    predict = commands.add_parser(
+        "predict", help="segment images; writes COCO's panoptic format and pictures", formatter_class=defaults
+    )
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    predict.add_argument("--weights", required=True, metavar="FILE", help="a network, or a name of `cups weights list`")
+    predict.add_argument("--out", required=True, metavar="DIR", help="folder to write; a started one is completed")
+    predict.add_argument("--classes", metavar="JSON", help="file with the names of the classes by number")
+    predict.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="sizes to look at them in")
+    predict.add_argument("--mirror", action="store_true", help="look at them mirrored, too")
+    predict.add_argument("--min-confidence", type=float, default=0.5, metavar="P", help="leave out objects below it")
+    predict.add_argument("--device", default="auto", metavar="NAME", help="cpu or cuda; auto: the GPU if there is one")
+
+    weights = commands.add_parser("weights", help="published weights: list them, or fetch some")
+    actions = weights.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+    actions.add_parser("list", help="say which there are, what they are for, and which are here")
+    fetch = actions.add_parser("fetch", help="fetch weights into the cache, which $CUPS_HOME moves")
+    fetch.add_argument("name", metavar="NAME", help="as `cups weights list` says")
+
     for command in (scenes, labels):
         command.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0 is one per core")
     return top
@@ -89,7 +108,31 @@ def run_evaluate(options: argparse.Namespace) -> dict[str, Any]:
     return score_store(options.labels, options.truth)
 
 
-COMMANDS = {"scenes": run_scenes, "pseudo-labels": run_pseudo_labels, "evaluate": run_evaluate}
+def run_predict(options: argparse.Namespace) -> dict[str, Any]:
+    """Run `cups predict`."""
+    from cups.jobs.predict import predict_images
+
+    written = predict_images(
+        options.images, options.weights, options.out, options.classes, options.scales, options.mirror, options.device,
+        options.min_confidence,
+    )  # fmt: skip
+    return {"written": str(written)}
+
+
+def run_weights(options: argparse.Namespace) -> dict[str, Any] | str:
+    """Run `cups weights list` or `cups weights fetch`."""
+    from cups.weights import fetch, listing
+
+    return listing() if options.action == "list" else {"name": options.name, "path": str(fetch(options.name))}
+
+
+COMMANDS = {
+    "scenes": run_scenes,
+    "pseudo-labels": run_pseudo_labels,
+    "evaluate": run_evaluate,
+    "predict": run_predict,
+    "weights": run_weights,
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -99,7 +142,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     options = parser().parse_args(arguments)
     try:
-        print(json.dumps(COMMANDS[options.command](options), indent=1))
+        said = COMMANDS[options.command](options)
+        print(said if isinstance(said, str) else json.dumps(said, indent=1))
     except InputError as error:
         print(f"cups: error: {error}", file=sys.stderr)
         return 2

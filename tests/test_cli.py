@@ -16,6 +16,8 @@ from cups.core.errors import read_image, write_png
 from cups.core.records import PanopticLabel
 from cups.data.stereo_folder import StereoFolder, read_label
 from cups.data.store import PseudoLabelStore
+from cups.model.files import numbered_split, save_network
+from cups.model.network import panoptic_cascade
 from cups.stages.pipeline import PseudoLabelSettings
 
 SIZE = ("--height", "96", "--width", "192")
@@ -297,3 +299,45 @@ def test_a_run_that_failed_loses_nothing_and_goes_on(fails, made, copy):
     broken.write_bytes(whole)
     assert main(label_arguments(copy / "scenes", store, copy)) == 0
     assert contents(store) == contents(made / "labels")
+
+
+@pytest.fixture(scope="module")
+def network_file(tmp_path_factory):
+    """A small network that has learnt nothing."""
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("network") / "model.safetensors"
+    return save_network(path, panoptic_cascade(2, 3, preset="small"), numbered_split(2, 3))
+
+
+def test_predict_writes_coco_panoptic(made, network_file, tmp_path, capsys):
+    images = sorted((made / "scenes").rglob("*left*/*.png"))[:2]
+    names = tmp_path / "names.json"
+    names.write_text('["road", "building", "sky", "car", "person"]')
+    command = ["predict", *images, "--weights", network_file, "--out", tmp_path / "out", "--classes", names]
+    options = ["--min-confidence", "0.2", "--scales", "0.5", "1", "--mirror", "--device", "cpu"]
+    assert main([str(a) for a in command + options]) == 0
+    written = json.loads(Path(json.loads(capsys.readouterr().out)["written"]).read_text())
+    assert [c["name"] for c in written["categories"]] == ["road", "building", "sky", "car", "person"]
+    assert [c["isthing"] for c in written["categories"]] == [0, 0, 0, 1, 1]
+    for image, annotation in zip(written["images"], written["annotations"], strict=True):
+        numbers = read_image(tmp_path / "out" / "panoptic" / annotation["file_name"]).astype(int) @ [1, 256, 65536]
+        assert numbers.shape == (image["height"], image["width"]) == (96, 192)
+        areas = {s["id"]: s["area"] for s in annotation["segments_info"]}
+        assert areas == {n: int((numbers == n).sum()) for n in np.unique(numbers) if n > 0}
+        assert (tmp_path / "out" / "overlay" / f"{Path(annotation['file_name']).stem}.jpg").is_file()
+
+
+def test_predict_fails_in_one_line(made, network_file, tmp_path, fails):
+    image = next((made / "scenes").rglob("*left*/*.png"))
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(image.read_bytes()[:100])
+    names = tmp_path / "names.json"
+    names.write_text('{"9": "car"}')
+    to = ("--out", tmp_path / "out")
+    fails("predict", image, "--weights", tmp_path / "x.ckpt", *to, words=["x.ckpt", "no such file"])
+    fails("predict", tmp_path / "x.png", "--weights", network_file, *to, words=["x.png", "no such file"])
+    fails("predict", broken, "--weights", network_file, *to, words=[broken, "not readable as an image"])
+    fails("predict", image, "--weights", broken, *to, words=[broken, "not readable as weights"])
+    fails("predict", image, "--weights", network_file, *to, "--classes", names, words=[names, "names class 9"])
+    fails("predict", image, "--weights", network_file, *to, "--device", "abacus", words=["abacus", "cannot be used"])
+    fails("predict", image, "--weights", network_file, *to, "--scales", "0", words=["scales", "positive"])

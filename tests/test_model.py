@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from shared import load_fixture, procedural_image, procedural_state, shared_folder
 
 from cups.core.errors import InputError
+from cups.model import load, load_backbone
 from cups.model.cascade_heads import CascadeHeads
 from cups.model.inference import combine
 from cups.model.network import PanopticCascade, panoptic_cascade
@@ -136,3 +138,39 @@ def test_bad_settings_end_in_one_line():
             panoptic_cascade(*arguments)
     with pytest.raises(InputError, match="no targets"):
         panoptic_cascade(1, 1, preset="small").train()(torch.zeros(1, 3, 64, 64))
+
+
+class Configuration:
+    """Stands for the objects among the hyperparameters of a published checkpoint."""
+
+
+def test_a_published_checkpoint(network, fixture, tmp_path):
+    path = tmp_path / "cups.ckpt"
+    state = {f"model.{name}": value for name, value in network.state_dict().items()}
+    state |= {f"teacher_{name}": torch.zeros(1) for name in state}
+    torch.save({"state_dict": state, "hyper_parameters": {"config": Configuration()}}, path)
+    read = load(path, min_confidence=0.1)
+    assert (read.config.num_things, read.config.num_stuff) == (8, 19) and read.config == network.config
+    assert all(torch.equal(value, network.state_dict()[name]) for name, value in read.state_dict().items())
+    assert not read.training and read.split.stuff == tuple(range(19)) and read.split.things == tuple(range(19, 27))
+
+
+def test_a_checkpoint_that_does_not_fit_is_one_line(tmp_path):
+    path = tmp_path / "cups.ckpt"
+    state = {f"model.{name}": value for name, value in panoptic_cascade(2, 3).state_dict().items()}
+    del state["model.backbone.fpn_output2.weight"]
+    torch.save({"state_dict": state}, path)
+    with pytest.raises(InputError, match=r"cups.ckpt: does not fit .* 1 missing: backbone.fpn_output2.weight$"):
+        load(path)
+    torch.save({"state_dict": {"model.a": torch.zeros(1)}}, path)
+    with pytest.raises(InputError, match=r"cups\.ckpt: not the weights of a panoptic network"):
+        load(path)
+
+
+def test_a_pretrained_backbone(tmp_path):
+    path = tmp_path / "backbone.pkl"
+    source, target = panoptic_cascade(1, 1).backbone.bottom_up, panoptic_cascade(1, 1)
+    arrays = {n: v.numpy() for n, v in source.state_dict().items() if not n.endswith("num_batches_tracked")}
+    path.write_bytes(pickle.dumps({"model": arrays, "__author__": "x", "matching_heuristics": "y"}))
+    loaded = load_backbone(target, path).backbone.bottom_up
+    assert all(torch.equal(value, source.state_dict()[name]) for name, value in loaded.state_dict().items())
