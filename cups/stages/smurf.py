@@ -81,7 +81,8 @@ class Smurf(nn.Module):
     def _flow(self, features: Tensor, features_there: Tensor, context: Tensor, updates: int) -> Tensor:
         """Return the flow (B, 2, H, W) from features and context (B, C, H / 8, W / 8)."""
         raft = self.raft
-        raft.corr_block.build_pyramid(features.contiguous(), features_there.contiguous())
+        with torch.autocast(features.device.type, enabled=False):  # half a pixel is lost in half precision
+            raft.corr_block.build_pyramid(features.float().contiguous(), features_there.float().contiguous())
         hidden, context = context.split(context.shape[1] // 2, dim=1)
         hidden, context = hidden.tanh(), context.relu()
         start = make_coords_grid(len(features), *features.shape[-2:]).to(features.device)
