@@ -104,6 +104,11 @@ def test_bombs(tmp_path):
     assert "holds no tensors" in one_line(memo)
 
 
+def test_tensors_larger_than_their_storages(tmp_path):
+    torch.save({"a": torch.zeros(1).expand(1 << 40)}, tmp_path / "a.pt")
+    assert "does not fit its storage 0 of 1 numbers" in one_line(tmp_path / "a.pt")
+
+
 def test_storages_shorter_than_their_tensors(tmp_path):
     path, shorter = tmp_path / "a.ckpt", tmp_path / "b.ckpt"
     torch.save(STATE, path)

@@ -5,6 +5,7 @@
 # %% ../../nbs/core/06_checkpoints.ipynb #c3c41836
 from __future__ import annotations
 
+import math
 import pickle
 import sys
 import zipfile
@@ -176,6 +177,8 @@ def load_stored(stored: StoredTensor, archive: zipfile.ZipFile, folder: str) -> 
     data = bytearray(archive.read(f"{folder}data/{key}"))
     if not isinstance(dtype, torch.dtype) or len(data) < count * dtype.itemsize:
         raise InputError(f"its storage {key} is shorter than it says")
+    if math.prod(stored.shape) > count:
+        raise InputError(f"a tensor of {stored.shape} does not fit its storage {key} of {count} numbers")
     if not count:
         return torch.zeros(stored.shape, dtype=dtype)
     storage = torch.frombuffer(data, dtype=dtype, count=count)
