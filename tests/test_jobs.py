@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cups.model import load
+
 ROOT = Path(__file__).parents[1]
 SMALL = {"num_scenes": 3, "num_test_scenes": 2, "height": 96, "width": 192, "steps": 2, "batch_size": 2, "num_shown": 1}
 
@@ -60,6 +62,22 @@ def test_evaluate_gives_the_scores_that_training_gave(trained, tmp_path):
         num_shown=1,
     )
     assert metrics["stage2"] == json.loads((trained / "metrics.json").read_text())["stage2"]
+
+
+def test_self_training_goes_on_from_training(trained, tmp_path):
+    before = json.loads((trained / "metrics.json").read_text())["stage2"]
+    metrics = papermill(
+        "self_train",
+        tmp_path,
+        network=trained / "model.safetensors",
+        data_root=trained / "scenes",
+        test_root=trained / "test_scenes",
+        steps=2,
+        batch_size=2,
+        num_shown=1,
+    )
+    assert metrics["stage2"] == before and 0 <= metrics["stage3"]["pq"] <= 1
+    assert load(tmp_path / "model.safetensors").split is not None
 
 
 def test_labels_of_a_killed_job_are_those_of_an_undisturbed_one(trained, tmp_path):

@@ -10,6 +10,7 @@ from cups.core.records import PanopticLabel
 from cups.model.network import panoptic_cascade
 from cups.stages.things_stuff import ThingStuffSplit
 from cups.training.dataset import PseudoLabelDataset
+from cups.training.self_training import self_train, self_train_settings
 from cups.training.trainer import TrainResult, train, train_settings
 
 SPLIT = ThingStuffSplit(things=(3,), stuff=(0, 1), order=torch.arange(4), share=torch.zeros(4))
@@ -57,6 +58,39 @@ def test_a_stopped_run_goes_on_and_ends_with_the_same_weights(tmp_path):
     done, done_result = run(tmp_path / "whole", Frames())
     assert done_result.first_step == 6 and done_result.history == whole_result.history
     assert all(torch.equal(whole[name], done[name]) for name in whole)
+
+
+def teach(folder: Path, frames: Frames) -> tuple[dict[str, torch.Tensor], TrainResult]:
+    torch.manual_seed(0)
+    model = panoptic_cascade(1, 2, preset="small", **TINY)
+    usual = {"steps": 6, "batch_size": 2, "warmup_steps": 1, "checkpoint_every_steps": 2, "log_every_steps": 4}
+    settings = self_train_settings("small", min_confidence=0.05, confidence_rise=0.0, scales=(1.0,), **usual)
+    images = FramesWithoutLabels(frames)
+    result = self_train(model, images, SPLIT, settings, folder, progress=False, accelerator="cpu")
+    return model.state_dict(), result
+
+
+class FramesWithoutLabels:
+    """The images of `Frames`."""
+
+    def __init__(self, frames: Frames):
+        self.frames = frames
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return self.frames[index][0]
+
+
+def test_a_stopped_self_training_goes_on_with_its_teacher(tmp_path):
+    whole, whole_result = teach(tmp_path / "whole", Frames())
+    with pytest.raises(KeyError):
+        teach(tmp_path / "parts", Frames(reads=11))  # two reads a step, one step ahead
+    parts, parts_result = teach(tmp_path / "parts", Frames())
+    assert parts_result.first_step == 4
+    assert parts_result.history == whole_result.history
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
 
 
 def test_a_spoilt_checkpoint_is_named(tmp_path):

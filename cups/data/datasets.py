@@ -17,7 +17,7 @@ from .stereo_folder import StereoFolder
 from .store import PseudoLabelStore
 
 # %% auto #0
-__all__ = ['DATASETS', 'StereoDataset', 'open_dataset', 'LabelledImages']
+__all__ = ['DATASETS', 'StereoDataset', 'open_dataset', 'LabelledImages', 'LeftImages']
 
 # %% ../../nbs/data/23_datasets.ipynb #fc5974ed
 class StereoDataset(Protocol):
@@ -88,3 +88,21 @@ class LabelledImages(Sequence[tuple[Tensor, PanopticLabel]]):
     def __getitem__(self, number: int) -> tuple[Tensor, PanopticLabel]:
         index, name = self.places[number]
         return self.dataset.left(index), self.store.read(name)
+
+
+class LeftImages(Sequence[Tensor]):
+    """The left images of a data set, read when asked for.
+
+    Parameters
+    ----------
+    dataset : StereoDataset
+    """
+
+    def __init__(self, dataset: StereoDataset) -> None:
+        self.dataset = dataset
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, number: int) -> Tensor:
+        return self.dataset.left(number)

@@ -5,9 +5,12 @@
 # %% ../../nbs/jobs/05_evaluate.ipynb #645af321
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.records import VOID, PanopticLabel
@@ -18,7 +21,7 @@ from ..metrics import PanopticQuality, plain_scores
 from ..stages.things_stuff import ThingStuffSplit, claimed_segments
 
 # %% auto #0
-__all__ = ['panoptic_scores', 'read_truth', 'score_store', 'percent', 'score_table', 'class_table']
+__all__ = ['panoptic_scores', 'read_truth', 'score_store', 'confusion', 'frame_accuracy', 'percent', 'score_table', 'class_table']
 
 # %% ../../nbs/jobs/05_evaluate.ipynb #1496311f
 def panoptic_scores(
@@ -103,6 +106,43 @@ def score_store(labels: str | Path, truth: str | Path, taxonomy: Taxonomy = CITY
     predictions = ((name, store.read(name)) for name in names)
     pairs = ((label, read_truth(truth, name, label.semantic.shape, taxonomy)) for name, label in predictions)
     return panoptic_scores(pairs, store.split, taxonomy)
+
+# %% ../../nbs/jobs/05_evaluate.ipynb #76524828
+def confusion(
+    pairs: Iterable[tuple[PanopticLabel, PanopticLabel]], assignments: Sequence[int], num_classes: int
+) -> Tensor:
+    """Return how often each class is taken for each other.
+
+    Parameters
+    ----------
+    pairs : iterable of (PanopticLabel, PanopticLabel)
+        Prediction, in pseudo-classes, and truth of each frame.
+    assignments : sequence of int, (P,)
+        The class that each pseudo-class was matched to.
+    num_classes : int
+        K.
+
+    Returns
+    -------
+    Tensor, (K, K + 1), int64
+        Pixels of a class (row) that are called another one (column); the last column counts those called nothing.
+    """
+    names = torch.full((VOID + 1,), num_classes)
+    names[: len(assignments)] = torch.tensor(list(assignments)).clamp(max=num_classes)
+    counts = torch.zeros(num_classes, num_classes + 1, dtype=torch.int64)
+    for prediction, truth in pairs:
+        known = truth.semantic != VOID
+        index = truth.semantic[known] * (num_classes + 1) + names[prediction.semantic[known]]
+        counts += torch.bincount(index, minlength=counts.numel()).view_as(counts)
+    return counts
+
+
+def frame_accuracy(
+    prediction: PanopticLabel, truth: PanopticLabel, assignments: Sequence[int], num_classes: int
+) -> float:
+    """Return the share of a frame's known pixels that are called what they are; NaN if none is known."""
+    counts = confusion([(prediction, truth)], assignments, num_classes)
+    return float(counts.diagonal().sum() / counts.sum())
 
 # %% ../../nbs/jobs/05_evaluate.ipynb #eb8e33b1
 def percent(value: float | None) -> str:

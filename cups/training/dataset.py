@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -21,8 +22,8 @@ from ..stages.things_stuff import ThingStuffSplit
 from .targets import training_target
 
 # %% auto #0
-__all__ = ['AugmentationSettings', 'vary_geometry', 'vary_colours', 'paste_objects', 'PseudoLabelDataset', 'StepSampler',
-           'collate']
+__all__ = ['AugmentationSettings', 'augmentation_settings', 'vary_geometry', 'vary_colours', 'vary_resolution', 'paste_objects',
+           'PseudoLabelDataset', 'StepSampler', 'collate']
 
 # %% ../../nbs/training/02_dataset.ipynb #fa68a052
 @dataclass(frozen=True)
@@ -43,6 +44,10 @@ class AugmentationSettings:
         Smallest and largest standard deviation of the blur.
     pasted_objects : int
         The most objects of another frame to paste in.
+    resolution_share : tuple of float
+        Smallest and largest size of the varied frame, as a share of the original's.
+    resolutions : int
+        Number of sizes between them that it may get.
     """
 
     flip_probability: float = 0.5
@@ -56,10 +61,23 @@ class AugmentationSettings:
     blur_probability: float = 0.5
     blur_px: tuple[float, float] = (0.1, 2.0)
     pasted_objects: int = 8
+    resolution_share: tuple[float, float] = (0.6, 1.1)
+    resolutions: int = 11
 
     def __post_init__(self) -> None:
+        if not 0 < self.resolution_share[0] <= self.resolution_share[1] or self.resolutions < 1:
+            given = f"{self.resolution_share} in {self.resolutions}"
+            raise InputError(f"resolution_share must be positive and rising, in one step or more, got {given}")
         if not 0 < self.crop_share[0] <= self.crop_share[1] <= 1:
             raise InputError(f"crop_share must be rising within (0, 1], got {self.crop_share}")
+
+
+def augmentation_settings(preset: Literal["full", "small"] = "full", **changes: Any) -> AugmentationSettings:
+    """Return the settings that go with a preset of the network; the small one's images are small enough."""
+    presets: dict[str, dict[str, Any]] = {"full": {}, "small": {"resolution_share": (1.0, 1.0), "resolutions": 1}}
+    if preset not in presets:
+        raise InputError(f"unknown preset {preset!r} of the augmentation; known: {', '.join(presets)}")
+    return AugmentationSettings(**{**presets[preset], **changes})
 
 
 def vary_geometry(
@@ -92,6 +110,20 @@ def vary_colours(image: Tensor, settings: AugmentationSettings, rng: np.random.G
         deviation = rng.uniform(*settings.blur_px)
         image = TF.gaussian_blur(image, 2 * int(np.ceil(2 * deviation)) + 1, deviation)
     return image
+
+
+def vary_resolution(
+    image: Tensor, label: PanopticLabel, settings: AugmentationSettings, rng: np.random.Generator
+) -> tuple[Tensor, PanopticLabel]:
+    """Scale an image (3, H, W) and its label to one of several sizes."""
+    share = rng.choice(np.linspace(*settings.resolution_share, settings.resolutions))
+    size = [round(share * side) for side in image.shape[-2:]]
+    if size == list(image.shape[-2:]):
+        return image, label
+    maps = torch.stack([label.semantic, label.instance])
+    image = TF.resize(image, size, TF.InterpolationMode.BILINEAR, antialias=True)
+    maps = TF.resize(maps, size, TF.InterpolationMode.NEAREST)
+    return image, PanopticLabel(maps[0], maps[1])
 
 
 def paste_objects(
@@ -164,7 +196,7 @@ class PseudoLabelDataset(Dataset):
             if other_image.shape == size:
                 other = vary_geometry(other_image, other_label, settings, rng)
                 image, label = paste_objects(image, label, *other, self.split.things, settings.pasted_objects, rng)
-        return vary_colours(image, settings, rng), label
+        return vary_resolution(vary_colours(image, settings, rng), label, settings, rng)
 
 
 class StepSampler(Sampler):

@@ -19,7 +19,7 @@ from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 
 from ..core.errors import InputError
 from ..model.config import Target
@@ -27,7 +27,7 @@ from ..model.network import PanopticCascade
 from .dataset import PseudoLabelDataset, StepSampler, collate
 
 # %% auto #0
-__all__ = ['TrainSettings', 'train_settings', 'PanopticTraining', 'TrainResult', 'train']
+__all__ = ['TrainSettings', 'train_settings', 'PanopticTraining', 'TrainResult', 'train', 'fit']
 
 # %% ../../nbs/training/03_trainer.ipynb #ea5f5201
 @dataclass(frozen=True)
@@ -239,7 +239,15 @@ def train(
     InputError
         If a loss becomes NaN or infinite, or the checkpoint cannot be read.
     """
+    return fit(PanopticTraining(model.train(), settings), dataset, run_dir, progress, **trainer_options)
+
+
+def fit(
+    module: PanopticTraining, dataset: Dataset, run_dir: str | Path, progress: bool = True, **trainer_options: Any
+) -> TrainResult:
+    """Run the steps of `module` on what `dataset` holds at places (epoch, index); arguments as for `train`."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
+    settings = module.settings
     folder = Path(run_dir) / "checkpoints"
     last = folder / "last.ckpt"
     first_step = _steps_done(last)
@@ -262,7 +270,6 @@ def train(
         len(dataset), settings.batch_size, settings.seed, first_step, trainer.global_rank, trainer.world_size
     )
     loader = DataLoader(dataset, batch_sampler=sampler, num_workers=settings.workers, collate_fn=collate)
-    module = PanopticTraining(model.train(), settings)
     start = time.perf_counter()
     trainer.fit(module, loader, ckpt_path=last if first_step else None, weights_only=True)
     seconds = time.perf_counter() - start
