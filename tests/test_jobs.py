@@ -71,6 +71,7 @@ def test_self_training_goes_on_from_training(trained, tmp_path):
         tmp_path,
         network=trained / "model.safetensors",
         data_root=trained / "scenes",
+        pseudo_labels=trained / "labels",
         test_root=trained / "test_scenes",
         steps=2,
         batch_size=2,

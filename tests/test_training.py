@@ -101,8 +101,31 @@ def test_a_spoilt_checkpoint_is_named(tmp_path):
 
 
 def test_a_loss_that_is_not_finite_stops_the_run(tmp_path):
-    with pytest.raises(InputError, match="not finite between steps 1 and"):
+    with pytest.raises(InputError, match=r"not finite at step \d: .* kept in .*failed_batch\.pt"):
         run(tmp_path, Frames(), learning_rate=1e12, max_gradient_norm=1e12)
+    kept = torch.load(tmp_path / "failed_batch.pt", weights_only=True)
+    assert len(kept["images"]) == len(kept["targets"]) == 2 and kept["targets"][0]["masks"].dtype == torch.bool
+
+
+class Spoilt(Frames):
+    """Frames of which one cannot be read."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, PanopticLabel]:
+        if index == 2:
+            raise InputError("000002.png: not readable as an image")
+        return super().__getitem__(index)
+
+
+def test_a_frame_that_cannot_be_read_is_left_out_and_named():
+    plain = PseudoLabelDataset(Frames(), SPLIT, augmentation=None)
+    data = PseudoLabelDataset(Spoilt(), SPLIT, augmentation=None, max_unreadable_share=0.2)
+    with pytest.warns(UserWarning, match=r"000002\.png: .* left out, 1 of 5 frames"):
+        image, _ = data[0, 2]
+    assert torch.equal(image, plain[0, 3][0]) and torch.equal(data[1, 2][0], image)
+    assert list(data.unreadable) == [2]
+    strict = PseudoLabelDataset(Spoilt(), SPLIT, augmentation=None)
+    with pytest.raises(InputError, match=r"000002\.png: .* 1 of 5 frames cannot be read, more than a share of 0\.01"):
+        strict[0, 2]
 
 
 def test_bad_settings_end_in_one_line():

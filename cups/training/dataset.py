@@ -5,6 +5,7 @@
 # %% ../../nbs/training/02_dataset.ipynb #df8dd977
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -163,6 +164,13 @@ class PseudoLabelDataset(Dataset):
         See `training_target`.
     seed : int
         Of the variations.
+    max_unreadable_share : float
+        Frames that cannot be read are left out with a warning, the next one taking their place, up to this share.
+
+    Attributes
+    ----------
+    unreadable : dict
+        What was wrong with the frames left out so far, by index; each process that loads data knows its own.
     """
 
     pairs: Sequence[tuple[Tensor, PanopticLabel]]
@@ -170,6 +178,8 @@ class PseudoLabelDataset(Dataset):
     augmentation: AugmentationSettings | None = field(default_factory=AugmentationSettings)
     ignore_uncovered_things: bool = True
     seed: int = 0
+    max_unreadable_share: float = 0.01
+    unreadable: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if len(self.pairs) == 0:
@@ -181,10 +191,30 @@ class PseudoLabelDataset(Dataset):
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Target]:
         """Return image and target of the frame at `place` = (epoch, index)."""
         epoch, index = place
-        image, label = self.pairs[index]
+        image, label = self._read(index)
         if self.augmentation is not None:
             image, label = self._varied(image, label, np.random.default_rng([self.seed, epoch, index]))
         return image, training_target(label, self.split, self.ignore_uncovered_things)
+
+    def _read(self, index: int) -> tuple[Tensor, PanopticLabel]:
+        """Return a frame, or the next one that can be read.
+
+        Raises
+        ------
+        InputError
+            If too many cannot be read; the message names the last one and its fault.
+        """
+        while True:
+            while index in self.unreadable:
+                index = (index + 1) % len(self.pairs)
+            try:
+                return self.pairs[index]
+            except InputError as error:
+                self.unreadable[index] = str(error)
+                count = f"{len(self.unreadable)} of {len(self.pairs)} frames cannot be read"
+                if len(self.unreadable) > self.max_unreadable_share * len(self.pairs):
+                    raise InputError(f"{error}; {count}, more than a share of {self.max_unreadable_share}") from None
+                warnings.warn(f"{error}; left out, {count}", stacklevel=2)
 
     def _varied(self, image: Tensor, label: PanopticLabel, rng: np.random.Generator) -> tuple[Tensor, PanopticLabel]:
         """Return a variation of the frame, with objects of another frame of the same size."""
@@ -192,7 +222,7 @@ class PseudoLabelDataset(Dataset):
         size = image.shape
         image, label = vary_geometry(image, label, settings, rng)
         if settings.pasted_objects:
-            other_image, other_label = self.pairs[int(rng.integers(len(self.pairs)))]
+            other_image, other_label = self._read(int(rng.integers(len(self.pairs))))
             if other_image.shape == size:
                 other = vary_geometry(other_image, other_label, settings, rng)
                 image, label = paste_objects(image, label, *other, self.split.things, settings.pasted_objects, rng)

@@ -35,7 +35,8 @@ from .targets import training_target
 from .trainer import PanopticTraining, TrainResult, TrainSettings, fit
 
 # %% auto #0
-__all__ = ['SelfTrainSettings', 'self_train_settings', 'sure_label', 'Images', 'SelfTraining', 'is_norm', 'self_train']
+__all__ = ['SelfTrainSettings', 'self_train_settings', 'sure_label', 'completed', 'Frames', 'SelfTraining', 'is_norm',
+           'self_train']
 
 # %% ../../nbs/training/04_self_training.ipynb #a90b0d14
 @dataclass(frozen=True)
@@ -90,9 +91,9 @@ def self_train_settings(preset: Literal["full", "small"] = "full", **changes: An
         If the preset is unknown or a value is out of range.
     """
     small = {
-        "steps": 150, "batch_size": 4, "learning_rate": 3e-4, "warmup_steps": 10, "final_rate_share": 0.01,
+        "steps": 160, "batch_size": 4, "learning_rate": 2e-4, "warmup_steps": 10, "final_rate_share": 0.01,
         "momentum": 0.98, "heads_only": False, "precision": "32-true", "workers": 0,
-        "augmentation": augmentation_settings("small"),
+        "scales": (1.0,), "augmentation": augmentation_settings("small"),
     }  # fmt: skip
     presets: dict[str, dict[str, Any]] = {"full": {}, "small": small}
     if preset not in presets:
@@ -124,27 +125,51 @@ def sure_label(
     unsure = (best < share * highest[classes]) & (label.instance == 0)
     return label.replace(semantic=torch.where(unsure, VOID, label.semantic))
 
-# %% ../../nbs/training/04_self_training.ipynb #99a4e833
-class Images(Dataset):
-    """Images at places (epoch, index), as a `StepSampler` names them.
+# %% ../../nbs/training/04_self_training.ipynb #e9433054
+def completed(label: PanopticLabel, sure: PanopticLabel, max_overlap: float = 0.5) -> PanopticLabel:
+    """Return a label whose void pixels, and objects that it does not have, are those of another one.
 
     Parameters
     ----------
-    images : sequence of Tensor, (3, H, W), uint8
+    label : PanopticLabel
+        Kept where it is not void.
+    sure : PanopticLabel
+        Its objects are added unless more than `max_overlap` of them lies in objects of `label`.
+    """
+    taken = label.instance > 0
+    numbers = torch.arange(int(sure.instance.max()) + 1, device=taken.device)
+    area = torch.bincount(sure.instance.flatten(), minlength=len(numbers))
+    covered = torch.bincount(sure.instance[taken], minlength=len(numbers))
+    new = numbers[(covered <= max_overlap * area) & (numbers > 0)]
+    added = torch.isin(sure.instance, new) & ~taken
+    open_pixels = (label.semantic == VOID) & ~taken & (sure.instance == 0)
+    semantic = torch.where(added | open_pixels, sure.semantic, label.semantic)
+    instance = torch.where(added, sure.instance + label.instance.max(), label.instance)
+    return PanopticLabel(semantic, instance)
+
+# %% ../../nbs/training/04_self_training.ipynb #99a4e833
+class Frames(Dataset):
+    """Frames at places (epoch, index), as a `StepSampler` names them.
+
+    Parameters
+    ----------
+    frames : sequence of Tensor, (3, H, W), uint8, or of pairs of it and a PanopticLabel
         Read when needed.
     """
 
-    def __init__(self, images: Sequence[Tensor]) -> None:
-        if len(images) == 0:
+    def __init__(self, frames: Sequence[Tensor | tuple[Tensor, PanopticLabel]]) -> None:
+        if len(frames) == 0:
             raise InputError("no frames to train on")
-        self.images = images
+        self.frames = frames
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.frames)
 
-    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, tuple[int, int]]:
-        """Return the image at a place, and the place."""
-        return self.images[place[1]], place
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, tuple[tuple[int, int], PanopticLabel | None]]:
+        """Return the image at a place, the place, and the label if there is one."""
+        frame = self.frames[place[1]]
+        image, label = frame if isinstance(frame, tuple) else (frame, None)
+        return image, (place, label)
 
 
 class SelfTraining(PanopticTraining):
@@ -168,15 +193,20 @@ class SelfTraining(PanopticTraining):
             for name, parameter in model.named_parameters():
                 parameter.requires_grad_("head" in name and id(parameter) not in norms)
 
-    def training_step(self, batch: tuple[list[Tensor], list[tuple[int, int]]], batch_index: int) -> Tensor:
-        """Return the loss of a batch of images that the teacher labels."""
+    def training_step(
+        self, batch: tuple[list[Tensor], list[tuple[tuple[int, int], PanopticLabel | None]]], batch_index: int
+    ) -> Tensor:
+        """Return the loss of a batch of images that the teacher labels, or completes the labels of."""
         self.teacher.eval()
         for module in self.model.modules():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
-        images, places = batch
-        pairs = [(image, self.label(image)) for image in images]
-        varied = [self.vary(pairs, k, place) for k, place in enumerate(places)]
+        images, known = batch
+        pairs = []
+        for image, (_, label) in zip(images, known, strict=True):
+            sure = self.label(image)
+            pairs.append((image, sure if label is None else completed(label.to(image.device), sure)))
+        varied = [self.vary(pairs, k, place) for k, (place, _) in enumerate(known)]
         targets = [training_target(label, self.split) for _, label in varied]
         return super().training_step(([image for image, _ in varied], targets), batch_index)
 
@@ -201,18 +231,19 @@ class SelfTraining(PanopticTraining):
             image, label = paste_objects(image, label, *other, self.split.things, settings.pasted_objects, rng)
         return vary_resolution(vary_colours(image, settings, rng), label, settings, rng)
 
-    def on_train_batch_end(self, *_: Any) -> None:
-        """Move the teacher towards the network."""
+    def optimizer_step(self, *arguments: Any, **options: Any) -> None:
+        """Move the network, then the teacher towards it: before a checkpoint is written at the end of the step."""
+        super().optimizer_step(*arguments, **options)
         with torch.no_grad():
             for mean, value in zip(self.teacher.parameters(), self.model.parameters(), strict=True):
                 mean.lerp_(value, 1 - self.settings.momentum)
 
     def transfer_batch_to_device(
-        self, batch: tuple[Sequence[Tensor], Sequence[tuple[int, int]]], device: torch.device, dataloader_index: int
-    ) -> tuple[list[Tensor], Sequence[tuple[int, int]]]:
+        self, batch: tuple[Sequence[Tensor], Sequence[Any]], device: torch.device, dataloader_index: int
+    ) -> tuple[list[Tensor], Sequence[Any]]:
         """Move the images of a batch."""
-        images, places = batch
-        return [image.to(device, non_blocking=True) for image in images], places
+        images, known = batch
+        return [image.to(device, non_blocking=True) for image in images], known
 
 
 def is_norm(module: nn.Module) -> bool:
@@ -221,8 +252,8 @@ def is_norm(module: nn.Module) -> bool:
 
 
 def self_train(
-    model: PanopticCascade, images: Sequence[Tensor], split: ThingStuffSplit, settings: SelfTrainSettings,
-    run_dir: str | Path, progress: bool = True, **trainer_options: Any,
+    model: PanopticCascade, frames: Sequence[Tensor | tuple[Tensor, PanopticLabel]], split: ThingStuffSplit,
+    settings: SelfTrainSettings, run_dir: str | Path, progress: bool = True, **trainer_options: Any,
 ) -> TrainResult:  # fmt: skip
     """Let `model` teach itself, in place; go on from the last checkpoint in `run_dir` if there is one.
 
@@ -232,8 +263,8 @@ def self_train(
     ----------
     model : PanopticCascade
         Trained by stage 2.
-    images : sequence of Tensor, (3, H, W), uint8
-        Without labels; read when needed.
+    frames : sequence of Tensor, (3, H, W), uint8, or of pairs of it and a PanopticLabel
+        With labels the teacher completes them; read when needed.
     split : ThingStuffSplit
         The pseudo-classes behind the network's.
     settings : SelfTrainSettings
@@ -246,7 +277,7 @@ def self_train(
         If a loss becomes NaN or infinite, or the checkpoint cannot be read.
     """
     module = SelfTraining(model.train(), settings, split)
-    result = fit(module, Images(images), run_dir, progress, **trainer_options)
+    result = fit(module, Frames(frames), run_dir, progress, **trainer_options)
     model.load_state_dict(module.teacher.state_dict())
     model.requires_grad_(True)
     return result

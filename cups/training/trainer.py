@@ -21,7 +21,7 @@ from lightning.pytorch.loggers import TensorBoardLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from ..core.errors import InputError
+from ..core.errors import InputError, write_atomically
 from ..model.config import Target
 from ..model.network import PanopticCascade
 from .dataset import PseudoLabelDataset, StepSampler, collate
@@ -114,6 +114,7 @@ class PanopticTraining(LightningModule):
         super().__init__()
         self.model = model
         self.settings = settings
+        self.run_dir = Path()  # where what is left of a failed run goes
         self.history: list[dict[str, float]] = []
         self._sums: dict[str, Tensor] = {}
 
@@ -123,11 +124,12 @@ class PanopticTraining(LightningModule):
         Raises
         ------
         InputError
-            If a loss is not finite.
+            If a loss is not finite; the batch is kept in the run's folder.
         """
         seed = (self.settings.seed * 1_000_003 + self.global_step) * 1_009 + self.global_rank
         losses = self.model(*batch, torch.Generator(self.device).manual_seed(seed))
         losses["total"] = sum(losses.values())
+        self._check(losses, batch)
         for name, value in losses.items():
             self._sums[name] = self._sums.get(name, 0) + value.detach()
         step = self.global_step + 1
@@ -135,13 +137,22 @@ class PanopticTraining(LightningModule):
             self._record(step)
         return losses["total"]
 
+    def _check(self, losses: dict[str, Tensor], batch: tuple[list[Tensor], list[Target]]) -> None:
+        """Stop if a loss is not finite, and keep the batch it came from."""
+        if torch.stack(list(losses.values())).isfinite().all():
+            return
+        wrong = next(name for name, value in losses.items() if not value.isfinite())
+        images, targets = batch
+        kept = {"images": [i.cpu() for i in images], "targets": [vars(t.to("cpu")) for t in targets]}
+        path = write_atomically(self.run_dir / "failed_batch.pt", lambda p: torch.save(kept, p))
+        fault = f"loss {wrong} is not finite at step {self.global_step + 1}"
+        raise InputError(f"{fault}: lower learning_rate, or look at the batch, kept in {path}")
+
     def _record(self, step: int) -> None:
         """Add the mean losses since the last record to the history and the log."""
         last = self.history[-1]["step"] if self.history else 0
         means = {name: value.item() / (step - last) for name, value in self._sums.items()}
         self._sums = {}
-        if wrong := [name for name, value in means.items() if not math.isfinite(value)]:
-            raise InputError(f"loss {wrong[0]} is not finite between steps {last + 1} and {step}: lower learning_rate")
         rate = self.optimizers().param_groups[0]["lr"]
         self.history.append({"step": step, "learning_rate": rate, **means})
         if self.logger is not None:
@@ -248,7 +259,8 @@ def fit(
     """Run the steps of `module` on what `dataset` holds at places (epoch, index); arguments as for `train`."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     settings = module.settings
-    folder = Path(run_dir) / "checkpoints"
+    module.run_dir = Path(run_dir)
+    folder = module.run_dir / "checkpoints"
     last = folder / "last.ckpt"
     first_step = _steps_done(last)
     checkpoints = ModelCheckpoint(
