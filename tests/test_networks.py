@@ -1,5 +1,6 @@
 """SMURF and DepthG compute what the published networks compute with the same weights."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -8,9 +9,10 @@ import torch
 from shared import load_fixture, procedural_image, procedural_state, shared_folder
 
 from cups.core.checkpoints import fill, read_tensors
+from cups.core.errors import InputError
 from cups.core.images import normalised
 from cups.stages import depthg
-from cups.stages.depthg import DepthG, DepthGFeatures, DepthGSettings, depthg_for
+from cups.stages.depthg import DepthG, DepthGSettings, depthg_for
 from cups.stages.smurf import Smurf, SmurfMatcher, SmurfSettings
 
 
@@ -81,7 +83,7 @@ def test_depthg(depthg_file):
 
 def test_networks_take_their_part_in_the_pipeline(smurf_file, depthg_file):
     from cups.data.street_scenes import street_scene
-    from cups.stages.pipeline import PseudoLabelSettings, analyse, describe
+    from cups.stages.pipeline import PseudoLabelSettings, analyse, describe, known_clusters
     from cups.stages.pseudo_classes import fit_pseudo_classes
 
     sample = street_scene((5, 0), 128, 192).sample
@@ -94,7 +96,9 @@ def test_networks_take_their_part_in_the_pipeline(smurf_file, depthg_file):
         num_object_classes=0,
     )
     assert SmurfMatcher(settings.smurf)(sample).flow_forward.shape == (2, 128, 192)
-    clusters = DepthGFeatures(settings.depthg).clusters()
+    with pytest.raises(InputError, match="num_classes must be 27 with features depthg, got 40"):
+        known_clusters(replace(settings, num_classes=40))
+    clusters = known_clusters(settings)
     classes = fit_pseudo_classes(*describe(sample, settings), settings.num_classes, 0, pixels=clusters)
     analysis = analyse(sample, classes, settings)
     assert analysis.scores.log_probs.shape == (27, 128, 192)

@@ -16,8 +16,9 @@ from ..core.settings import settings_to_dict
 from ..data.datasets import StereoDataset
 from ..data.store import PseudoLabelStore
 from .parallel import parallel_map
-from ..stages.pipeline import PseudoLabelSettings, analyse, describe, feature_source
+from ..stages.pipeline import PseudoLabelSettings, analyse, describe, known_clusters
 from ..stages.pseudo_classes import PseudoClasses, fit_pseudo_classes
+from ..stages.semantics import Clusters
 
 # %% auto #0
 __all__ = ['describe_one', 'find_classes', 'label_one', 'generate']
@@ -28,14 +29,15 @@ def describe_one(index: int, dataset: StereoDataset, settings: PseudoLabelSettin
     return describe(dataset[index], settings)
 
 
-def find_classes(dataset: StereoDataset, settings: PseudoLabelSettings, workers: int = 0) -> PseudoClasses:
-    """Find the classes on frames that are spread evenly over the data set."""
+def find_classes(
+    dataset: StereoDataset, settings: PseudoLabelSettings, workers: int = 0, known: Clusters | None = None
+) -> PseudoClasses:
+    """Find the classes on frames that are spread evenly over the data set, but for those of pixels if `known`."""
     frames = min(len(dataset), settings.clustering_frames)
     indices = np.linspace(0, len(dataset) - 1, frames).round().astype(int).tolist()
     work = partial(describe_one, dataset=dataset, settings=settings)
     parts = zip(*parallel_map(work, indices, workers, "describing frames"), strict=True)
     numbers = settings.num_classes, settings.num_object_classes
-    known = feature_source(settings).clusters()
     return fit_pseudo_classes(*map(torch.cat, parts), *numbers, settings.seed, known)
 
 # %% ../../nbs/jobs/04_generate.ipynb #955bed03
@@ -80,10 +82,11 @@ def generate(
         If a file of the data set is unusable, or the folder cannot be written or holds labels of other settings.
     """
     settings = settings or PseudoLabelSettings()
+    kept = Path(root) / "classes.safetensors"
+    known = None if classes or kept.exists() else known_clusters(settings)
     store = PseudoLabelStore.create(root, settings_to_dict(settings), settings.total_classes)
-    kept = store.root / "classes.safetensors"
     if not kept.exists():
-        (classes or find_classes(dataset, settings, workers)).save(kept)
+        (classes or find_classes(dataset, settings, workers, known)).save(kept)
     label = partial(label_one, dataset=dataset, store=store, classes=PseudoClasses.load(kept), settings=settings)
     missing = set(store.missing(dataset.names))
     indices = [index for index, name in enumerate(dataset.names) if name in missing]

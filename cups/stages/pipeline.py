@@ -20,12 +20,19 @@ from .matching import ClassicalMatcher, ClassicalMatcherSettings, Matcher
 from .motion import MotionSettings, propose
 from .pseudo_classes import PseudoClasses, classify_objects, object_sizes
 from .scene_flow import SceneFlowSettings, scene_flow
-from .semantics import FeatureSource, OnTheSpotFeatures, OnTheSpotSettings, class_scores, sample_features
+from cups.stages.semantics import (
+    Clusters,
+    FeatureSource,
+    OnTheSpotFeatures,
+    OnTheSpotSettings,
+    class_scores,
+    sample_features,
+)
 from .smurf import SmurfMatcher, SmurfSettings
 
 # %% auto #0
 __all__ = ['MATCHERS', 'FEATURE_SOURCES', 'PseudoLabelSettings', 'FrameAnalysis', 'frame_seed', 'matcher', 'feature_source',
-           'find_objects', 'describe', 'analyse']
+           'known_clusters', 'find_objects', 'describe', 'analyse']
 
 # %% ../../nbs/stages/19_pipeline.ipynb #f730fa25
 MATCHERS: dict[str, type[Matcher]] = {"classical": ClassicalMatcher, "smurf": SmurfMatcher}
@@ -136,6 +143,21 @@ def matcher(settings: PseudoLabelSettings) -> Matcher:
 def feature_source(settings: PseudoLabelSettings) -> FeatureSource:
     """Return the source of features that the settings name."""
     return FEATURE_SOURCES[settings.features](getattr(settings, settings.features))
+
+
+def known_clusters(settings: PseudoLabelSettings) -> Clusters | None:
+    """Return the classes of pixels that come with the features; None where the data set has to show them.
+
+    Raises
+    ------
+    InputError
+        If the settings ask for another number of classes.
+    """
+    clusters = feature_source(settings).clusters()
+    if clusters is not None and clusters.num_classes != settings.num_classes:
+        fault = f"must be {clusters.num_classes} with features {settings.features}, got {settings.num_classes}"
+        raise InputError(f"setting num_classes {fault}")
+    return clusters
 
 
 def find_objects(sample: StereoSample, settings: PseudoLabelSettings) -> tuple[Matches, SceneFlow, Proposals]:

@@ -113,15 +113,8 @@ def fit_pseudo_classes(
         K and J; J = 0 gives objects the majority class of their pixels. No more than M classes of objects are made.
     seed : int
     pixels : Clusters, optional
-        Classes of pixels that are known already.
-
-    Raises
-    ------
-    InputError
-        If K classes are asked for and another number is known.
+        K classes of pixels that are known already.
     """
-    if pixels is not None and pixels.num_classes != num_classes:
-        raise InputError(f"setting num_classes must be {pixels.num_classes} for these features, got {num_classes}")
     pixels = pixels or fit_clusters(vectors, num_classes, seed, num_centres=num_classes)
     classes = assign(vectors, pixels)
     count = torch.bincount(classes, minlength=num_classes)

@@ -57,6 +57,8 @@ class SelfTrainSettings(TrainSettings):
         What is left of the teacher after each step.
     heads_only : bool
         Whether only the weights of the heads learn, and no norm.
+    drop_loss : bool
+        Whether the network's DropLoss stays.
     augmentation : AugmentationSettings
         How the images that are learnt from are varied.
     """
@@ -71,6 +73,7 @@ class SelfTrainSettings(TrainSettings):
     mirror: bool = True
     momentum: float = 0.999
     heads_only: bool = True
+    drop_loss: bool = False
     augmentation: AugmentationSettings = field(default_factory=AugmentationSettings)
 
     def __post_init__(self) -> None:
@@ -92,7 +95,7 @@ def self_train_settings(preset: Literal["full", "small"] = "full", **changes: An
     """
     small = {
         "steps": 160, "batch_size": 4, "learning_rate": 2e-4, "warmup_steps": 10, "final_rate_share": 0.01,
-        "momentum": 0.98, "heads_only": False, "precision": "32-true", "workers": 0,
+        "momentum": 0.98, "heads_only": False, "drop_loss": True, "precision": "32-true", "workers": 0,
         "scales": (1.0,), "augmentation": augmentation_settings("small"),
     }  # fmt: skip
     presets: dict[str, dict[str, Any]] = {"full": {}, "small": small}
@@ -188,6 +191,8 @@ class SelfTraining(PanopticTraining):
         super().__init__(model, settings)
         self.split = split
         self.teacher = deepcopy(model).requires_grad_(False)
+        if not settings.drop_loss:
+            model.roi_heads.config = replace(model.config, drop_loss_iou=None)
         if settings.heads_only:
             norms = {id(p) for m in model.modules() if is_norm(m) for p in m.parameters()}
             for name, parameter in model.named_parameters():
@@ -280,4 +285,5 @@ def self_train(
     result = fit(module, Frames(frames), run_dir, progress, **trainer_options)
     model.load_state_dict(module.teacher.state_dict())
     model.requires_grad_(True)
+    model.roi_heads.config = model.config
     return result
