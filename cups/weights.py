@@ -71,7 +71,7 @@ REGISTRY: dict[str, Weights] = {
         "backbone before training: ResNet-50 pretrained by DINO",
     ),
     "cups": Weights(
-        "cups.ckpt", f"{OFFERED_AT}/cups.ckpt", 570, "Apache-2.0",
+        "cups.ckpt", f"{OFFERED_AT}/cups.ckpt", 590, "Apache-2.0",
         "panoptic segmentation: the trained network, 27 pseudo-classes",
     ),
 }  # fmt: skip
