@@ -81,10 +81,10 @@ def test_depthg(depthg_file):
         assert np.abs(value.numpy() - fixture[name]).max() < 1e-4, name
 
 
-def test_networks_take_their_part_in_the_pipeline(smurf_file, depthg_file):
+def test_networks_take_their_part_in_the_pipeline(smurf_file, depthg_file, tmp_path):
     from cups.data.street_scenes import street_scene
     from cups.stages.pipeline import PseudoLabelSettings, analyse, describe, known_clusters
-    from cups.stages.pseudo_classes import fit_pseudo_classes
+    from cups.stages.pseudo_classes import PseudoClasses, fit_pseudo_classes
 
     sample = street_scene((5, 0), 128, 192).sample
     settings = PseudoLabelSettings(
@@ -100,6 +100,7 @@ def test_networks_take_their_part_in_the_pipeline(smurf_file, depthg_file):
         known_clusters(replace(settings, num_classes=40))
     clusters = known_clusters(settings)
     classes = fit_pseudo_classes(*describe(sample, settings), settings.num_classes, 0, pixels=clusters)
+    classes = PseudoClasses.load(classes.save(tmp_path / "classes.safetensors"))
     analysis = analyse(sample, classes, settings)
     assert analysis.scores.log_probs.shape == (27, 128, 192)
     assert analysis.label.diagnostics["matches"]["matcher"] == "smurf"

@@ -286,10 +286,9 @@ def load_depthg(weights: str, device: str) -> DepthG:
 
 def unit_clusters(num_classes: int) -> Clusters:
     """Return the clusters of which log-probabilities of `num_classes` classes are already the scores."""
-    unit = torch.eye(num_classes)
-    return Clusters(
-        torch.zeros(num_classes), torch.ones(num_classes), unit, unit, torch.arange(num_classes), torch.tensor(0.5)
-    )
+    projection, centres = torch.eye(num_classes), torch.eye(num_classes)  # two: a file cannot hold one twice
+    classes, alpha = torch.arange(num_classes), torch.tensor(0.5)
+    return Clusters(torch.zeros(num_classes), torch.ones(num_classes), projection, centres, classes, alpha)
 
 
 class DepthGFeatures:
