@@ -17,7 +17,7 @@ from .errors import InputError
 Settings = TypeVar("Settings")
 
 # %% auto #0
-__all__ = ['Settings', 'settings_from_dict', 'checked', 'tuples', 'settings_to_dict', 'load_settings']
+__all__ = ['Settings', 'settings_from_dict', 'checked', 'tuples', 'settings_to_dict', 'preset_values', 'load_settings']
 
 # %% ../../nbs/core/04_settings.ipynb #ac02457d
 def settings_from_dict(cls: type[Settings], values: dict[str, Any], path: str = "") -> Settings:
@@ -74,6 +74,19 @@ def settings_to_dict(settings: Any) -> dict[str, Any]:
         key: settings_to_dict(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
         for key, value in (settings if isinstance(settings, dict) else asdict(settings)).items()
     }
+
+
+def preset_values(presets: dict[str, dict[str, Any]], preset: str, what: str) -> dict[str, Any]:
+    """Return what a preset of `what` changes.
+
+    Raises
+    ------
+    InputError
+        If there is no such preset.
+    """
+    if preset not in presets:
+        raise InputError(f"unknown preset {preset!r} of the {what}; known: {', '.join(presets)}")
+    return presets[preset]
 
 
 def load_settings(cls: type[Settings], path: str | Path) -> Settings:

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from ..core.errors import InputError
 from ..core.images import IMAGENET_DEVIATION, IMAGENET_MEAN
 from ..core.records import VOID
+from ..core.settings import preset_values
 from .backbone import FeaturePyramid
 from .cascade_heads import CascadeHeads
 from .config import PanopticCascadeConfig, Prediction, Target
@@ -155,8 +156,6 @@ def panoptic_cascade(
     InputError
         If the preset is unknown, or there is no thing or no stuff class.
     """
-    presets = {"full": {}, "small": SMALL}
-    if preset not in presets:
-        raise InputError(f"unknown preset {preset!r} of the network; known: {', '.join(presets)}")
-    config = PanopticCascadeConfig(num_things, num_stuff, **presets[preset])
+    values = preset_values({"full": {}, "small": SMALL}, preset, "network")
+    config = PanopticCascadeConfig(num_things, num_stuff, **values)
     return PanopticCascade(replace(config, **changes))

@@ -18,6 +18,7 @@ from torchvision.transforms.v2 import functional as TF
 
 from ..core.errors import InputError
 from ..core.records import PanopticLabel
+from ..core.settings import preset_values
 from ..model.config import Target
 from ..stages.things_stuff import ThingStuffSplit
 from .targets import training_target
@@ -76,9 +77,7 @@ class AugmentationSettings:
 def augmentation_settings(preset: Literal["full", "small"] = "full", **changes: Any) -> AugmentationSettings:
     """Return the settings that go with a preset of the network; the small one's images are small enough."""
     presets: dict[str, dict[str, Any]] = {"full": {}, "small": {"resolution_share": (1.0, 1.0), "resolutions": 1}}
-    if preset not in presets:
-        raise InputError(f"unknown preset {preset!r} of the augmentation; known: {', '.join(presets)}")
-    return AugmentationSettings(**{**presets[preset], **changes})
+    return AugmentationSettings(**{**preset_values(presets, preset, "augmentation"), **changes})
 
 
 def vary_geometry(

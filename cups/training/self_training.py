@@ -18,6 +18,7 @@ from torch.utils.data import Dataset
 
 from ..core.errors import InputError
 from ..core.records import VOID, PanopticLabel
+from ..core.settings import preset_values
 from ..model.augmentation import check_scales, predict_views
 from ..model.config import Prediction
 from ..model.inference import combine
@@ -99,9 +100,7 @@ def self_train_settings(preset: Literal["full", "small"] = "full", **changes: An
         "scales": (1.0,), "augmentation": augmentation_settings("small"),
     }  # fmt: skip
     presets: dict[str, dict[str, Any]] = {"full": {}, "small": small}
-    if preset not in presets:
-        raise InputError(f"unknown preset {preset!r} of the self-training; known: {', '.join(presets)}")
-    return replace(SelfTrainSettings(**presets[preset]), **changes)
+    return replace(SelfTrainSettings(**preset_values(presets, preset, "self-training")), **changes)
 
 # %% ../../nbs/training/04_self_training.ipynb #a6fafb13
 def sure_label(

@@ -22,6 +22,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from ..core.errors import InputError, write_atomically
+from ..core.settings import preset_values
 from ..model.config import Target
 from ..model.network import PanopticCascade
 from .dataset import PseudoLabelDataset, StepSampler, collate
@@ -96,9 +97,7 @@ def train_settings(preset: Literal["full", "small"] = "full", **changes: Any) ->
             "workers": 0,
         },
     }
-    if preset not in presets:
-        raise InputError(f"unknown preset {preset!r} of the training; known: {', '.join(presets)}")
-    return replace(TrainSettings(**presets[preset]), **changes)
+    return replace(TrainSettings(**preset_values(presets, preset, "training")), **changes)
 
 # %% ../../nbs/training/03_trainer.ipynb #c9e9a931
 class PanopticTraining(LightningModule):
