@@ -298,10 +298,15 @@ class CascadeHeads(nn.Module):
         return list(chosen.sigmoid().split([len(b) for b in boxes]))
 
     def detect(
-        self, features: Sequence[Tensor], proposals: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
+        self,
+        features: Sequence[Tensor],
+        proposals: Sequence[Tensor],
+        sizes: Sequence[tuple[int, int]],
+        min_score: float = 0.0,
     ) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
         """Return boxes (N, 4), scores (N,), classes (N,) and mask probabilities (N, M, M) per image, best first."""
         found = [self.select(*rated) for rated in self.rate(features, proposals, sizes)]
+        found = [tuple(part[scores >= min_score] for part in (boxes, scores, names)) for boxes, scores, names in found]
         masks = self.masks(features, [boxes for boxes, _, _ in found], [classes for _, _, classes in found])
         return [(*detections, mask) for detections, mask in zip(found, masks, strict=True)]
 

@@ -56,6 +56,8 @@ class PanopticCascadeConfig:
         no label holds. 0 spares it anywhere, as published.
     semantic_channels, semantic_loss_weight : int, float
         Width of the semantic head, and its loss' share in the sum.
+    semantic_loss_stride : int
+        The loss looks at every so many-th pixel of each row and column: 1, 2 or 4. 1 as published.
     detection_min_score, detection_nms_iou, max_detections : float, float, int
         What counts as a detection, class-wise non-maximum suppression, and the most detections per image.
     min_confidence, max_overlap, min_stuff_area_px : float, float, int
@@ -103,6 +105,7 @@ class PanopticCascadeConfig:
     drop_loss_ignored_share: float = 0.0
     semantic_channels: int = 128
     semantic_loss_weight: float = 0.5
+    semantic_loss_stride: int = 1
     detection_min_score: float = 0.05
     detection_nms_iou: float = 0.5
     max_detections: int = 100
@@ -117,6 +120,8 @@ class PanopticCascadeConfig:
             raise InputError(f"num_stuff must be at least 1, got {self.num_stuff}: no class of the labels is stuff")
         if self.depth not in (18, 50):
             raise InputError(f"depth must be 18 or 50, got {self.depth}")
+        if self.semantic_loss_stride not in (1, 2, 4):
+            raise InputError(f"semantic_loss_stride must be 1, 2 or 4, got {self.semantic_loss_stride}")
 
 # %% ../../nbs/model/00_config.ipynb #33ac26a0
 @dataclass(frozen=True)

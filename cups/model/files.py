@@ -102,7 +102,7 @@ def load_backbone(model: PanopticCascade, path: str | Path) -> PanopticCascade:
     Parameters
     ----------
     model : PanopticCascade
-        Of the full preset.
+        Of a published preset.
     path : str or Path
         A file of detectron2's format, or the name of published weights, such as `dino_resnet50`.
     """

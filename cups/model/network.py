@@ -60,7 +60,8 @@ class PanopticCascade(nn.Module):
         images: Sequence[Tensor] | Tensor,
         targets: Sequence[Target] | None = None,
         generator: torch.Generator | None = None,
-    ) -> dict[str, Tensor] | list[Prediction]:
+        min_score: float | None = None,
+    ) -> dict[str, Tensor] | list[Prediction] | tuple[dict[str, Tensor], list[tuple[Tensor, ...]]]:
         """Return the losses in training mode, predictions in evaluation mode.
 
         Parameters
@@ -71,6 +72,8 @@ class PanopticCascade(nn.Module):
             In training mode.
         generator : torch.Generator, optional
             On the images' device; draws anchors and proposals in training. The same state gives the same losses.
+        min_score : float, optional
+            In training mode: detect as well, from the same features, objects with at least this score.
 
         Returns
         -------
@@ -78,24 +81,35 @@ class PanopticCascade(nn.Module):
             In training mode: weighted losses, whose sum is to be minimised.
         list of B Prediction
             In evaluation mode.
+        tuple of losses and B detections
+            In training mode with `min_score`: boxes, scores, classes and masks as in `Prediction`, without gradient.
         """
         sizes = [tuple(image.shape[-2:]) for image in images]
-        batch = self.normalise(images)
-        features = self.backbone(batch)
-        semantic = self.sem_seg_head(features)
-        if self.training:
-            if targets is None:
-                raise InputError("the network is in training mode and got no targets")
-            proposals, _, losses = self.proposal_generator(features, sizes, targets, generator)
-            losses |= self.roi_heads.losses(features, proposals, sizes, targets, generator)
-            truth = _pad([target.semantic for target in targets], semantic.shape[-2:], VOID)
-            return losses | {"semantic": self.config.semantic_loss_weight * semantic_loss(semantic, truth)}
-        proposals, _, _ = self.proposal_generator(features, sizes)
-        found = self.roi_heads.detect(features, proposals, sizes)
-        return [
-            Prediction(scores[:, :height, :width], *detections)
-            for scores, detections, (height, width) in zip(semantic, found, sizes, strict=True)
-        ]
+        features = self.backbone(self.normalise(images))
+        if not self.training:
+            proposals, _, _ = self.proposal_generator(features, sizes)
+            found = self.roi_heads.detect(features, proposals, sizes)
+            return [
+                Prediction(scores[:, :height, :width], *detections)
+                for scores, detections, (height, width) in zip(self.sem_seg_head(features), found, sizes, strict=True)
+            ]
+        if targets is None:
+            raise InputError("the network is in training mode and got no targets")
+        proposals, _, losses = self.proposal_generator(features, sizes, targets, generator)
+        losses |= self.roi_heads.losses(features, proposals, sizes, targets, generator)
+        losses["semantic"] = self._semantic_loss(features, targets)
+        if min_score is None:
+            return losses
+        with torch.no_grad():
+            best = [proposed[: self.config.proposals_test] for proposed in proposals]
+            return losses, self.roi_heads.detect([f.detach() for f in features], best, sizes, min_score)
+
+    def _semantic_loss(self, features: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
+        """Return the weighted semantic loss, at every `semantic_loss_stride`-th pixel."""
+        stride = self.config.semantic_loss_stride
+        scores = self.sem_seg_head(features, stride)
+        truth = [target.semantic[stride // 2 :: stride, stride // 2 :: stride] for target in targets]
+        return self.config.semantic_loss_weight * semantic_loss(scores, _pad(truth, scores.shape[-2:], VOID))
 
     def normalise(self, images: Sequence[Tensor] | Tensor) -> Tensor:
         """Return images as one batch (B, 3, H, W), by ImageNet's mean and deviation, padded to multiples of 32."""
@@ -132,13 +146,14 @@ SMALL: dict[str, Any] = {
     "mask_channels": 64,
     "mask_convolutions": 2,
     "semantic_channels": 64,
+    "semantic_loss_stride": 2,
     "min_stuff_area_px": 64,
 }
 """What the small preset changes."""
 
 
 def panoptic_cascade(
-    num_things: int, num_stuff: int, preset: Literal["full", "small"] = "full", **changes: Any
+    num_things: int, num_stuff: int, preset: Literal["cityscapes", "kitti", "small"] = "cityscapes", **changes: Any
 ) -> PanopticCascade:
     """Build the network with fresh weights.
 
@@ -146,8 +161,8 @@ def panoptic_cascade(
     ----------
     num_things, num_stuff : int
         Instance classes, and stuff classes without the semantic head's class 0 ("thing").
-    preset : "full" or "small"
-        The published network, or one for CPUs.
+    preset : str
+        The published network, the same on both data sets, or a small one for CPUs.
     **changes
         Fields of `PanopticCascadeConfig` to set otherwise.
 
@@ -156,6 +171,6 @@ def panoptic_cascade(
     InputError
         If the preset is unknown, or there is no thing or no stuff class.
     """
-    values = preset_values({"full": {}, "small": SMALL}, preset, "network")
+    values = preset_values({"cityscapes": {}, "kitti": {}, "small": SMALL}, preset, "network")
     config = PanopticCascadeConfig(num_things, num_stuff, **values)
     return PanopticCascade(replace(config, **changes))

@@ -43,10 +43,11 @@ class SemanticHead(nn.Module):
         nn.init.kaiming_normal_(self.predictor.weight, mode="fan_out", nonlinearity="relu")
         nn.init.zeros_(self.predictor.bias)
 
-    def forward(self, features: Sequence[Tensor]) -> Tensor:
-        """Map p2..p5 (what follows is not used) to float32 scores (B, 1 + S, H, W) at the image's size."""
+    def forward(self, features: Sequence[Tensor], stride: int = 1) -> Tensor:
+        """Map p2..p5 (what follows is not used) to float32 scores (B, 1 + S, H / stride, W / stride)."""
         total = sum(getattr(self, f"p{level}")(features[level - 2]) for level in (2, 3, 4, 5))
-        return F.interpolate(self.predictor(total).float(), scale_factor=4.0, mode="bilinear", align_corners=False)
+        scores = self.predictor(total).float()
+        return F.interpolate(scores, scale_factor=4 / stride, mode="bilinear", align_corners=False)
 
 
 def semantic_loss(scores: Tensor, target: Tensor) -> Tensor:

@@ -24,8 +24,8 @@ from ..stages.things_stuff import ThingStuffSplit
 from .targets import training_target
 
 # %% auto #0
-__all__ = ['AugmentationSettings', 'augmentation_settings', 'vary_geometry', 'vary_colours', 'vary_resolution', 'paste_objects',
-           'PseudoLabelDataset', 'StepSampler', 'collate']
+__all__ = ['AugmentationSettings', 'augmentation_settings', 'vary_geometry', 'vary_colours', 'vary_resolution', 'cut_window',
+           'paste_objects', 'ReadableFrames', 'PseudoLabelDataset', 'StepSampler', 'collate']
 
 # %% ../../nbs/training/02_dataset.ipynb #fa68a052
 @dataclass(frozen=True)
@@ -46,6 +46,10 @@ class AugmentationSettings:
         Smallest and largest standard deviation of the blur.
     pasted_objects : int
         The most objects of another frame to paste in.
+    window_height_px : tuple of int, or None
+        Smallest and largest height of a window that is cut out of the frame, at most the frame's; None cuts none.
+    window_aspect : float
+        Its width over its height.
     resolution_share : tuple of float
         Smallest and largest size of the varied frame, as a share of the original's.
     resolutions : int
@@ -63,6 +67,8 @@ class AugmentationSettings:
     blur_probability: float = 0.5
     blur_px: tuple[float, float] = (0.1, 2.0)
     pasted_objects: int = 8
+    window_height_px: tuple[int, int] | None = None
+    window_aspect: float = 2.0
     resolution_share: tuple[float, float] = (0.6, 1.1)
     resolutions: int = 11
 
@@ -74,9 +80,12 @@ class AugmentationSettings:
             raise InputError(f"crop_share must be rising within (0, 1], got {self.crop_share}")
 
 
-def augmentation_settings(preset: Literal["full", "small"] = "full", **changes: Any) -> AugmentationSettings:
+def augmentation_settings(
+    preset: Literal["cityscapes", "kitti", "small"] = "cityscapes", **changes: Any
+) -> AugmentationSettings:
     """Return the settings that go with a preset of the network; the small one's images are small enough."""
-    presets: dict[str, dict[str, Any]] = {"full": {}, "small": {"resolution_share": (1.0, 1.0), "resolutions": 1}}
+    small = {"resolution_share": (1.0, 1.0), "resolutions": 1}
+    presets: dict[str, dict[str, Any]] = {"cityscapes": {}, "kitti": {}, "small": small}
     return AugmentationSettings(**{**preset_values(presets, preset, "augmentation"), **changes})
 
 
@@ -126,6 +135,21 @@ def vary_resolution(
     return image, PanopticLabel(maps[0], maps[1])
 
 
+def cut_window(
+    image: Tensor, label: PanopticLabel, settings: AugmentationSettings, rng: np.random.Generator
+) -> tuple[Tensor, PanopticLabel]:
+    """Cut a window out of an image (3, H, W) and its label, as large as it is."""
+    if settings.window_height_px is None:
+        return image, label
+    height, width = image.shape[-2:]
+    least, most = settings.window_height_px
+    rows = min(int(rng.integers(least, most + 1)), height, round(width / settings.window_aspect))
+    columns = min(round(settings.window_aspect * rows), width)
+    top, left = int(rng.integers(0, height - rows + 1)), int(rng.integers(0, width - columns + 1))
+    window = (..., slice(top, top + rows), slice(left, left + columns))
+    return image[window], PanopticLabel(label.semantic[window], label.instance[window])
+
+
 def paste_objects(
     image: Tensor,
     label: PanopticLabel,
@@ -148,6 +172,57 @@ def paste_objects(
     )
 
 # %% ../../nbs/training/02_dataset.ipynb #2cd30703
+class ReadableFrames:
+    """Frames of which some cannot be read: each of these is left out with a warning, the next one taking its place.
+
+    Parameters
+    ----------
+    frames : sequence
+        Read when needed; an InputError says that one cannot be.
+    max_unreadable_share : float
+        More of them are an error.
+
+    Attributes
+    ----------
+    unreadable : dict
+        What was wrong with those left out so far, by index; each process that loads data knows its own.
+
+    Raises
+    ------
+    InputError
+        If there is no frame.
+    """
+
+    def __init__(self, frames: Sequence[Any], max_unreadable_share: float = 0.01) -> None:
+        if len(frames) == 0:
+            raise InputError("no frames to train on")
+        self.frames, self.max_unreadable_share = frames, max_unreadable_share
+        self.unreadable: dict[int, str] = {}
+
+    def __len__(self) -> int:
+        return len(self.frames)
+
+    def __getitem__(self, index: int) -> Any:
+        """Return a frame, or the next one that can be read.
+
+        Raises
+        ------
+        InputError
+            If too many cannot be read; the message names the last one and its fault.
+        """
+        while True:
+            while index in self.unreadable:
+                index = (index + 1) % len(self.frames)
+            try:
+                return self.frames[index]
+            except InputError as error:
+                self.unreadable[index] = str(error)
+                count = f"{len(self.unreadable)} of {len(self.frames)} frames cannot be read"
+                if len(self.unreadable) > self.max_unreadable_share * len(self.frames):
+                    raise InputError(f"{error}; {count}, more than a share of {self.max_unreadable_share}") from None
+                warnings.warn(f"{error}; left out, {count}", stacklevel=2)
+
+
 @dataclass
 class PseudoLabelDataset(Dataset):
     """Images and the network's targets.
@@ -164,12 +239,7 @@ class PseudoLabelDataset(Dataset):
     seed : int
         Of the variations.
     max_unreadable_share : float
-        Frames that cannot be read are left out with a warning, the next one taking their place, up to this share.
-
-    Attributes
-    ----------
-    unreadable : dict
-        What was wrong with the frames left out so far, by index; each process that loads data knows its own.
+        See `ReadableFrames`.
     """
 
     pairs: Sequence[tuple[Tensor, PanopticLabel]]
@@ -178,11 +248,14 @@ class PseudoLabelDataset(Dataset):
     ignore_uncovered_things: bool = True
     seed: int = 0
     max_unreadable_share: float = 0.01
-    unreadable: dict[int, str] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        if len(self.pairs) == 0:
-            raise InputError("no frames to train on")
+        self.frames = ReadableFrames(self.pairs, self.max_unreadable_share)
+
+    @property
+    def unreadable(self) -> dict[int, str]:
+        """What was wrong with the frames left out so far, by index."""
+        return self.frames.unreadable
 
     def __len__(self) -> int:
         return len(self.pairs)
@@ -190,30 +263,10 @@ class PseudoLabelDataset(Dataset):
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Target]:
         """Return image and target of the frame at `place` = (epoch, index)."""
         epoch, index = place
-        image, label = self._read(index)
+        image, label = self.frames[index]
         if self.augmentation is not None:
             image, label = self._varied(image, label, np.random.default_rng([self.seed, epoch, index]))
         return image, training_target(label, self.split, self.ignore_uncovered_things)
-
-    def _read(self, index: int) -> tuple[Tensor, PanopticLabel]:
-        """Return a frame, or the next one that can be read.
-
-        Raises
-        ------
-        InputError
-            If too many cannot be read; the message names the last one and its fault.
-        """
-        while True:
-            while index in self.unreadable:
-                index = (index + 1) % len(self.pairs)
-            try:
-                return self.pairs[index]
-            except InputError as error:
-                self.unreadable[index] = str(error)
-                count = f"{len(self.unreadable)} of {len(self.pairs)} frames cannot be read"
-                if len(self.unreadable) > self.max_unreadable_share * len(self.pairs):
-                    raise InputError(f"{error}; {count}, more than a share of {self.max_unreadable_share}") from None
-                warnings.warn(f"{error}; left out, {count}", stacklevel=2)
 
     def _varied(self, image: Tensor, label: PanopticLabel, rng: np.random.Generator) -> tuple[Tensor, PanopticLabel]:
         """Return a variation of the frame, with objects of another frame of the same size."""
@@ -221,11 +274,12 @@ class PseudoLabelDataset(Dataset):
         size = image.shape
         image, label = vary_geometry(image, label, settings, rng)
         if settings.pasted_objects:
-            other_image, other_label = self._read(int(rng.integers(len(self.pairs))))
+            other_image, other_label = self.frames[int(rng.integers(len(self.pairs)))]
             if other_image.shape == size:
                 other = vary_geometry(other_image, other_label, settings, rng)
                 image, label = paste_objects(image, label, *other, self.split.things, settings.pasted_objects, rng)
-        return vary_resolution(vary_colours(image, settings, rng), label, settings, rng)
+        image, label = cut_window(vary_colours(image, settings, rng), label, settings, rng)
+        return vary_resolution(image, label, settings, rng)
 
 
 class StepSampler(Sampler):

@@ -14,7 +14,7 @@ from ..model.config import Target
 from ..stages.things_stuff import ThingStuffSplit
 
 # %% auto #0
-__all__ = ['training_target']
+__all__ = ['training_target', 'mask_boxes']
 
 # %% ../../nbs/training/01_targets.ipynb #832d67fe
 def training_target(
@@ -50,10 +50,10 @@ def training_target(
     masks = objects == numbers[:, None, None]
     covered = masks.any(dim=0)
     semantic = torch.where(is_thing & ~covered & ((objects > 0) | ignore_uncovered_things), VOID, semantic)
-    return Target(_boxes(masks), _classes(masks, label.semantic, split), masks, semantic)
+    return Target(mask_boxes(masks), _classes(masks, label.semantic, split), masks, semantic)
 
 
-def _boxes(masks: Tensor) -> Tensor:
+def mask_boxes(masks: Tensor) -> Tensor:
     """Return the (N, 4) boxes of masks (N, H, W); x1 and y1 lie one past the last column and row."""
     return masks_to_boxes(masks).float() + torch.tensor([0.0, 0.0, 1.0, 1.0], device=masks.device)
 
