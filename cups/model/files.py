@@ -28,7 +28,8 @@ __all__ = ['save_network', 'saved_parts', 'numbered_split', 'published_network',
 # %% ../../nbs/model/10_files.ipynb #29926737
 def save_network(path: str | Path, model: PanopticCascade, split: ThingStuffSplit) -> Path:
     """Write a network and the pseudo-classes behind its own, atomically."""
-    metadata = {"config": json.dumps(settings_to_dict(model.config)), "split": json.dumps(split.to_dict())}
+    # one entry: safetensors writes several in an order that changes from run to run
+    metadata = {"cups": json.dumps({"config": settings_to_dict(model.config), "split": split.to_dict()})}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     return write_atomically(path, lambda p: save_file(weights, p, metadata))
 
@@ -41,8 +42,8 @@ def saved_parts(path: Path) -> tuple[PanopticCascadeConfig, ThingStuffSplit] | N
     except (SafetensorError, OSError):
         return None
     try:
-        config, split = json.loads(metadata["config"]), ThingStuffSplit.from_dict(json.loads(metadata["split"]))
-        return settings_from_dict(PanopticCascadeConfig, config), split
+        saved = json.loads(metadata["cups"])
+        return settings_from_dict(PanopticCascadeConfig, saved["config"]), ThingStuffSplit.from_dict(saved["split"])
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: not a network that cups saved ({error})") from None
 

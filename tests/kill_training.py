@@ -1,0 +1,46 @@
+"""A short training run that tells of every step; `test_training_faults` kills it. Arguments: folder, stage."""
+
+import sys
+from pathlib import Path
+
+import torch
+from test_training import SPLIT, TINY, Frames, FramesWithoutLabels
+
+from cups.model.files import save_network
+from cups.model.network import panoptic_cascade
+from cups.training.dataset import PseudoLabelDataset
+from cups.training.self_training import self_train, self_train_settings
+from cups.training.trainer import train, train_settings
+
+USUAL = {"steps": 12, "batch_size": 2, "warmup_steps": 1, "checkpoint_every_steps": 1, "log_every_steps": 4}
+
+
+def told(step: dict) -> dict:
+    """Return the scores that validation gives, and let the parent know that a step is done."""
+    print("step", flush=True)
+    return step
+
+
+def run(folder: Path, stage: str) -> None:
+    """Train the network of `test_training`, or let it teach itself."""
+    torch.manual_seed(0)
+    model = panoptic_cascade(1, 2, "small", **TINY)
+    options = {"progress": False, "accelerator": "cpu", "validate": lambda network: told({"weights": _sum(network)})}
+    if stage == "train":
+        own = {"own_objects_after": 3, "own_confidence": 0.05, "validate_every_steps": 1}
+        settings = train_settings("small", **USUAL, **own)
+        result = train(model, PseudoLabelDataset(Frames(), SPLIT), settings, folder, **options)
+    else:
+        sure = {"min_confidence": 0.05, "confidence_rise": 0.0, "validate_every_steps": 1}
+        settings = self_train_settings("small", **USUAL, **sure)
+        result = self_train(model, FramesWithoutLabels(Frames()), SPLIT, settings, folder, **options)
+    torch.save({"history": result.history, "validation": result.validation}, folder / "result.pt")
+    save_network(folder / "model.safetensors", model, SPLIT)
+
+
+def _sum(network: torch.nn.Module) -> float:
+    return float(sum(p.double().abs().sum() for p in network.parameters()))
+
+
+if __name__ == "__main__":
+    run(Path(sys.argv[1]), sys.argv[2])
