@@ -109,7 +109,8 @@ class PanopticCascade(nn.Module):
         stride = self.config.semantic_loss_stride
         scores = self.sem_seg_head(features, stride)
         truth = [target.semantic[stride // 2 :: stride, stride // 2 :: stride] for target in targets]
-        return self.config.semantic_loss_weight * semantic_loss(scores, _pad(truth, scores.shape[-2:], VOID))
+        target = _pad(truth, scores.shape[-2:], VOID)
+        return self.config.semantic_loss_weight * semantic_loss(scores, target, self.config.semantic_balance)
 
     def normalise(self, images: Sequence[Tensor] | Tensor) -> Tensor:
         """Return images as one batch (B, 3, H, W), by ImageNet's mean and deviation, padded to multiples of 32."""
