@@ -138,11 +138,11 @@ def detection_scores(
     if not number:
         raise InputError("there is no frame to evaluate")
     computed = metric.compute()
-    values = {name: float(computed[key]) for name, key in _SCORES.items()}
-    return {name: None if value < 0 else value for name, value in values.items()} | {
-        "objects": objects,
-        "frames": number,
-    }
+    values: dict[str, Any] = {name: float(computed[key]) for name, key in _SCORES.items()}
+    if objects:  # where no frame has a detection, torchmetrics says -1
+        values |= {name: max(values[name], 0.0) for name in ("ap", "ap50", "ap75", "ar100")}
+    values = {name: None if value < 0 else value for name, value in values.items()}
+    return {**values, "objects": objects, "frames": number}
 
 # %% ../../nbs/jobs/08_detection.ipynb #33f5abaf
 def detection_table(results: dict[str, dict[str, Any]]) -> str:
