@@ -24,10 +24,20 @@ from cups.data.taxonomy import (
     coarsened,
     from_cityscapes_ids,
 )
-from cups.jobs.detection import detected_objects, detection_scores, labelled_objects, numbered_masks, true_objects
+from cups.jobs.detection import (
+    detected_objects,
+    detection_scores,
+    labelled_objects,
+    network_output,
+    numbered_masks,
+    true_objects,
+)
 from cups.jobs.evaluate import panoptic_scores
 from cups.jobs.semantic_only import semantic_scores, snapped_to_image, square_view
 from cups.model.config import Prediction
+from cups.model.files import numbered_split
+from cups.model.inference import combine, predict
+from cups.model.network import panoptic_cascade
 from cups.stages.things_stuff import ThingStuffSplit
 
 MADE_UP = Taxonomy(("a",) * 27, np.zeros((27, 3), np.uint8), np.zeros(27, bool))
@@ -257,6 +267,19 @@ def test_objects_of_a_network_are_all_its_detections():
     found, scores = detected_objects(prediction)
     expected, _ = objects((5, 10, 25, 30), (35, 40, 50, 60))
     assert torch.equal(found, expected) and torch.equal(scores, prediction.scores)
+
+
+@pytest.mark.parametrize("views", [{}, {"scales": (0.5, 1.0), "mirror": True}])
+def test_the_network_is_asked_as_predict_asks_it(views):
+    torch.manual_seed(0)
+    model = panoptic_cascade(2, 3, preset="small").eval()
+    image = torch.randint(0, 255, (3, 64, 96), dtype=torch.uint8)
+    split = numbered_split(2, 3)
+    output = network_output(model, image, **views)
+    label, _ = combine(output, model.config, split.things, split.stuff)
+    expected = predict(model, image, split, **views)
+    assert torch.equal(label.stacked(), expected.stacked())
+    assert not output.semantic.requires_grad and len(detected_objects(output)[0]) == len(output.scores) > 0
 
 
 def test_exported_labels_read_back(tmp_path, capsys):
