@@ -14,8 +14,8 @@ from typing import Any, NoReturn
 from .core.errors import InputError
 
 # %% auto #0
-__all__ = ['COMMANDS', 'Parser', 'parser', 'run_scenes', 'run_pseudo_labels', 'run_evaluate', 'run_predict', 'run_weights',
-           'main']
+__all__ = ['COMMANDS', 'Parser', 'parser', 'run_scenes', 'run_pseudo_labels', 'run_evaluate', 'run_export', 'run_predict',
+           'run_weights', 'main']
 
 # %% ../nbs/cli.ipynb #35281343
 class Parser(argparse.ArgumentParser):
@@ -54,6 +54,17 @@ def parser() -> Parser:
     )
     evaluate.add_argument("--labels", required=True, metavar="DIR", help="folder of finished pseudo-labels")
     evaluate.add_argument("--truth", required=True, metavar="DIR", help="ground truth, or a stereo folder that has it")
+
+    evaluate.add_argument("--classes", type=int, default=19, metavar="N", help="27, 19 or 7 classes of Cityscapes")
+    evaluate.add_argument("--truth-classes", type=int, default=19, metavar="N", help="classes the ground truth holds")
+    evaluate.add_argument("--without", nargs="+", default=[], metavar="NAME", help="classes left out of the scores")
+
+    export = commands.add_parser(
+        "export", help="write pseudo-labels in COCO's panoptic format", formatter_class=defaults
+    )
+    export.add_argument("labels", metavar="LABELS", help="folder of finished pseudo-labels")
+    export.add_argument("out", metavar="OUT", help="folder to write")
+    export.add_argument("--classes", metavar="JSON", help="file with the names of the classes by number")
 
     predict = commands.add_parser(
         "predict", help="segment images; writes COCO's panoptic format and pictures", formatter_class=defaults
@@ -103,9 +114,18 @@ def run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
 
 def run_evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups evaluate`."""
+    from cups.data.taxonomy import cityscapes_classes
     from cups.jobs.evaluate import score_store
 
-    return score_store(options.labels, options.truth)
+    taxonomy, held = cityscapes_classes(options.classes), cityscapes_classes(options.truth_classes)
+    return score_store(options.labels, options.truth, taxonomy, held, options.without)
+
+
+def run_export(options: argparse.Namespace) -> dict[str, Any]:
+    """Run `cups export`."""
+    from cups.data.coco_panoptic import export_store
+
+    return {"written": str(export_store(options.labels, options.out, options.classes))}
 
 
 def run_predict(options: argparse.Namespace) -> dict[str, Any]:
@@ -130,6 +150,7 @@ COMMANDS = {
     "scenes": run_scenes,
     "pseudo-labels": run_pseudo_labels,
     "evaluate": run_evaluate,
+    "export": run_export,
     "predict": run_predict,
     "weights": run_weights,
 }

@@ -62,6 +62,27 @@ def test_evaluate_gives_the_scores_that_training_gave(trained, tmp_path):
         num_shown=1,
     )
     assert metrics["stage2"] == json.loads((trained / "metrics.json").read_text())["stage2"]
+    assert metrics["detection"]["stage2"]["objects"] > 0 and 0 <= metrics["detection"]["stage2"]["ar100"] <= 1
+    assert list(metrics["semantic"]) == ["stage2"] and 0 <= metrics["semantic"]["stage2"]["miou"] <= 1
+
+
+def test_evaluate_sets_labels_and_network_side_by_side_in_seven_classes(trained, tmp_path):
+    metrics = papermill(
+        "evaluate",
+        tmp_path,
+        network=trained / "model.safetensors",
+        labels=trained / "labels",
+        truth_root=trained / "scenes",
+        classes=7,
+        semantic_crf=True,
+        num_shown=1,
+    )
+    for name in ("pseudo_labels", "stage2"):
+        assert len(metrics[name]["pq_per_class"]) == 7 and metrics[name]["frames"] == SMALL["num_scenes"]
+        assert metrics["detection"][name]["frames"] == SMALL["num_scenes"]
+        assert len(metrics["semantic"][name]["iou_per_class"]) == 19
+        assert metrics["semantic"][f"{name} + CRF"]["unclaimed"] == 0
+    assert len(metrics["confusion"]) == 7
 
 
 def test_self_training_goes_on_from_training(trained, tmp_path):

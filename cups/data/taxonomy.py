@@ -8,9 +8,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
+from torch import Tensor
+
+from ..core.errors import InputError
+from ..core.records import VOID, PanopticLabel
 
 # %% auto #0
-__all__ = ['CITYSCAPES_19', 'Taxonomy']
+__all__ = ['CATEGORIES', 'CITYSCAPES_LABELS', 'CITYSCAPES_27', 'CITYSCAPES_19', 'CITYSCAPES_7', 'Taxonomy', 'CityscapesLabel',
+           'cityscapes_classes', 'from_cityscapes_ids', 'coarsened']
 
 # %% ../../nbs/data/00_taxonomy.ipynb #446578e7
 @dataclass(frozen=True, eq=False)
@@ -44,31 +50,190 @@ class Taxonomy:
         return np.flatnonzero(~self.things).tolist()
 
 # %% ../../nbs/data/00_taxonomy.ipynb #daacee3d
-_CITYSCAPES_19 = (
-    ("road", (128, 64, 128), False),
-    ("sidewalk", (244, 35, 232), False),
-    ("building", (70, 70, 70), False),
-    ("wall", (102, 102, 156), False),
-    ("fence", (190, 153, 153), False),
-    ("pole", (153, 153, 153), False),
-    ("traffic light", (250, 170, 30), False),
-    ("traffic sign", (220, 220, 0), False),
-    ("vegetation", (107, 142, 35), False),
-    ("terrain", (152, 251, 152), False),
-    ("sky", (70, 130, 180), False),
-    ("person", (220, 20, 60), True),
-    ("rider", (255, 0, 0), True),
-    ("car", (0, 0, 142), True),
-    ("truck", (0, 0, 70), True),
-    ("bus", (0, 60, 100), True),
-    ("train", (0, 80, 100), True),
-    ("motorcycle", (0, 0, 230), True),
-    ("bicycle", (119, 11, 32), True),
+@dataclass(frozen=True)
+class CityscapesLabel:
+    """A label of Cityscapes, and its number in each set of classes (`VOID` where it has none).
+
+    Parameters
+    ----------
+    id : int
+        As in the `labelIds` files, -1 to 33.
+    name, category : str
+    colour : tuple of int
+        RGB, 0 to 255.
+    to_27, to_19, to_7 : int
+    """
+
+    id: int
+    name: str
+    category: str
+    colour: tuple[int, int, int]
+    to_27: int
+    to_19: int
+    to_7: int
+
+# %% ../../nbs/data/00_taxonomy.ipynb #3cab0bc5
+CATEGORIES = ("flat", "construction", "object", "nature", "sky", "human", "vehicle")
+_LABELS = (
+    (0, "unlabeled", "void", VOID, (0, 0, 0)),
+    (1, "ego vehicle", "void", VOID, (0, 0, 0)),
+    (2, "rectification border", "void", VOID, (0, 0, 0)),
+    (3, "out of roi", "void", VOID, (0, 0, 0)),
+    (4, "static", "void", VOID, (0, 0, 0)),
+    (5, "dynamic", "void", VOID, (111, 74, 0)),
+    (6, "ground", "void", VOID, (81, 0, 81)),
+    (7, "road", "flat", 0, (128, 64, 128)),
+    (8, "sidewalk", "flat", 1, (244, 35, 232)),
+    (9, "parking", "flat", VOID, (250, 170, 160)),
+    (10, "rail track", "flat", VOID, (230, 150, 140)),
+    (11, "building", "construction", 2, (70, 70, 70)),
+    (12, "wall", "construction", 3, (102, 102, 156)),
+    (13, "fence", "construction", 4, (190, 153, 153)),
+    (14, "guard rail", "construction", VOID, (180, 165, 180)),
+    (15, "bridge", "construction", VOID, (150, 100, 100)),
+    (16, "tunnel", "construction", VOID, (150, 120, 90)),
+    (17, "pole", "object", 5, (153, 153, 153)),
+    (18, "polegroup", "object", VOID, (153, 153, 153)),
+    (19, "traffic light", "object", 6, (250, 170, 30)),
+    (20, "traffic sign", "object", 7, (220, 220, 0)),
+    (21, "vegetation", "nature", 8, (107, 142, 35)),
+    (22, "terrain", "nature", 9, (152, 251, 152)),
+    (23, "sky", "sky", 10, (70, 130, 180)),
+    (24, "person", "human", 11, (220, 20, 60)),
+    (25, "rider", "human", 12, (255, 0, 0)),
+    (26, "car", "vehicle", 13, (0, 0, 142)),
+    (27, "truck", "vehicle", 14, (0, 0, 70)),
+    (28, "bus", "vehicle", 15, (0, 60, 100)),
+    (29, "caravan", "vehicle", VOID, (0, 0, 90)),
+    (30, "trailer", "vehicle", VOID, (0, 0, 110)),
+    (31, "train", "vehicle", 16, (0, 80, 100)),
+    (32, "motorcycle", "vehicle", 17, (0, 0, 230)),
+    (33, "bicycle", "vehicle", 18, (119, 11, 32)),
+    (-1, "license plate", "void", VOID, (0, 0, 142)),
 )
 
-CITYSCAPES_19 = Taxonomy(
-    names=tuple(name for name, _, _ in _CITYSCAPES_19),
-    colours=np.array([colour for _, colour, _ in _CITYSCAPES_19], dtype=np.uint8),
-    things=np.array([thing for _, _, thing in _CITYSCAPES_19]),
+CITYSCAPES_LABELS = tuple(
+    CityscapesLabel(
+        id=number,
+        name=name,
+        category=category,
+        colour=colour,
+        to_27=VOID if category == "void" else number - 7,
+        to_19=to_19,
+        to_7=VOID if category == "void" else CATEGORIES.index(category),
+    )
+    for number, name, category, to_19, colour in _LABELS
 )
+"""All labels of Cityscapes (Cordts et al., CVPR 2016), with the official names and colours."""
+
+# %% ../../nbs/data/00_taxonomy.ipynb #069fd3a4
+_OF_CATEGORIES = ("road", "building", "traffic sign", "vegetation", "sky", "person", "car")
+_THINGS = ("human", "vehicle")
+
+
+def _taxonomy(labels: list[CityscapesLabel], names: list[str]) -> Taxonomy:
+    """Return a taxonomy with the colours and kinds of `labels`."""
+    colours = np.array([label.colour for label in labels], dtype=np.uint8)
+    return Taxonomy(tuple(names), colours, np.array([label.category in _THINGS for label in labels]))
+
+
+_OF_27 = [label for label in CITYSCAPES_LABELS if label.to_27 != VOID]
+_OF_19 = [label for label in CITYSCAPES_LABELS if label.to_19 != VOID]
+_OF_7 = [label for name in _OF_CATEGORIES for label in CITYSCAPES_LABELS if label.name == name]
+
+CITYSCAPES_27 = _taxonomy(_OF_27, [label.name for label in _OF_27])
+"""The 27 classes of Cityscapes that unsupervised methods are compared on (Cho et al., PiCIE, CVPR 2021)."""
+
+CITYSCAPES_19 = _taxonomy(_OF_19, [label.name for label in _OF_19])
 """The 19 evaluated classes (train ids) of Cityscapes (Cordts et al., CVPR 2016)."""
+
+CITYSCAPES_7 = _taxonomy(_OF_7, [label.category for label in _OF_7])
+"""The 7 categories of Cityscapes."""
+
+
+def cityscapes_classes(count: int) -> Taxonomy:
+    """Return the 27, 19 or 7 classes of Cityscapes.
+
+    Raises
+    ------
+    InputError
+        If `count` is another number.
+    """
+    for taxonomy in (CITYSCAPES_27, CITYSCAPES_19, CITYSCAPES_7):
+        if len(taxonomy) == count:
+            return taxonomy
+    raise InputError(f"Cityscapes has 27, 19 or 7 classes, not {count!r}")
+
+# %% ../../nbs/data/00_taxonomy.ipynb #96cb6d10
+def _number(label: CityscapesLabel, taxonomy: Taxonomy) -> int:
+    """Return the label's class in a taxonomy of Cityscapes."""
+    if cityscapes_classes(len(taxonomy)) is not taxonomy:
+        raise InputError(f"not one of the sets of Cityscapes classes: {', '.join(taxonomy.names)}")
+    return {27: label.to_27, 19: label.to_19, 7: label.to_7}[len(taxonomy)]
+
+
+def _looked_up(numbers: Tensor, table: dict[int, int], what: str) -> Tensor:
+    """Return the map with every number replaced as the table says; void stays void."""
+    new = torch.full((VOID + 3,), -1, device=numbers.device)  # the last but one is unknown, the last that of number -1
+    new[list(table)] = torch.tensor(list(table.values()), device=numbers.device)
+    new[VOID] = VOID
+    found = new[numbers.long().clamp(-2, VOID + 1)]
+    if (unknown := numbers[found < 0]).numel():
+        raise InputError(f"the map holds {unknown[0]}, not {what}")
+    return found
+
+
+def from_cityscapes_ids(ids: Tensor, target: Taxonomy) -> Tensor:
+    """Return the classes of a map of Cityscapes ids.
+
+    Parameters
+    ----------
+    ids : Tensor, (H, W), integers
+        As in the `labelIds` files, -1 to 33; 255 is void, too.
+    target : Taxonomy
+        27, 19 or 7 classes of Cityscapes.
+
+    Returns
+    -------
+    Tensor, (H, W), int64
+
+    Raises
+    ------
+    InputError
+        If the map holds another number, or the target is none of Cityscapes.
+    """
+    table = {label.id: _number(label, target) for label in CITYSCAPES_LABELS}
+    return _looked_up(ids, table, "an id of a Cityscapes label")
+
+# %% ../../nbs/data/00_taxonomy.ipynb #6dd886ac
+def coarsened(label: PanopticLabel, source: Taxonomy, target: Taxonomy) -> PanopticLabel:
+    """Return a ground truth in a coarser set of classes.
+
+    Parameters
+    ----------
+    label : PanopticLabel
+        In the classes of `source`. Pixels of one class and one instance number are one object.
+    source, target : Taxonomy
+        27, 19 or 7 classes of Cityscapes; or the same taxonomy, which changes nothing.
+
+    Returns
+    -------
+    PanopticLabel
+        Objects are numbered anew, by class and number, so that objects of two classes that become one stay apart.
+
+    Raises
+    ------
+    InputError
+        If the target is finer than the source, one is none of Cityscapes, or the label holds another class.
+    """
+    if target is source:
+        return label
+    if len(target) > len(source):
+        raise InputError(f"a truth in {len(source)} classes cannot be judged in {len(target)}: these are finer")
+    table = {_number(known, source): _number(known, target) for known in CITYSCAPES_LABELS}
+    semantic = _looked_up(label.semantic, table, f"one of the {len(source)} classes")
+    counted = (label.instance > 0) & (semantic != VOID)
+    objects = label.semantic[counted] << 32 | label.instance[counted]
+    instance = torch.zeros_like(label.instance)
+    instance[counted] = 1 + torch.unique(objects, return_inverse=True)[1]
+    return label.replace(semantic=semantic, instance=instance)

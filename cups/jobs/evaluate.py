@@ -16,18 +16,35 @@ from ..core.errors import InputError
 from ..core.records import VOID, PanopticLabel
 from ..data.store import PseudoLabelStore
 from ..data.stereo_folder import read_label
-from ..data.taxonomy import CITYSCAPES_19, Taxonomy
+from ..data.taxonomy import CITYSCAPES_19, Taxonomy, coarsened
 from ..metrics import PanopticQuality, plain_scores
 from ..stages.things_stuff import ThingStuffSplit, claimed_segments
 
 # %% auto #0
-__all__ = ['panoptic_scores', 'read_truth', 'score_store', 'confusion', 'frame_accuracy', 'percent', 'score_table', 'class_table']
+__all__ = ['class_mask', 'panoptic_scores', 'read_truth', 'truth_folder', 'score_store', 'confusion', 'frame_accuracy', 'percent',
+           'score_table', 'class_table']
 
 # %% ../../nbs/jobs/05_evaluate.ipynb #1496311f
+def class_mask(taxonomy: Taxonomy, without: Sequence[str]) -> list[bool]:
+    """Return which classes count when those named are left out.
+
+    Raises
+    ------
+    InputError
+        If no class has such a name, or none is left.
+    """
+    if unknown := [name for name in without if name not in taxonomy.names]:
+        raise InputError(f"{unknown[0]!r} is none of the {len(taxonomy)} classes: {', '.join(taxonomy.names)}")
+    if len(set(without)) == len(taxonomy):
+        raise InputError("every class is left out of the scores")
+    return [name not in without for name in taxonomy.names]
+
+
 def panoptic_scores(
     pairs: Iterable[tuple[PanopticLabel, PanopticLabel]],
     split: ThingStuffSplit,
     taxonomy: Taxonomy = CITYSCAPES_19,
+    without: Sequence[str] = (),
 ) -> dict[str, Any]:
     """Score labels in pseudo-classes against ground truth.
 
@@ -39,18 +56,28 @@ def panoptic_scores(
         Which pseudo-classes are things and which are stuff.
     taxonomy : Taxonomy
         Classes of the truth.
+    without : sequence of str
+        Names of classes that are left out of PQ, SQ and RQ, because the data set lacks them. Pseudo-classes are matched
+        to them all the same.
 
     Returns
     -------
     dict
-        The scores of `PanopticQuality` as plain values, and the number of `frames`.
+        The scores of `PanopticQuality` as plain values, None per class that is left out, and the number of `frames`.
+
+    Raises
+    ------
+    InputError
+        If there is no frame, or no class has such a name.
     """
+    mask = class_mask(taxonomy, without)
     metric = PanopticQuality(
         taxonomy.thing_classes,
         taxonomy.stuff_classes,
         len(split.things) + len(split.stuff),
         thing_pseudo_classes=list(split.things),
         stuff_pseudo_classes=list(split.stuff),
+        classes_mask=mask,
     )
     frames = 0
     for prediction, truth in pairs:
@@ -58,28 +85,60 @@ def panoptic_scores(
         frames += 1
     if not frames:
         raise InputError("there is no frame to evaluate")
-    return {**plain_scores(metric.compute()), "frames": frames}
+    scores = plain_scores(metric.compute())
+    for key in ("pq_per_class", "sq_per_class", "rq_per_class"):
+        kept = iter(scores[key])
+        scores[key] = [next(kept) if counted else None for counted in mask]
+    return {**scores, "frames": frames}
 
 # %% ../../nbs/jobs/05_evaluate.ipynb #139e26fd
-def read_truth(folder: str | Path, name: str, size: tuple[int, int], taxonomy: Taxonomy) -> PanopticLabel:
-    """Read the ground truth of a frame; it must have a `size` (H, W) in pixels and the classes of `taxonomy`.
+def read_truth(
+    folder: str | Path, name: str, size: tuple[int, int], taxonomy: Taxonomy, held: Taxonomy | None = None
+) -> PanopticLabel:
+    """Read the ground truth of a frame.
+
+    Parameters
+    ----------
+    folder : str or Path
+    name : str
+    size : tuple of int
+        Height and width in pixels that it must have.
+    taxonomy : Taxonomy
+        Classes to return it in.
+    held : Taxonomy, optional
+        Classes the files hold, as fine or finer; the same if None.
 
     Raises
     ------
     InputError
-        If it has not, or a file is missing or unreadable; the message names the file.
+        If it has another size or other classes, or a file is missing or unreadable; the message names the file.
     """
+    held = held or taxonomy
     truth, path = read_label(folder, name), Path(folder) / f"{name}_semantic.png"
     if truth.semantic.shape != size:
         there, here = (f"{width} x {height}" for height, width in (truth.semantic.shape, size))
         raise InputError(f"{path}: {there} pixels, but the label to compare it with has {here}")
     classes = truth.semantic[truth.semantic != VOID]
-    if classes.numel() and classes.max() >= len(taxonomy):
-        raise InputError(f"{path}: holds class {classes.max()}, expected 0..{len(taxonomy) - 1} or {VOID}")
-    return truth
+    if classes.numel() and classes.max() >= len(held):
+        raise InputError(f"{path}: holds class {classes.max()}, expected 0..{len(held) - 1} or {VOID}")
+    return coarsened(truth, held, taxonomy)
 
 
-def score_store(labels: str | Path, truth: str | Path, taxonomy: Taxonomy = CITYSCAPES_19) -> dict[str, Any]:
+def truth_folder(truth: str | Path) -> Path:
+    """Return the folder of the ground truth: `truth/` in a stereo folder, or the folder itself."""
+    truth = Path(truth)
+    if not truth.is_dir():
+        raise InputError(f"{truth}: no such folder")
+    return truth / "truth" if (truth / "truth").is_dir() else truth
+
+
+def score_store(
+    labels: str | Path,
+    truth: str | Path,
+    taxonomy: Taxonomy = CITYSCAPES_19,
+    held: Taxonomy | None = None,
+    without: Sequence[str] = (),
+) -> dict[str, Any]:
     """Score a pseudo-label store against a folder of ground truth.
 
     Parameters
@@ -87,25 +146,27 @@ def score_store(labels: str | Path, truth: str | Path, taxonomy: Taxonomy = CITY
     labels : str or Path
         Folder of a finished pseudo-label store.
     truth : str or Path
-        Folder of `<frame>_semantic.png` and `<frame>_instance.png` in the classes of `taxonomy`, or a stereo folder
-        with such a folder `truth/`. Only frames in both are compared.
+        Folder of `<frame>_semantic.png` and `<frame>_instance.png`, or a stereo folder with such a folder `truth/`.
+        Only frames in both are compared.
+    taxonomy : Taxonomy
+        Classes to compare in.
+    held : Taxonomy, optional
+        Classes that the truth's files hold, as fine or finer; the same if None.
+    without : sequence of str
+        As in `panoptic_scores`.
 
     Raises
     ------
     InputError
         If a folder is missing, a file is unreadable or does not fit, or no frame is in both.
     """
-    truth = Path(truth)
-    if not truth.is_dir():
-        raise InputError(f"{truth}: no such folder")
-    truth = truth / "truth" if (truth / "truth").is_dir() else truth
-    store = PseudoLabelStore(labels)
-    names = [name for name in store.names if (truth / f"{name}_semantic.png").exists()]
+    folder, store = truth_folder(truth), PseudoLabelStore(labels)
+    names = [name for name in store.names if (folder / f"{name}_semantic.png").exists()]
     if not names:
-        raise InputError(f"{truth}: no ground truth for any of the {len(store.names)} frames of {labels}")
+        raise InputError(f"{folder}: no ground truth for any of the {len(store.names)} frames of {labels}")
     predictions = ((name, store.read(name)) for name in names)
-    pairs = ((label, read_truth(truth, name, label.semantic.shape, taxonomy)) for name, label in predictions)
-    return panoptic_scores(pairs, store.split, taxonomy)
+    pairs = ((label, read_truth(folder, name, label.semantic.shape, taxonomy, held)) for name, label in predictions)
+    return panoptic_scores(pairs, store.split, taxonomy, without)
 
 # %% ../../nbs/jobs/05_evaluate.ipynb #76524828
 def confusion(

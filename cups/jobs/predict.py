@@ -13,23 +13,21 @@ from typing import Any
 import numpy as np
 import torch
 from PIL import Image
-from scipy.ndimage import find_objects
 from torch import Tensor
 
 from ..core.errors import InputError, read_image, read_json, write_atomically, write_json, write_png
-from ..core.records import VOID, PanopticLabel
-from ..data.taxonomy import CITYSCAPES_19
+from ..core.records import VOID
+from ..data.coco_panoptic import coco_categories, coco_segments, read_names, write_panoptic
+from ..data.taxonomy import CITYSCAPES_27
 from .parallel import progress
 from ..model.augmentation import check_scales
 from ..model.files import load
 from ..model.inference import predict
-from ..stages.things_stuff import ThingStuffSplit
 from ..weights import device_called, weights_file
 from ..workbench.pictures import distinct_colours, panoptic_rgb
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'image_files', 'read_rgb', 'coco_categories', 'coco_segments', 'read_names', 'class_colours',
-           'started_folder', 'predict_images']
+__all__ = ['SUFFIXES', 'image_files', 'read_rgb', 'class_colours', 'started_folder', 'predict_images']
 
 # %% ../../nbs/jobs/06_predict.ipynb #fc513974
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
@@ -68,81 +66,13 @@ def read_rgb(path: str | Path) -> Tensor:
         array = np.repeat(array[..., None], 3, axis=-1)
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
-# %% ../../nbs/jobs/06_predict.ipynb #e91d1cf3
-def coco_categories(split: ThingStuffSplit, names: dict[int, str] | None = None) -> list[dict[str, Any]]:
-    """Return the classes of a network as categories; those without a name are called after their number."""
-    names = names or {}
-    kinds = [(k, 1) for k in split.things] + [(k, 0) for k in split.stuff]
-    return [
-        {"id": k, "name": names.get(k, f"{'thing' if thing else 'stuff'} {k}"), "isthing": thing}
-        for k, thing in sorted(kinds)
-    ]
-
-
-def coco_segments(label: PanopticLabel) -> tuple[np.ndarray, list[dict[str, Any]]]:
-    """Return a prediction in COCO's format.
-
-    Parameters
-    ----------
-    label : PanopticLabel
-        From `predict`, with its segments in the diagnostics.
-
-    Returns
-    -------
-    numbers : ndarray, (H, W, 3), uint8
-        Number of each pixel's segment: red + 256 green + 65536 blue; 0 is void.
-    segments : list of dict
-        What `segments_info` holds, and scores.
-    """
-    instance, semantic = label.instance.cpu().numpy(), label.semantic.cpu().numpy()
-    found = label.diagnostics["segments"]
-    of_stuff = np.zeros(VOID + 1, np.int64)
-    for number, segment in enumerate(found, 1):
-        if segment["instance"] == 0:
-            of_stuff[segment["class_id"]] = number
-    of_thing = np.zeros(instance.max(initial=0) + 1, np.int64)
-    for number, segment in enumerate(found, 1):
-        of_thing[segment["instance"]] = number
-    of_thing[0] = 0
-    numbers = np.where(instance > 0, of_thing[instance], of_stuff[semantic])
-    segments = []
-    for number, (segment, box) in enumerate(zip(found, find_objects(numbers, len(found)), strict=True), 1):
-        if box is None:
-            continue
-        rows, columns = box
-        segments.append(
-            {
-                "id": number,
-                "category_id": segment["class_id"],
-                "area": int(segment["area_px"]),
-                "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
-                "iscrowd": 0,
-                "score": round(float(segment["score"]), 4),
-            }
-        )
-    return np.stack([numbers >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8), segments
-
 # %% ../../nbs/jobs/06_predict.ipynb #14753205
-def read_names(path: str | Path, split: ThingStuffSplit) -> dict[int, str]:
-    """Read names of classes: a JSON object from numbers to names, or a list of names."""
-    given = read_json(path)
-    known = sorted(split.things + split.stuff)
-    try:
-        pairs = enumerate(given) if isinstance(given, list) else [(int(k), name) for k, name in given.items()]
-        names = {int(k): str(name) for k, name in pairs}
-    except (AttributeError, ValueError) as error:
-        raise InputError(f"{path}: expected an object from numbers of classes to names ({error})") from None
-    if unknown := sorted(set(names) - set(known)):
-        raise InputError(f"{path}: names class {unknown[0]}, the network has {known[0]}..{known[-1]}")
-    return names
-
-
 def class_colours(categories: list[dict[str, Any]]) -> np.ndarray:
     """Return a colour for each class: Cityscapes' for its names, distinct ones for others."""
     colours = distinct_colours(VOID + 1)[1:].copy()
     for category in categories:
-        if category["name"] in CITYSCAPES_19.names:
-            colours[category["id"]] = CITYSCAPES_19.colours[CITYSCAPES_19.names.index(category["name"])]
+        if category["name"] in CITYSCAPES_27.names:
+            colours[category["id"]] = CITYSCAPES_27.colours[CITYSCAPES_27.names.index(category["name"])]
     return colours
 
 
@@ -197,21 +127,17 @@ def predict_images(
     categories = coco_categories(network.split, read_names(classes, network.split) if classes else None)
     started_folder(out, {"weights_sha256": digest, **options})
     colours = class_colours(categories)
-    annotations, sizes = [], []
-    for number, path in enumerate(progress(files, len(files), "segmenting"), 1):
+    frames = []
+    for path in progress(files, len(files), "segmenting"):
         kept = out / "annotations" / f"{path.stem}.json"
         if not kept.exists():
             image = read_rgb(path)
             label = predict(network, image, network.split, scales, mirror).to("cpu")
-            numbers, segments = coco_segments(label)
+            numbers, segments = coco_segments(label, label.diagnostics["segments"])
             overlay = Image.fromarray(panoptic_rgb(label, colours, image))
             write_png(out / "panoptic" / f"{path.stem}.png", numbers)
             write_atomically(out / "overlay" / f"{path.stem}.jpg", lambda p, o=overlay: o.save(p, "JPEG", quality=92))
             size = {"height": image.shape[1], "width": image.shape[2]}
             write_json(kept, {"file_name": path.name, **size, "segments_info": segments})
-        annotation = read_json(kept)
-        sizes.append({"id": number, **{name: annotation[name] for name in ("file_name", "height", "width")}})
-        found = {"file_name": f"{path.stem}.png", "segments_info": annotation["segments_info"]}
-        annotations.append({"image_id": number, **found})
-    listed = {"images": sizes, "annotations": annotations, "categories": categories}
-    return write_json(out / "panoptic.json", listed)
+        frames.append({"map": f"{path.stem}.png", **read_json(kept)})
+    return write_panoptic(out, frames, categories)
