@@ -173,14 +173,15 @@ def _means(values: dict[str, np.ndarray], use: np.ndarray, suffix: str) -> dict[
     return {name + suffix: float(v[use].mean()) if use.any() else math.nan for name, v in values.items()}
 
 
-def _pixel_scores(overlap: np.ndarray) -> dict[str, float]:
+def _pixel_scores(overlap: np.ndarray, assignments: np.ndarray | None) -> dict[str, float]:
     """Mean IoU over the classes that occur, and pixel accuracy, from the shared pixels (P, K) of all classes."""
     num_pseudo_classes, num_classes = overlap.shape
-    assignments = match_classes(overlap, [(range(num_pseudo_classes), range(num_classes))])
-    confusion = np.zeros((num_classes, num_classes), np.int64)
-    np.add.at(confusion, assignments, overlap)
+    if assignments is None:
+        assignments = match_classes(overlap, [(range(num_pseudo_classes), range(num_classes))])
+    confusion = np.zeros((num_classes + 1, num_classes), np.int64)  # the last row: called nothing
+    np.add.at(confusion, np.minimum(assignments, num_classes), overlap)
     right = confusion.diagonal()
-    union = confusion.sum(axis=0) + confusion.sum(axis=1) - right
+    union = confusion.sum(axis=0) + confusion[:-1].sum(axis=1) - right
     iou = right[union > 0] / union[union > 0]
     total = confusion.sum()
     return {
@@ -201,9 +202,11 @@ class PanopticQuality(Metric):
         The ground truth's classes; together 0..K-1.
     num_pseudo_classes : int
         P; predictions hold the classes 0..P-1. Predictions that hold ground-truth classes already are matched all the
-        same (P = K): a class that is mostly taken for another one is then scored as that other one.
+        same (P = K) without `assignments`: a class that is mostly taken for another one is scored as that other one.
     thing_pseudo_classes, stuff_pseudo_classes : iterable of int, optional
         Together 0..P-1. If given, things are matched among things and stuff among stuff; else any with any.
+    assignments : sequence of int, (P,), optional
+        The class of every pseudo-class (`VOID`: none), where that is known: nothing is matched then.
     classes_mask : sequence of bool, (K,), optional
         False for classes that are left out of the scores (but not of the matching).
     **kwargs
@@ -228,6 +231,7 @@ class PanopticQuality(Metric):
         thing_pseudo_classes: Iterable[int] | None = None,
         stuff_pseudo_classes: Iterable[int] | None = None,
         classes_mask: Sequence[bool] | None = None,
+        assignments: Sequence[int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
@@ -246,6 +250,9 @@ class PanopticQuality(Metric):
         self.mask = np.ones(self.num_classes, bool) if classes_mask is None else np.asarray(classes_mask, bool)
         if self.mask.shape != (self.num_classes,):
             raise InputError(f"classes_mask has {self.mask.size} entries for {self.num_classes} classes")
+        self.assignments = None if assignments is None else np.array(list(assignments))
+        if self.assignments is not None and self.assignments.shape != (num_pseudo_classes,):
+            raise InputError(f"assignments has {self.assignments.size} entries for {num_pseudo_classes} pseudo-classes")
         for state in self._state_types:
             self.add_state(state, default=[], dist_reduce_fx="cat")
 
@@ -305,7 +312,7 @@ class PanopticQuality(Metric):
         shape = self.num_pseudo_classes, self.num_classes
         overlap = np.zeros(shape, np.int64)
         np.add.at(overlap, (pseudo[known], true[known]), pixels[known])
-        assignments = match_classes(overlap, self.groups)
+        assignments = match_classes(overlap, self.groups) if self.assignments is None else self.assignments
 
         iou_sum, tp, fp, fn = count_segments(
             image,
@@ -321,7 +328,7 @@ class PanopticQuality(Metric):
         scores |= {f"{name}_per_class": np.where(occurs, v, np.nan)[self.mask] for name, v in values.items()}
         scores |= _means(values, occurs & self.mask & self.is_thing, "_things")
         scores |= _means(values, occurs & self.mask & ~self.is_thing, "_stuff")
-        scores |= _pixel_scores(overlap)
+        scores |= _pixel_scores(overlap, self.assignments)
         result = {name: torch.tensor(v, dtype=torch.float32, device=self.device) for name, v in scores.items()}
         return result | {"assignments": torch.tensor(assignments, device=self.device)}
 

@@ -45,6 +45,7 @@ def panoptic_scores(
     split: ThingStuffSplit,
     taxonomy: Taxonomy = CITYSCAPES_19,
     without: Sequence[str] = (),
+    assignments: Sequence[int] | None = None,
 ) -> dict[str, Any]:
     """Score labels in pseudo-classes against ground truth.
 
@@ -59,6 +60,8 @@ def panoptic_scores(
     without : sequence of str
         Names of classes that are left out of PQ, SQ and RQ, because the data set lacks them. Pseudo-classes are matched
         to them all the same.
+    assignments : sequence of int, optional
+        The class of each pseudo-class, where it is known; they are matched otherwise.
 
     Returns
     -------
@@ -78,6 +81,7 @@ def panoptic_scores(
         thing_pseudo_classes=list(split.things),
         stuff_pseudo_classes=list(split.stuff),
         classes_mask=mask,
+        assignments=assignments,
     )
     frames = 0
     for prediction, truth in pairs:
