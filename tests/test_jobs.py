@@ -102,6 +102,24 @@ def test_self_training_goes_on_from_training(trained, tmp_path):
     assert load(tmp_path / "model.safetensors").split is not None
 
 
+def test_fine_tuning_names_the_classes(trained, tmp_path):
+    metrics = papermill(
+        "fine_tune",
+        tmp_path,
+        network=trained / "model.safetensors",
+        data_root=trained / "scenes",
+        test_root=trained / "test_scenes",
+        count=2,
+        steps=2,
+        batch_size=2,
+        num_shown=1,
+    )
+    assert len(metrics["labelled_frames"]) == 2
+    for name in ("named", "fine_tuned", "from_scratch"):
+        assert metrics[name]["assignments"] == list(range(19)) and 0 <= metrics[name]["pq"] <= 1
+    assert len(load(tmp_path / "fine_tuned" / "model.safetensors").split.things) == 8
+
+
 def test_labels_of_a_killed_job_are_those_of_an_undisturbed_one(trained, tmp_path):
     """The same folder, killed while it labels and started again, holds the same bytes."""
     options = ["--dataset", "stereo_folder", "--root", str(trained / "scenes")]

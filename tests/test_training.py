@@ -128,7 +128,28 @@ def test_a_frame_that_cannot_be_read_is_left_out_and_named():
         strict[0, 2]
 
 
+class WithoutObjects(Frames):
+    """Frames in which nothing is a thing, and one class never occurs."""
+
+    def __getitem__(self, index: int) -> tuple[torch.Tensor, PanopticLabel]:
+        image, label = super().__getitem__(index)
+        return image, PanopticLabel(torch.zeros_like(label.semantic), torch.zeros_like(label.instance))
+
+
+def test_batches_without_objects_teach_the_rest(tmp_path):
+    weights, result = run(tmp_path, WithoutObjects(), own_objects_after=2)
+    assert all(value.isfinite().all() for value in weights.values())
+    assert result.history[-1]["masks"] == 0 and result.history[-1]["semantic"] < result.history[0]["semantic"]
+
+
+def test_labels_without_a_thing_cannot_train_a_network():
+    with pytest.raises(InputError, match="no class of the labels is a thing"):
+        panoptic_cascade(0, 3)
+
+
 def test_bad_settings_end_in_one_line():
+    with pytest.raises(InputError, match="logger must be one of tensorboard, wandb"):
+        train_settings("small", logger="paper")
     with pytest.raises(InputError, match="steps must be positive"):
         train_settings("small", steps=0)
     with pytest.raises(InputError, match="no frames"):

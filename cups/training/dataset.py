@@ -83,8 +83,13 @@ class AugmentationSettings:
 def augmentation_settings(
     preset: Literal["cityscapes", "kitti", "small"] = "cityscapes", **changes: Any
 ) -> AugmentationSettings:
-    """Return the settings that go with a preset of the network; the small one's images are small enough."""
-    small = {"resolution_share": (1.0, 1.0), "resolutions": 1}
+    """Return the settings that go with a preset of the network.
+
+    The small one's images are small enough, and what it learns in minutes are classes of colours and textures.
+    """
+    small = {
+        "resolution_share": (1.0, 1.0), "resolutions": 1, "hue": 0.02, "grey_probability": 0.0, "blur_probability": 0.1,
+    }  # fmt: skip
     presets: dict[str, dict[str, Any]] = {"cityscapes": {}, "kitti": {}, "small": small}
     return AugmentationSettings(**{**preset_values(presets, preset, "augmentation"), **changes})
 
