@@ -56,9 +56,6 @@ class PanopticCascadeConfig:
         no label holds. 0 spares it anywhere, as published.
     semantic_channels, semantic_loss_weight : int, float
         Width of the semantic head, and its loss' share in the sum.
-    semantic_balance : float
-        In the semantic loss a pixel counts as its class's share of the labelled pixels of the batch to the power of
-        minus this: classes that are seldom, like poles, are heard. 0 as published.
     semantic_loss_stride : int
         The loss looks at every so many-th pixel of each row and column: 1, 2 or 4. 1 as published.
     detection_min_score, detection_nms_iou, max_detections : float, float, int
@@ -108,7 +105,6 @@ class PanopticCascadeConfig:
     drop_loss_ignored_share: float = 0.0
     semantic_channels: int = 128
     semantic_loss_weight: float = 0.5
-    semantic_balance: float = 0.0
     semantic_loss_stride: int = 1
     detection_min_score: float = 0.05
     detection_nms_iou: float = 0.5

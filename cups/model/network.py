@@ -109,8 +109,7 @@ class PanopticCascade(nn.Module):
         stride = self.config.semantic_loss_stride
         scores = self.sem_seg_head(features, stride)
         truth = [target.semantic[stride // 2 :: stride, stride // 2 :: stride] for target in targets]
-        target = _pad(truth, scores.shape[-2:], VOID)
-        return self.config.semantic_loss_weight * semantic_loss(scores, target, self.config.semantic_balance)
+        return self.config.semantic_loss_weight * semantic_loss(scores, _pad(truth, scores.shape[-2:], VOID))
 
     def normalise(self, images: Sequence[Tensor] | Tensor) -> Tensor:
         """Return images as one batch (B, 3, H, W), by ImageNet's mean and deviation, padded to multiples of 32."""
@@ -147,6 +146,7 @@ SMALL: dict[str, Any] = {
     "mask_channels": 64,
     "mask_convolutions": 2,
     "semantic_channels": 64,
+    "semantic_loss_weight": 1.5,
     "semantic_loss_stride": 2,
     "min_stuff_area_px": 64,
 }

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -51,14 +50,7 @@ class SemanticHead(nn.Module):
         return F.interpolate(scores, scale_factor=4 / stride, mode="bilinear", align_corners=False)
 
 
-def semantic_loss(scores: Tensor, target: Tensor, balance: float = 0.0) -> Tensor:
-    """Return the mean cross entropy of scores (B, 1 + S, H, W) over the pixels of `target` (B, H, W) but void ones.
-
-    Each counts as the share of its class in `target` to the power of minus `balance`.
-    """
-    counts = torch.bincount(target.flatten(), minlength=VOID + 1)[: scores.shape[1]].to(scores.dtype)
-    weights = torch.where(counts > 0, counts, 1.0) ** -balance
-    total = F.cross_entropy(scores, target, weights, ignore_index=VOID, reduction="sum")
-    return total / torch.where(counts > 0, counts * weights, 0.0).sum().clamp(min=1e-6)
-
-
+def semantic_loss(scores: Tensor, target: Tensor) -> Tensor:
+    """Return the mean cross entropy of scores (B, 1 + S, H, W) over the pixels of `target` (B, H, W) but void ones."""
+    labelled = (target != VOID).sum().clamp(min=1)
+    return F.cross_entropy(scores, target, ignore_index=VOID, reduction="sum") / labelled
