@@ -120,6 +120,8 @@ def train_settings(preset: Literal["cityscapes", "kitti", "small"] = "cityscapes
             "max_gradient_norm": 5.0,
             "precision": "32-true",
             "workers": 0,
+            "own_objects_after": None,
+            "validate_every_steps": 100,
         },
     }
     return replace(TrainSettings(**preset_values(presets, preset, "training")), **changes)
