@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 # %% auto #0
-__all__ = ['InputError', 'write_atomically', 'write_json', 'write_png', 'read_json', 'read_image']
+__all__ = ['InputError', 'write_atomically', 'write_json', 'write_png', 'cache_folder', 'read_json', 'read_image']
 
 # %% ../../nbs/core/00_errors.ipynb #8e84f718
 class InputError(ValueError):
@@ -64,6 +64,12 @@ def write_json(path: str | Path, value: Any) -> Path:
 def write_png(path: str | Path, image: np.ndarray) -> Path:
     """Write an array (H, W) of uint8 or uint16, or (H, W, 3) of uint8, as PNG, atomically."""
     return write_atomically(path, lambda p: Image.fromarray(image).save(p, format="PNG", compress_level=4))
+
+# %% ../../nbs/core/00_errors.ipynb #35b714ef
+def cache_folder() -> Path:
+    """Return the folder of what can be made or fetched again: `$CUPS_HOME`, by default `~/.cache/cups`."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("CUPS_HOME") or Path(cache) / "cups")
 
 # %% ../../nbs/core/00_errors.ipynb #d8f8ef98
 def read_json(path: str | Path) -> Any:
