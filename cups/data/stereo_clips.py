@@ -161,8 +161,8 @@ class StereoClips(ABC):
             image = read_rgb(file)
             here, size = tuple(image.shape[1:]), size or tuple(image.shape[1:])
             if here != size:
-                there = f"but {files['left_0'].name} has {size[1]} x {size[0]}"
-                raise InputError(f"{file}: {here[1]} x {here[0]} pixels, {there}")
+                there = f"{files['left_0']} has {size[1]} x {size[0]}"
+                raise InputError(f"{file}: {here[1]} x {here[0]} pixels, but {there}")
             images[view] = self.fit(image)
         valid = self.valid(*size)
         return StereoSample(
