@@ -193,8 +193,9 @@ class CityscapesSequences(StereoClips):
         frames &= frame_files(right, root, "_rightImg8bit.png").keys()
         super().__init__(root, frames, Fit(height=height))
         self.nearest = NearestCamera(list(frame_files(cameras, root, "_camera.json")))
-        for name, _ in self.pairs:
-            self.camera_file(name)
+        for name in self.names:
+            if self.nearest(name) is None:
+                self.camera_file(name)  # says what is missing
 
     def path(self, side: str, name: str) -> Path:
         """Return the file of a frame; the side is "left" or "right"."""
