@@ -15,11 +15,11 @@ from shared import shared_folder
 
 from cups.core.errors import InputError, read_image, write_json, write_png
 from cups.data import cityscapes_sequences, file_index, kitti_raw
-from cups.data.cityscapes_sequences import CityscapesSequences, NearestCamera, read_camera, valid_pixels
+from cups.data.cityscapes_sequences import CityscapesSequences, NearestCamera, read_camera, read_fine, valid_pixels
 from cups.data.file_index import list_files, listing_file
 from cups.data.inventory import lonely
 from cups.data.kitti_raw import DRIVES_LEFT_OUT, LABELLED_FRAMES, KittiRaw, left_out, read_calibration
-from cups.data.taxonomy import CITYSCAPES_27
+from cups.data.taxonomy import CITYSCAPES_27, CITYSCAPES_LABELS
 from cups.jobs.generate import generate
 from cups.stages.matching import ClassicalMatcher
 from cups.stages.pipeline import PseudoLabelSettings
@@ -98,6 +98,19 @@ def test_cityscapes_truth_in_27_classes(cityscapes):
     assert half.semantic.shape == (32, 64) and np.array_equal(half.semantic, truth.semantic[1::2, 1::2])
     cut_off(stem.with_name(stem.name + "_instanceIds.png"))
     fails(lambda: CityscapesSequences(cityscapes)[0], f"{stem}_instanceIds.png: not readable as an image")
+
+
+def test_cityscapes_truth_of_a_real_frame():
+    (path,) = (shared_folder() / "data" / "cityscapes_tiny" / "gtFine").rglob("*_gtFine_labelTrainIds.png")
+    truth = read_fine(path.parent, path.name.removesuffix("_gtFine_labelTrainIds.png"))
+    to_19 = np.full(256, 255)
+    for label in CITYSCAPES_LABELS:
+        if label.to_27 != 255:
+            to_19[label.to_27] = label.to_19
+    assert (to_19[truth.semantic] == read_image(path)).mean() > 0.99  # the files were scaled down one by one
+    numbers = truth.instance.unique()
+    assert numbers.tolist() == [0, 24000, 24001, 24002, 24003, 26000, 26001, 26002]
+    assert all((truth.semantic[truth.instance == n] == n // 1000 - 7).all() for n in numbers[1:])
 
 
 def test_cityscapes_calibration_after_scaling(tmp_path):

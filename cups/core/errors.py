@@ -96,7 +96,7 @@ def _read_rgb_png(path: str | Path) -> np.ndarray | None:
         if head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR" or head[24:] != b"\x08\x02":
             return None
         data = head + file.read()
-    if data[-8:-4] != b"IEND" or b"acTL" in data[:1024]:  # cut off, or animated
+    if data[-8:-4] != b"IEND" or b"acTL" in data:  # cut off, or animated
         return None
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     return image if image is not None and image.dtype == np.uint8 else None
