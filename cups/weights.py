@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import os
 import time
 import urllib.error
 import urllib.request
@@ -20,7 +19,7 @@ from filelock import FileLock
 from torch import nn
 from tqdm.auto import tqdm
 
-from .core.errors import InputError
+from .core.errors import InputError, cache_folder
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -80,8 +79,7 @@ REGISTRY: dict[str, Weights] = {
 
 def weights_folder() -> Path:
     """Return where weights are kept: `$CUPS_HOME/weights`, by default under `~/.cache/cups`."""
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("CUPS_HOME") or Path(cache) / "cups") / "weights"
+    return cache_folder() / "weights"
 
 # %% ../nbs/weights.ipynb #1915924a
 TRIES, PAUSE_S, TIMEOUT_S, CHUNK = 5, 1.0, 30, 1 << 18

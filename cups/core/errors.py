@@ -12,11 +12,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import cv2
 import numpy as np
 from PIL import Image
 
 # %% auto #0
-__all__ = ['InputError', 'write_atomically', 'write_json', 'write_png', 'read_json', 'read_image']
+__all__ = ['InputError', 'write_atomically', 'write_json', 'write_png', 'cache_folder', 'read_json', 'read_image']
 
 # %% ../../nbs/core/00_errors.ipynb #8e84f718
 class InputError(ValueError):
@@ -65,6 +66,12 @@ def write_png(path: str | Path, image: np.ndarray) -> Path:
     """Write an array (H, W) of uint8 or uint16, or (H, W, 3) of uint8, as PNG, atomically."""
     return write_atomically(path, lambda p: Image.fromarray(image).save(p, format="PNG", compress_level=4))
 
+# %% ../../nbs/core/00_errors.ipynb #35b714ef
+def cache_folder() -> Path:
+    """Return the folder of what can be made or fetched again: `$CUPS_HOME`, by default `~/.cache/cups`."""
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("CUPS_HOME") or Path(cache) / "cups")
+
 # %% ../../nbs/core/00_errors.ipynb #d8f8ef98
 def read_json(path: str | Path) -> Any:
     """Read a JSON file.
@@ -81,6 +88,19 @@ def read_json(path: str | Path) -> Any:
     except (OSError, ValueError) as error:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
 
+# %% ../../nbs/core/00_errors.ipynb #d5a8189a
+def _read_rgb_png(path: str | Path) -> np.ndarray | None:
+    """Read a PNG of 8-bit RGB, (H, W, 3); None if the file is any other, or not whole."""
+    with open(path, "rb") as file:
+        head = file.read(26)
+        if head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR" or head[24:] != b"\x08\x02":
+            return None
+        data = head + file.read()
+    if data[-8:-4] != b"IEND" or b"acTL" in data:  # cut off, or animated
+        return None
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
+    return image if image is not None and image.dtype == np.uint8 else None
+
 
 def read_image(path: str | Path) -> np.ndarray:
     """Read an image file as it is stored: (H, W) of uint8 or uint16, or (H, W, 3) of uint8.
@@ -91,6 +111,8 @@ def read_image(path: str | Path) -> np.ndarray:
         If the file is missing, truncated or no image; the message names it.
     """
     try:
+        if (photo := _read_rgb_png(path)) is not None:
+            return photo
         with Image.open(path) as image:
             if image.mode in ("RGBA", "P", "CMYK", "LA", "1"):
                 image = image.convert("RGB") if image.mode != "1" else image.convert("L")
