@@ -38,7 +38,7 @@ class LabelledFolder(ABC):
         Images and labels are resized to this many rows; as they are if None. Images are smoothed, labels take the
         nearest pixel.
     classes : int, optional
-        The Cityscapes classes that `truth` is in: 27, 19 or 7, if the data set has them; the first of `offered` if None.
+        Of Cityscapes, that `truth` is in: 27, 19 or 7, if the data set has them; the first of `offered` if None.
     incomplete : bool
         True to leave out images without a label and labels without an image instead of refusing them.
 

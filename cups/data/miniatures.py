@@ -114,7 +114,7 @@ def write_miniature(name: str, root: str | Path, frames: int = 2) -> Path:
     root : str or Path
         Folder to write; made if missing.
     frames : int
-        Images with ground truth to write, or pairs of stereo video.
+        Labelled images to write, or the length of clips of stereo video.
 
     Returns
     -------
