@@ -12,7 +12,7 @@ from torch import Tensor
 from ..core.errors import write_png
 from .cityscapes import instance_ids
 from .inventory import Part
-from .label_maps import classes_of, read_map, split_ids
+from .label_maps import by_number, classes_of, read_map, split_ids
 from .labelled_folder import LabelledFolder, files_by_key
 from .miniatures import ids_of, object_numbers, street_frames
 from .taxonomy import CITYSCAPES_LABELS
@@ -40,8 +40,12 @@ class KittiPanoptic(LabelledFolder):
 
     def decode(self, name: str, *paths: Path) -> tuple[Tensor, Tensor]:
         """Return classes and instances of a map in the format of Cityscapes."""
-        ids, instances = split_ids(read_map(paths[0], "I;16"))
-        return classes_of(ids, CITYSCAPES_LABELS, len(self.taxonomy), paths[0]), instances
+
+        def decoded(numbers: Tensor) -> tuple[Tensor, Tensor]:
+            ids, instances = split_ids(numbers)
+            return classes_of(ids, CITYSCAPES_LABELS, len(self.taxonomy), paths[0]), instances
+
+        return by_number(read_map(paths[0], "I;16"), decoded)
 
 # %% ../../nbs/data/35_kitti_panoptic.ipynb #11264fc2
 def write_miniature(root: Path, frames: int = 2) -> None:

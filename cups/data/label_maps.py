@@ -5,7 +5,7 @@
 # %% ../../nbs/data/31_label_maps.ipynb #a75bad30
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,7 +20,7 @@ from .taxonomy import CITYSCAPES_LABELS, CityscapesLabel, Taxonomy, cityscapes_c
 
 # %% auto #0
 __all__ = ['BDD100K_LABELS', 'WAYMO_LABELS', 'MOTS_LABELS', 'MOTS_CLASSES', 'SourceLabel', 'class_numbers', 'classes_of',
-           'read_map', 'split_ids']
+           'read_map', 'split_ids', 'by_number']
 
 # %% ../../nbs/data/31_label_maps.ipynb #715d20fc
 @dataclass(frozen=True)
@@ -227,3 +227,27 @@ def split_ids(numbers: Tensor, divisor: int = 1000) -> tuple[Tensor, Tensor]:
     """
     counted = numbers >= divisor
     return torch.where(counted, numbers // divisor, numbers), torch.where(counted, numbers % divisor + 1, 0)
+
+# %% ../../nbs/data/31_label_maps.ipynb #c9787fc7
+def by_number(numbers: Tensor, decode: Callable[[Tensor], tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
+    """Return what `decode` makes of a map, calling it with each number of the map once.
+
+    Parameters
+    ----------
+    numbers : Tensor, (H, W), int64
+        Not negative, and not large: a table of the largest is made.
+    decode : callable
+        From a map of numbers (1, N) to classes and instances (1, N).
+
+    Returns
+    -------
+    classes, instances : Tensor, (H, W), int64
+    """
+    present = torch.bincount(numbers.flatten())
+    found = present.nonzero()[:, 0]
+    tables = []
+    for values in decode(found[None]):
+        table = torch.zeros_like(present)
+        table[found] = values[0]
+        tables.append(table[numbers])
+    return tables[0], tables[1]

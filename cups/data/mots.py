@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.errors import write_png
 from ..core.records import VOID
 from .inventory import Part
-from .label_maps import MOTS_CLASSES, MOTS_LABELS, classes_of, read_map
+from .label_maps import MOTS_CLASSES, MOTS_LABELS, by_number, classes_of, read_map
 from .labelled_folder import LabelledFolder
 from .miniatures import object_numbers, street_frames, write_image
 from .taxonomy import CITYSCAPES_19, Taxonomy
@@ -60,12 +60,16 @@ class Mots(LabelledFolder):
 
     def decode(self, name: str, *paths: Path) -> tuple[Tensor, Tensor]:
         """Return classes and instances of an instance map."""
-        numbers = read_map(paths[0], "I;16")
-        ids, own = numbers // 1000, self.taxonomy is MOTS_CLASSES
-        semantic = classes_of(ids, MOTS_LABELS, 27 if own else len(self.taxonomy), paths[0])
-        if own:
-            semantic = torch.where(ids == _IGNORE, VOID, (ids == _PEDESTRIAN).long())
-        return semantic, numbers % 1000
+        own = self.taxonomy is MOTS_CLASSES
+
+        def decoded(numbers: Tensor) -> tuple[Tensor, Tensor]:
+            ids = numbers // 1000
+            semantic = classes_of(ids, MOTS_LABELS, 27 if own else len(self.taxonomy), paths[0])
+            if own:
+                semantic = torch.where(ids == _IGNORE, VOID, (ids == _PEDESTRIAN).long())
+            return semantic, numbers % 1000
+
+        return by_number(read_map(paths[0], "I;16"), decoded)
 
 # %% ../../nbs/data/39_mots.ipynb #1e47d8a7
 def write_miniature(root: Path, frames: int = 2) -> None:
