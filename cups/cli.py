@@ -15,7 +15,7 @@ from .core.errors import InputError
 
 # %% auto #0
 __all__ = ['COMMANDS', 'Parser', 'parser', 'run_scenes', 'run_pseudo_labels', 'run_evaluate', 'run_export', 'run_predict',
-           'run_weights', 'main']
+           'run_data', 'run_weights', 'main']
 
 # %% ../nbs/cli.ipynb #35281343
 class Parser(argparse.ArgumentParser):
@@ -53,10 +53,11 @@ def parser() -> Parser:
         "evaluate", help="score pseudo-labels against ground truth; prints JSON", formatter_class=defaults
     )
     evaluate.add_argument("--labels", required=True, metavar="DIR", help="folder of finished pseudo-labels")
-    evaluate.add_argument("--truth", required=True, metavar="DIR", help="ground truth, or a stereo folder that has it")
-
-    evaluate.add_argument("--classes", type=int, default=19, metavar="N", help="27, 19 or 7 classes of Cityscapes")
-    evaluate.add_argument("--truth-classes", type=int, default=19, metavar="N", help="classes the ground truth holds")
+    evaluate.add_argument("--truth", required=True, metavar="DIR", help="ground truth, or a data set that has it")
+    evaluate.add_argument("--dataset", default="stereo_folder", metavar="NAME", help="kind of data set")
+    evaluate.add_argument("--classes", type=int, metavar="N", help="27, 19 or 7 to judge in; else those of the truth")
+    evaluate.add_argument("--truth-classes", type=int, metavar="N", help="classes the ground truth is read in")
+    evaluate.add_argument("--height", type=int, metavar="PX", help="resize the ground truth to this height")
     evaluate.add_argument("--without", nargs="+", default=[], metavar="NAME", help="classes left out of the scores")
 
     export = commands.add_parser(
@@ -78,13 +79,25 @@ def parser() -> Parser:
     predict.add_argument("--min-confidence", type=float, default=0.5, metavar="P", help="leave out objects below it")
     predict.add_argument("--device", default="auto", metavar="NAME", help="cpu or cuda; auto: the GPU if there is one")
 
+    data = commands.add_parser("data", help="data sets: list them, check the files of one, convert one")
+    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+    actions.add_parser("list", help="say which there are, and what they are for")
+    check = actions.add_parser("check", help="count, match and open the files of a data set", formatter_class=defaults)
+    check.add_argument("name", metavar="NAME", help="as `cups data list` says")
+    check.add_argument("root", metavar="DIR", help="folder the data set lies in")
+    check.add_argument("--full", action="store_true", help="open every file, not 20 of each kind")
+    convert = actions.add_parser("convert", help="write a data set as it is read here", formatter_class=defaults)
+    convert.add_argument("name", metavar="NAME", choices=["waymo"], help="waymo: from TFRecord files")
+    convert.add_argument("source", metavar="FROM", help="folder of the files as they are downloaded")
+    convert.add_argument("root", metavar="DIR", help="folder to write; a started one is completed")
+
     weights = commands.add_parser("weights", help="published weights: list them, or fetch some")
     actions = weights.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
     actions.add_parser("list", help="say which there are, what they are for, and which are here")
     fetch = actions.add_parser("fetch", help="fetch weights into the cache, which $CUPS_HOME moves")
     fetch.add_argument("name", metavar="NAME", help="as `cups weights list` says")
 
-    for command in (scenes, labels):
+    for command in (scenes, labels, check, convert):
         command.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0 is one per core")
     return top
 
@@ -102,23 +115,22 @@ def run_scenes(options: argparse.Namespace) -> dict[str, Any]:
 def run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups pseudo-labels`."""
     from cups.core.settings import load_settings
-    from cups.data.datasets import open_dataset
+    from cups.data.datasets import open_stereo_dataset
     from cups.jobs.generate import generate
     from cups.stages.pipeline import PseudoLabelSettings
 
     settings = load_settings(PseudoLabelSettings, options.settings) if options.settings else PseudoLabelSettings()
-    dataset = open_dataset(options.dataset, options.root)
+    dataset = open_stereo_dataset(options.dataset, options.root)
     store = generate(dataset, options.out, settings, workers=options.workers)
     return {"root": str(store.root), "frames": len(store.names), "things": store.split.things}
 
 
 def run_evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups evaluate`."""
-    from cups.data.taxonomy import cityscapes_classes
-    from cups.jobs.evaluate import score_store
+    from cups.jobs.evaluate import judged_classes, open_truth, score_store
 
-    taxonomy, held = cityscapes_classes(options.classes), cityscapes_classes(options.truth_classes)
-    return score_store(options.labels, options.truth, taxonomy, held, options.without)
+    truth = open_truth(options.dataset, options.truth, options.truth_classes, options.height)
+    return score_store(options.labels, truth, judged_classes(truth, options.classes), options.without)
 
 
 def run_export(options: argparse.Namespace) -> dict[str, Any]:
@@ -139,6 +151,24 @@ def run_predict(options: argparse.Namespace) -> dict[str, Any]:
     return {"written": str(written)}
 
 
+def run_data(options: argparse.Namespace) -> dict[str, Any] | str:
+    """Run `cups data list`, `cups data check` or `cups data convert`."""
+    from cups.data.check import check_dataset
+    from cups.data.datasets import dataset_listing
+
+    if options.action == "list":
+        return dataset_listing()
+    if options.action == "convert":
+        from cups.data.waymo import convert_waymo
+
+        return {"root": options.root, "images": convert_waymo(options.source, options.root, options.workers)}
+    report = check_dataset(options.name, options.root, options.full, options.workers)
+    if report.usable:
+        return "\n".join([*report.lines, report.verdict])
+    print("\n".join(report.lines))
+    raise InputError(report.verdict)
+
+
 def run_weights(options: argparse.Namespace) -> dict[str, Any] | str:
     """Run `cups weights list` or `cups weights fetch`."""
     from cups.weights import fetch, listing
@@ -152,6 +182,7 @@ COMMANDS = {
     "evaluate": run_evaluate,
     "export": run_export,
     "predict": run_predict,
+    "data": run_data,
     "weights": run_weights,
 }
 

@@ -341,4 +341,6 @@ def plain_scores(scores: dict[str, Tensor]) -> dict[str, Any]:
             return [plain(v) for v in value]
         return None if math.isnan(value) else value
 
-    return {name: plain(value.tolist()) for name, value in scores.items()}
+    # torchmetrics makes a scalar of a list of one, so a list is known by its name
+    is_list = {name: name.endswith("_per_class") or name == "assignments" for name in scores}
+    return {name: plain((v.reshape(-1) if is_list[name] else v).tolist()) for name, v in scores.items()}

@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from cups.data.miniatures import write_miniature
+from cups.data.taxonomy import CITYSCAPES_27
 from cups.model import load
 
 ROOT = Path(__file__).parents[1]
@@ -83,6 +85,21 @@ def test_evaluate_sets_labels_and_network_side_by_side_in_seven_classes(trained,
         assert len(metrics["semantic"][name]["iou_per_class"]) == 19
         assert metrics["semantic"][f"{name} + CRF"]["unclaimed"] == 0
     assert len(metrics["confusion"]) == 7
+
+
+def test_evaluate_takes_other_data_sets_in_their_own_classes(trained, tmp_path):
+    metrics = papermill(
+        "evaluate",
+        tmp_path / "run",
+        network=trained / "model.safetensors",
+        dataset="waymo",
+        truth_root=write_miniature("waymo", tmp_path / "waymo"),
+        height=80,
+        num_shown=1,
+    )
+    assert metrics["stage2"]["frames"] == 2 and len(metrics["confusion"]) == 27
+    walls = [metrics["stage2"]["pq_per_class"][CITYSCAPES_27.names.index(name)] for name in ("wall", "terrain")]
+    assert walls == [None, None] and metrics["detection"]["stage2"]["objects"] > 0
 
 
 def test_self_training_goes_on_from_training(trained, tmp_path):

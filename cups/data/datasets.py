@@ -6,18 +6,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib import import_module
+from inspect import signature
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.records import PanopticLabel, StereoSample
-from .stereo_folder import StereoFolder
+from .inventory import Part
 from .store import PseudoLabelStore
+from .taxonomy import Taxonomy
 
 # %% auto #0
-__all__ = ['DATASETS', 'StereoDataset', 'open_dataset', 'LabelledImages', 'LeftImages']
+__all__ = ['DATASETS', 'StereoDataset', 'LabelledDataset', 'Entry', 'dataset_reader', 'dataset_inventory', 'open_dataset',
+           'open_stereo_dataset', 'open_labelled_dataset', 'dataset_listing', 'LabelledImages', 'LeftImages']
 
 # %% ../../nbs/data/23_datasets.ipynb #fc5974ed
 class StereoDataset(Protocol):
@@ -40,24 +45,171 @@ class StereoDataset(Protocol):
         """Read `left_0` of a sample alone, (3, H, W), uint8: all that training needs."""
         ...
 
+# %% ../../nbs/data/23_datasets.ipynb #226e5e90
+class LabelledDataset(Protocol):
+    """Images with ground truth."""
 
-DATASETS = {"stereo_folder": StereoFolder, "street_scenes": StereoFolder}
-"""Name -> reader that takes the root folder. Street scenes on disk are a stereo folder like any other."""
+    @property
+    def names(self) -> Sequence[str]:
+        """Unique names of the images, in order."""
+        ...
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """Classes of the ground truth."""
+        ...
+
+    @property
+    def lacking(self) -> Sequence[str]:
+        """Names of the classes that nobody labelled, which scores must leave out."""
+        ...
+
+    def __len__(self) -> int:
+        """Return the number of images."""
+        ...
+
+    def left(self, index: int) -> Tensor:
+        """Read an image, (3, H, W), uint8."""
+        ...
+
+    def truth(self, name: str) -> PanopticLabel | None:
+        """Read the ground truth of an image; None if it has none."""
+        ...
+
+# %% ../../nbs/data/23_datasets.ipynb #21e963fc
+@dataclass(frozen=True)
+class Entry:
+    """A data set that can be opened by name.
+
+    Parameters
+    ----------
+    reader : str
+        "module:class". The class takes the root folder; it, or the module, has `inventory(root)`.
+    stereo, labelled : bool
+        Whether it is a `StereoDataset`, and a `LabelledDataset`.
+    about : str
+        One line for people.
+    """
+
+    reader: str
+    stereo: bool
+    labelled: bool
+    about: str
 
 
-def open_dataset(name: str, root: str | Path) -> StereoDataset:
-    """Open the data set `name` whose files lie below `root`.
+DATASETS = {
+    "bdd10k": Entry("cups.data.bdd10k:Bdd10k", False, True, "BDD100K, 10k images, USA, day and night"),
+    "cityscapes": Entry("cups.data.cityscapes:Cityscapes", False, True, "Cityscapes, fine annotations, Germany"),
+    "cityscapes_sequences": Entry(
+        "cups.data.cityscapes_sequences:CityscapesSequences", True, False, "Cityscapes, stereo clips of 30 frames"
+    ),
+    "kitti_panoptic": Entry("cups.data.kitti_panoptic:KittiPanoptic", False, True, "KITTI with panoptic labels"),
+    "kitti_raw": Entry("cups.data.kitti_raw:KittiRaw", True, False, "KITTI, raw stereo drives around Karlsruhe"),
+    "mots": Entry("cups.data.mots:Mots", False, True, "MOTSChallenge, people only"),
+    "muses": Entry("cups.data.muses:Muses", False, True, "MUSES, Switzerland in all weathers"),
+    "stereo_folder": Entry("cups.data.stereo_folder:StereoFolder", True, True, "your own rectified stereo video"),
+    "street_scenes": Entry("cups.data.stereo_folder:StereoFolder", True, True, "rendered by `cups scenes`"),
+    "waymo": Entry("cups.data.waymo:Waymo", False, True, "Waymo Open Dataset, front camera, converted"),
+}
+"""Name -> data set. Street scenes on disk are a stereo folder like any other."""
+
+
+def _entry(name: str) -> Entry:
+    """Return an entry of the registry; raise InputError if there is none."""
+    if name not in DATASETS:
+        raise InputError(f"data set {name!r} is not known; there are {', '.join(sorted(DATASETS))}")
+    return DATASETS[name]
+
+
+def dataset_reader(name: str) -> type:
+    """Return the class that reads a data set.
 
     Raises
     ------
     InputError
-        If there is no data set of that name, or its files cannot be used.
+        If there is no data set of that name.
     """
-    if name not in DATASETS:
-        raise InputError(f"data set {name!r} is not known; there are {', '.join(sorted(DATASETS))}")
+    module, reader = _entry(name).reader.split(":")
+    return getattr(import_module(module), reader)
+
+
+def dataset_inventory(name: str, root: str | Path) -> list[Part]:
+    """List the files of a data set, as its reader's `inventory` or that of the reader's module says.
+
+    Raises
+    ------
+    InputError
+        If there is no data set of that name.
+    """
+    reader = dataset_reader(name)
+    owner = reader if hasattr(reader, "inventory") else import_module(reader.__module__)
+    return owner.inventory(root)
+
+
+def open_dataset(name: str, root: str | Path, **options: Any) -> Any:
+    """Open the data set `name` whose files lie below `root`.
+
+    Parameters
+    ----------
+    name : str
+        A key of `DATASETS`.
+    root : str or Path
+    **options
+        As the reader takes them: `split`, `height` and `classes` of labelled images, `classes` of a stereo folder.
+
+    Returns
+    -------
+    StereoDataset or LabelledDataset
+        Or both, as `DATASETS` says.
+
+    Raises
+    ------
+    InputError
+        If there is no data set of that name, its reader does not take an option, or its files cannot be used.
+    """
+    reader = dataset_reader(name)
     if not str(root):
         raise InputError(f"data set {name!r} needs the folder it lies in")
-    return DATASETS[name](root)
+    if unknown := sorted(options.keys() - signature(reader).parameters.keys()):
+        raise InputError(f"data set {name!r} has no option {unknown[0]!r}")
+    return reader(root, **options)
+
+
+def open_stereo_dataset(name: str, root: str | Path) -> StereoDataset:
+    """Open a data set of stereo video, as `open_dataset` does.
+
+    Raises
+    ------
+    InputError
+        If it is none, or as for `open_dataset`.
+    """
+    if not _entry(name).stereo:
+        known = ", ".join(sorted(key for key, entry in DATASETS.items() if entry.stereo))
+        raise InputError(f"data set {name!r} has single images, not stereo video; take one of {known}")
+    return open_dataset(name, root)
+
+
+def open_labelled_dataset(name: str, root: str | Path, **options: Any) -> LabelledDataset:
+    """Open a data set of images with ground truth, as `open_dataset` does.
+
+    Raises
+    ------
+    InputError
+        If it has no ground truth, or as for `open_dataset`.
+    """
+    if not _entry(name).labelled:
+        known = ", ".join(sorted(key for key, entry in DATASETS.items() if entry.labelled))
+        raise InputError(f"data set {name!r} has no ground truth; take one of {known}")
+    return open_dataset(name, root, **options)
+
+
+def dataset_listing() -> str:
+    """Return a table of the registry: name, whether it is stereo video, whether it has ground truth, and what it is."""
+    rows = [("NAME", "PSEUDO-LABELS", "EVALUATION", "WHAT")]
+    for name, entry in sorted(DATASETS.items()):
+        rows.append((name, "yes" if entry.stereo else "-", "yes" if entry.labelled else "-", entry.about))
+    widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+    return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
 
 # %% ../../nbs/data/23_datasets.ipynb #333af2ae
 class LabelledImages(Sequence[tuple[Tensor, PanopticLabel]]):

@@ -32,6 +32,8 @@ class Part:
         How many the official release has; None if that is not known.
     partners : bool
         Whether every key must be in the other parts of the split that say so, too.
+    modes : tuple of str
+        What the images may be, in PIL's words ("RGB", "I;16", ...); not checked if empty.
     """
 
     split: str
@@ -41,6 +43,7 @@ class Part:
     source: str
     expected: int | None = None
     partners: bool = True
+    modes: tuple[str, ...] = ()
 
 
 def lonely(parts: list[Part]) -> list[tuple[Path, Part]]:

@@ -9,6 +9,7 @@ import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -16,6 +17,8 @@ import torch
 from ..core.errors import InputError, read_image, write_json, write_png
 from ..core.images import to_array
 from ..core.records import Calibration, PanopticLabel, StereoSample
+from .inventory import Part
+from .taxonomy import Taxonomy, cityscapes_classes
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'frame_number', 'consecutive_pairs', 'StereoFolder', 'read_label', 'write_label', 'write_sample']
@@ -48,6 +51,9 @@ def consecutive_pairs(stems: list[str]) -> list[tuple[str, str]]:
     ]
 
 # %% ../../nbs/data/20_stereo_folder.ipynb #146537da
+_SOURCE = "your own rectified frames, or write street scenes by `cups scenes --out FOLDER`"
+
+
 @dataclass(frozen=True)
 class StereoFolder:
     """A sequence of `StereoSample` read from a folder of rectified stereo video.
@@ -56,6 +62,8 @@ class StereoFolder:
     ----------
     root : str or Path
         Folder with `left/`, `right/` and `calibration.json`.
+    classes : int
+        27, 19 or 7: the classes of Cityscapes that its ground truth is in, if it has any.
 
     Raises
     ------
@@ -66,12 +74,37 @@ class StereoFolder:
     """
 
     root: str | Path
+    classes: int = 19
+    lacking: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
+        self.taxonomy  # noqa: B018  refuse other numbers of classes now
         if not Path(self.root).is_dir():
             raise InputError(f"{self.root}: no such folder")
         object.__setattr__(self, "root", Path(self.root))
         self.pairs  # noqa: B018  list the files now: a fault is best found before the work begins
+
+    @property
+    def taxonomy(self) -> Taxonomy:
+        """Classes of the ground truth."""
+        return cityscapes_classes(self.classes)
+
+    @classmethod
+    def inventory(cls, root: str | Path) -> list[Part]:
+        """List images, ground truth and calibration."""
+        root, parts = Path(root), []
+        for kind in ("left", "right"):
+            paths = sorted((root / kind).glob("*"))
+            files = {path.stem: path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES}
+            parts.append(Part("all", f"{kind} images", root / kind, files, _SOURCE))
+        for kind in ("semantic", "instance"):
+            files = {p.name.removesuffix(f"_{kind}.png"): p for p in sorted((root / "truth").glob(f"*_{kind}.png"))}
+            parts.append(
+                Part("all", f"{kind} truth", root / "truth", files, _SOURCE, partners=False, modes=("L", "I;16", "I"))
+            )
+        camera = root / "calibration.json"
+        here = {camera.stem: camera} if camera.exists() else {}
+        return [*parts, Part("all", "calibration", root, here, _SOURCE, 1, partners=False)]
 
     @cached_property
     def calibration(self) -> Calibration:
@@ -147,7 +180,12 @@ class StereoFolder:
         """Read the ground truth of a frame, None if it has none."""
         if not (self.root / "truth" / f"{name}_semantic.png").exists():
             return None
-        return read_label(self.root / "truth", name)
+        label, size = read_label(self.root / "truth", name), (self.calibration.height, self.calibration.width)
+        if label.semantic.shape != size:
+            there, here = (f"{width} x {height}" for height, width in (label.semantic.shape, size))
+            path = self.root / "truth" / f"{name}_semantic.png"
+            raise InputError(f"{path}: {there} pixels, but calibration.json says {here}")
+        return label
 
 # %% ../../nbs/data/20_stereo_folder.ipynb #92a6dc91
 def read_label(folder: str | Path, name: str) -> PanopticLabel:

@@ -5,6 +5,7 @@
 # %% ../../nbs/data/00_taxonomy.ipynb #e83848f6
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +17,7 @@ from ..core.records import VOID, PanopticLabel
 
 # %% auto #0
 __all__ = ['CATEGORIES', 'CITYSCAPES_LABELS', 'CITYSCAPES_27', 'CITYSCAPES_19', 'CITYSCAPES_7', 'Taxonomy', 'CityscapesLabel',
-           'cityscapes_classes', 'from_cityscapes_ids', 'coarsened']
+           'cityscapes_classes', 'looked_up', 'from_cityscapes_ids', 'coarsened', 'lacking_in']
 
 # %% ../../nbs/data/00_taxonomy.ipynb #446578e7
 @dataclass(frozen=True, eq=False)
@@ -172,8 +173,26 @@ def _number(label: CityscapesLabel, taxonomy: Taxonomy) -> int:
     return {27: label.to_27, 19: label.to_19, 7: label.to_7}[len(taxonomy)]
 
 
-def _looked_up(numbers: Tensor, table: dict[int, int], what: str) -> Tensor:
-    """Return the map with every number replaced as the table says; void stays void."""
+def looked_up(numbers: Tensor, table: dict[int, int], what: str) -> Tensor:
+    """Return a map with every number replaced as a table says; void stays void.
+
+    Parameters
+    ----------
+    numbers : Tensor, (H, W), integers
+    table : dict of int to int
+        From numbers of -1 to 255.
+    what : str
+        What the numbers are, for the message: "an id of a Cityscapes label".
+
+    Returns
+    -------
+    Tensor, (H, W), int64
+
+    Raises
+    ------
+    InputError
+        If the map holds a number that the table has not.
+    """
     new = torch.full((VOID + 3,), -1, device=numbers.device)  # the last but one is unknown, the last that of number -1
     new[list(table)] = torch.tensor(list(table.values()), device=numbers.device)
     new[VOID] = VOID
@@ -203,7 +222,7 @@ def from_cityscapes_ids(ids: Tensor, target: Taxonomy) -> Tensor:
         If the map holds another number, or the target is none of Cityscapes.
     """
     table = {label.id: _number(label, target) for label in CITYSCAPES_LABELS}
-    return _looked_up(ids, table, "an id of a Cityscapes label")
+    return looked_up(ids, table, "an id of a Cityscapes label")
 
 # %% ../../nbs/data/00_taxonomy.ipynb #6dd886ac
 def coarsened(label: PanopticLabel, source: Taxonomy, target: Taxonomy) -> PanopticLabel:
@@ -231,9 +250,29 @@ def coarsened(label: PanopticLabel, source: Taxonomy, target: Taxonomy) -> Panop
     if len(target) > len(source):
         raise InputError(f"a truth in {len(source)} classes cannot be judged in {len(target)}: these are finer")
     table = {_number(known, source): _number(known, target) for known in CITYSCAPES_LABELS}
-    semantic = _looked_up(label.semantic, table, f"one of the {len(source)} classes")
+    semantic = looked_up(label.semantic, table, f"one of the {len(source)} classes")
     counted = (label.instance > 0) & (semantic != VOID)
     objects = label.semantic[counted] << 32 | label.instance[counted]
     instance = torch.zeros_like(label.instance)
     instance[counted] = 1 + torch.unique(objects, return_inverse=True)[1]
     return label.replace(semantic=semantic, instance=instance)
+
+# %% ../../nbs/data/00_taxonomy.ipynb #cf9ce341
+def lacking_in(lacking: Sequence[str], source: Taxonomy, target: Taxonomy) -> list[str]:
+    """Return the names of the classes that a data set lacks in a coarser set of classes.
+
+    Parameters
+    ----------
+    lacking : sequence of str
+        Names of the classes that it lacks in `source`.
+    source, target : Taxonomy
+        As for `coarsened`.
+    """
+    if target is source:
+        return list(lacking)
+    present = {
+        _number(label, target)
+        for label in CITYSCAPES_LABELS
+        if _number(label, source) != VOID and source.names[_number(label, source)] not in lacking
+    }
+    return [name for number, name in enumerate(target.names) if number not in present]

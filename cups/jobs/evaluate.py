@@ -5,7 +5,7 @@
 # %% ../../nbs/jobs/05_evaluate.ipynb #645af321
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,15 +14,16 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.records import VOID, PanopticLabel
-from ..data.store import PseudoLabelStore
+from ..data.datasets import LabelledDataset, open_labelled_dataset
 from ..data.stereo_folder import read_label
-from ..data.taxonomy import CITYSCAPES_19, Taxonomy, coarsened
+from ..data.store import PseudoLabelStore
+from ..data.taxonomy import CITYSCAPES_19, Taxonomy, cityscapes_classes, coarsened, lacking_in
 from ..metrics import PanopticQuality, plain_scores
 from ..stages.things_stuff import ThingStuffSplit, claimed_segments
 
 # %% auto #0
-__all__ = ['class_mask', 'panoptic_scores', 'read_truth', 'truth_folder', 'score_store', 'confusion', 'frame_accuracy', 'percent',
-           'score_table', 'class_table']
+__all__ = ['class_mask', 'panoptic_scores', 'TruthFolder', 'open_truth', 'judged_classes', 'true_label', 'score_store',
+           'KeptLabels', 'TrueLabels', 'confusion', 'frame_accuracy', 'percent', 'score_table', 'class_table']
 
 # %% ../../nbs/jobs/05_evaluate.ipynb #1496311f
 def class_mask(taxonomy: Taxonomy, without: Sequence[str]) -> list[bool]:
@@ -96,81 +97,197 @@ def panoptic_scores(
     return {**scores, "frames": frames}
 
 # %% ../../nbs/jobs/05_evaluate.ipynb #139e26fd
-def read_truth(
-    folder: str | Path, name: str, size: tuple[int, int], taxonomy: Taxonomy, held: Taxonomy | None = None
-) -> PanopticLabel:
-    """Read the ground truth of a frame.
+class TruthFolder:
+    """Ground truth without its images: `<frame>_semantic.png` and `<frame>_instance.png`.
 
     Parameters
     ----------
-    folder : str or Path
-    name : str
-    size : tuple of int
-        Height and width in pixels that it must have.
-    taxonomy : Taxonomy
-        Classes to return it in.
-    held : Taxonomy, optional
-        Classes the files hold, as fine or finer; the same if None.
+    root : str or Path
+        Folder of the files, or a stereo folder that has them in `truth/`.
+    classes : int
+        27, 19 or 7: the classes of Cityscapes that they hold.
 
     Raises
     ------
     InputError
-        If it has another size or other classes, or a file is missing or unreadable; the message names the file.
+        If there is no such folder, or Cityscapes has not as many classes.
     """
-    held = held or taxonomy
-    truth, path = read_label(folder, name), Path(folder) / f"{name}_semantic.png"
-    if truth.semantic.shape != size:
-        there, here = (f"{width} x {height}" for height, width in (truth.semantic.shape, size))
-        raise InputError(f"{path}: {there} pixels, but the label to compare it with has {here}")
-    classes = truth.semantic[truth.semantic != VOID]
-    if classes.numel() and classes.max() >= len(held):
-        raise InputError(f"{path}: holds class {classes.max()}, expected 0..{len(held) - 1} or {VOID}")
-    return coarsened(truth, held, taxonomy)
+
+    lacking: tuple[str, ...] = ()
+
+    def __init__(self, root: str | Path, classes: int = 19) -> None:
+        root = Path(root)
+        if not root.is_dir():
+            raise InputError(f"{root}: no such folder")
+        self.root = root / "truth" if (root / "truth").is_dir() else root
+        self.taxonomy = cityscapes_classes(classes)
+        self.names = sorted(path.name.removesuffix("_semantic.png") for path in self.root.glob("*_semantic.png"))
+
+    def truth(self, name: str) -> PanopticLabel:
+        """Read the ground truth of a frame."""
+        return read_label(self.root, name)
 
 
-def truth_folder(truth: str | Path) -> Path:
-    """Return the folder of the ground truth: `truth/` in a stereo folder, or the folder itself."""
-    truth = Path(truth)
-    if not truth.is_dir():
-        raise InputError(f"{truth}: no such folder")
-    return truth / "truth" if (truth / "truth").is_dir() else truth
+def open_truth(
+    dataset: str, root: str | Path, classes: int | None = None, height: int | None = None
+) -> LabelledDataset | TruthFolder:
+    """Open the ground truth of a data set.
+
+    Parameters
+    ----------
+    dataset : str
+        A name of `cups.data.datasets`. For a stereo folder the label files suffice.
+    root : str or Path
+    classes : int, optional
+        Classes it is read in; its own if None.
+    height : int, optional
+        Rows it is resized to, where the data set can be.
+
+    Raises
+    ------
+    InputError
+        If there is no such data set, it has no ground truth, or its files cannot be used.
+    """
+    options = {key: value for key, value in (("classes", classes), ("height", height)) if value}
+    if dataset in ("stereo_folder", "street_scenes") and "height" not in options:
+        return TruthFolder(root, **options)
+    return open_labelled_dataset(dataset, root, **options)
+
+
+def judged_classes(truth: LabelledDataset | TruthFolder, classes: int | None = None) -> Taxonomy:
+    """Return the classes to judge in: those asked for, or those of the truth.
+
+    Raises
+    ------
+    InputError
+        If the truth cannot be judged in them.
+    """
+    if not classes or classes == len(truth.taxonomy):
+        return truth.taxonomy
+    taxonomy = cityscapes_classes(classes)
+    if len(taxonomy) > len(truth.taxonomy):
+        raise InputError(f"a truth in {len(truth.taxonomy)} classes cannot be judged in {classes}: these are finer")
+    return taxonomy
+
+
+def true_label(
+    dataset: LabelledDataset | TruthFolder, name: str, size: tuple[int, int] | None = None
+) -> PanopticLabel | None:
+    """Read the ground truth of a frame, None if it has none.
+
+    Parameters
+    ----------
+    dataset : LabelledDataset or TruthFolder
+    name : str
+    size : tuple of int, optional
+        Height and width in pixels that it must have.
+
+    Raises
+    ------
+    InputError
+        If it has another size or other classes, or a file is missing or unreadable; the message names the frame.
+    """
+    if (label := dataset.truth(name)) is None:
+        return None
+    if size and label.semantic.shape != size:
+        there, here = (f"{width} x {height}" for height, width in (label.semantic.shape, size))
+        raise InputError(f"{dataset.root}: {name} has {there} pixels, but the label to compare it with has {here}")
+    classes = label.semantic[label.semantic != VOID]
+    if classes.numel() and classes.max() >= len(dataset.taxonomy):
+        known = f"0..{len(dataset.taxonomy) - 1} or {VOID}"
+        raise InputError(f"{dataset.root}: the ground truth of {name} holds class {classes.max()}, expected {known}")
+    return label
 
 
 def score_store(
     labels: str | Path,
-    truth: str | Path,
-    taxonomy: Taxonomy = CITYSCAPES_19,
-    held: Taxonomy | None = None,
+    truth: LabelledDataset | TruthFolder,
+    taxonomy: Taxonomy | None = None,
     without: Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Score a pseudo-label store against a folder of ground truth.
+    """Score a pseudo-label store against ground truth.
 
     Parameters
     ----------
     labels : str or Path
         Folder of a finished pseudo-label store.
-    truth : str or Path
-        Folder of `<frame>_semantic.png` and `<frame>_instance.png`, or a stereo folder with such a folder `truth/`.
-        Only frames in both are compared.
-    taxonomy : Taxonomy
-        Classes to compare in.
-    held : Taxonomy, optional
-        Classes that the truth's files hold, as fine or finer; the same if None.
+    truth : LabelledDataset or TruthFolder
+        Only frames in both are compared. Classes that it lacks are left out of PQ, SQ and RQ.
+    taxonomy : Taxonomy, optional
+        Classes to compare in, no finer than the truth's; the truth's if None.
     without : sequence of str
-        As in `panoptic_scores`.
+        As in `panoptic_scores`: more classes that are left out.
 
     Raises
     ------
     InputError
         If a folder is missing, a file is unreadable or does not fit, or no frame is in both.
     """
-    folder, store = truth_folder(truth), PseudoLabelStore(labels)
-    names = [name for name in store.names if (folder / f"{name}_semantic.png").exists()]
+    store, held, taxonomy = PseudoLabelStore(labels), truth.taxonomy, taxonomy or truth.taxonomy
+    judged = set(truth.names)
+    names = [name for name in store.names if name in judged]
     if not names:
-        raise InputError(f"{folder}: no ground truth for any of the {len(store.names)} frames of {labels}")
-    predictions = ((name, store.read(name)) for name in names)
-    pairs = ((label, read_truth(folder, name, label.semantic.shape, taxonomy, held)) for name, label in predictions)
-    return panoptic_scores(pairs, store.split, taxonomy, without)
+        raise InputError(f"{truth.root}: no ground truth for any of the {len(store.names)} frames of {labels}")
+
+    def pairs() -> Iterator[tuple[PanopticLabel, PanopticLabel]]:
+        for name in names:
+            prediction = store.read(name)
+            true = true_label(truth, name, tuple(prediction.semantic.shape))
+            if true is not None:
+                yield prediction, coarsened(true, held, taxonomy)
+
+    left_out = {*without, *lacking_in(truth.lacking, held, taxonomy)}
+    return panoptic_scores(pairs(), store.split, taxonomy, sorted(left_out))
+
+# %% ../../nbs/jobs/05_evaluate.ipynb #e33f5126
+class KeptLabels(MutableMapping[int, PanopticLabel]):
+    """Labels by number, 8 bits for the class and 16 (32 if need be) for the instance of a pixel."""
+
+    def __init__(self) -> None:
+        self._labels: dict[int, PanopticLabel] = {}
+
+    def __setitem__(self, number: int, label: PanopticLabel) -> None:
+        small = torch.int16 if label.instance.numel() and label.instance.max() < 1 << 15 else torch.int32
+        packed = {"semantic": label.semantic.to(torch.uint8), "instance": label.instance.to(small)}
+        self._labels[number] = label.replace(**packed)
+
+    def __getitem__(self, number: int) -> PanopticLabel:
+        label = self._labels[number]
+        return label.replace(semantic=label.semantic.long(), instance=label.instance.long())
+
+    def __delitem__(self, number: int) -> None:
+        del self._labels[number]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._labels)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+
+class TrueLabels(Mapping[int, PanopticLabel]):
+    """The ground truth of a data set by the number of the image, read when asked for.
+
+    Parameters
+    ----------
+    dataset : LabelledDataset
+    taxonomy : Taxonomy
+        Classes to return it in, no finer than the data set's.
+    names : dict of int to str
+        The images that count.
+    """
+
+    def __init__(self, dataset: LabelledDataset, taxonomy: Taxonomy, names: dict[int, str]) -> None:
+        self.dataset, self.taxonomy, self.names = dataset, taxonomy, names
+
+    def __getitem__(self, number: int) -> PanopticLabel:
+        return coarsened(true_label(self.dataset, self.names[number]), self.dataset.taxonomy, self.taxonomy)
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self.names)
 
 # %% ../../nbs/jobs/05_evaluate.ipynb #76524828
 def confusion(
