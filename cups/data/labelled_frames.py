@@ -6,42 +6,26 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
 
 from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.records import PanopticLabel
+from .datasets import LabelledDataset
 from .taxonomy import Taxonomy, coarsened
 
 # %% auto #0
-__all__ = ['WithTruth', 'LabelledFrames']
+__all__ = ['LabelledFrames']
 
 # %% ../../nbs/data/25_labelled_frames.ipynb #d2dd8d99
-class WithTruth(Protocol):
-    """A data set of images some of which have ground truth."""
-
-    names: Sequence[str]
-
-    def left(self, index: int) -> Tensor:
-        """Read an image, (3, H, W), uint8."""
-        ...
-
-    def truth(self, name: str) -> PanopticLabel | None:
-        """Read the ground truth of an image, None if it has none."""
-        ...
-
-
 class LabelledFrames(Sequence[tuple[Tensor, PanopticLabel]]):
     """Pairs of image and ground truth, read when asked for.
 
     Parameters
     ----------
-    dataset : StereoDataset or another one with `names`, `left` and `truth`
-    taxonomy : Taxonomy
-        Classes to give the truth in.
-    held : Taxonomy, optional
-        Classes that the files hold, as fine or finer; the same if None.
+    dataset : LabelledDataset
+    taxonomy : Taxonomy, optional
+        Classes to give the truth in, as coarse as the data set's or coarser; the data set's if None.
     names : sequence of str, optional
         Frames to keep, in this order; all that have a ground truth if None.
 
@@ -52,9 +36,9 @@ class LabelledFrames(Sequence[tuple[Tensor, PanopticLabel]]):
     """
 
     def __init__(
-        self, dataset: WithTruth, taxonomy: Taxonomy, held: Taxonomy | None = None, names: Sequence[str] | None = None
+        self, dataset: LabelledDataset, taxonomy: Taxonomy | None = None, names: Sequence[str] | None = None
     ) -> None:
-        self.dataset, self.taxonomy, self.held = dataset, taxonomy, held or taxonomy
+        self.dataset, self.taxonomy = dataset, taxonomy or dataset.taxonomy
         self.index_of = {name: index for index, name in enumerate(dataset.names)}
         wanted = dataset.names if names is None else names
         self.names = [n for n in wanted if n in self.index_of and dataset.truth(n) is not None]
@@ -68,9 +52,13 @@ class LabelledFrames(Sequence[tuple[Tensor, PanopticLabel]]):
 
     def __getitem__(self, number: int) -> tuple[Tensor, PanopticLabel]:
         name = self.names[number]
-        truth = coarsened(self.dataset.truth(name), self.held, self.taxonomy)
+        truth = coarsened(self.dataset.truth(name), self.dataset.taxonomy, self.taxonomy)
         return self.dataset.left(self.index_of[name]), truth
+
+    def first(self, count: int) -> LabelledFrames:
+        """Return the first `count` frames."""
+        return self.only(self.names[:count])
 
     def only(self, names: Sequence[str]) -> LabelledFrames:
         """Return some of the frames."""
-        return LabelledFrames(self.dataset, self.taxonomy, self.held, names)
+        return LabelledFrames(self.dataset, self.taxonomy, names)

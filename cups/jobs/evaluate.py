@@ -15,15 +15,19 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.records import VOID, PanopticLabel
 from ..data.datasets import LabelledDataset, open_labelled_dataset
+from ..data.labelled_frames import LabelledFrames
 from ..data.stereo_folder import read_label
 from ..data.store import PseudoLabelStore
 from ..data.taxonomy import CITYSCAPES_19, Taxonomy, cityscapes_classes, coarsened, lacking_in
 from ..metrics import PanopticQuality, plain_scores
+from ..model.inference import predict
+from ..model.network import PanopticCascade
 from ..stages.things_stuff import ThingStuffSplit, claimed_segments
 
 # %% auto #0
-__all__ = ['class_mask', 'panoptic_scores', 'TruthFolder', 'open_truth', 'judged_classes', 'true_label', 'score_store',
-           'KeptLabels', 'TrueLabels', 'confusion', 'frame_accuracy', 'percent', 'score_table', 'class_table']
+__all__ = ['class_mask', 'panoptic_scores', 'scores_of', 'TruthFolder', 'open_truth', 'judged_classes', 'true_label',
+           'score_store', 'KeptLabels', 'TrueLabels', 'confusion', 'frame_accuracy', 'percent', 'score_table',
+           'class_table']
 
 # %% ../../nbs/jobs/05_evaluate.ipynb #1496311f
 def class_mask(taxonomy: Taxonomy, without: Sequence[str]) -> list[bool]:
@@ -95,6 +99,13 @@ def panoptic_scores(
         kept = iter(scores[key])
         scores[key] = [next(kept) if counted else None for counted in mask]
     return {**scores, "frames": frames}
+
+# %% ../../nbs/jobs/05_evaluate.ipynb #6de6d34d
+def scores_of(model: PanopticCascade, split: ThingStuffSplit, frames: LabelledFrames) -> dict[str, Any]:
+    """Score what a network says to labelled frames; classes that nobody labelled are left out."""
+    pairs = ((predict(model, image, split).to("cpu"), truth) for image, truth in frames)
+    without = lacking_in(frames.dataset.lacking, frames.dataset.taxonomy, frames.taxonomy)
+    return panoptic_scores(pairs, split, frames.taxonomy, without)
 
 # %% ../../nbs/jobs/05_evaluate.ipynb #139e26fd
 class TruthFolder:
