@@ -20,6 +20,7 @@ SMALL = {"num_scenes": 3, "num_test_scenes": 2, "height": 96, "width": 192, "ste
 
 def papermill(notebook: str, folder: Path, **parameters) -> dict:
     """Run a job; return what it recorded."""
+    folder.mkdir(parents=True, exist_ok=True)
     options = [item for name, value in parameters.items() for item in ("-p", name, str(value))]
     command = [sys.executable, "-m", "papermill", f"nbs/{notebook}.ipynb", str(folder / f"{notebook}.ipynb"), *options]
     run = subprocess.run([*command, "-p", "run_dir", str(folder)], cwd=ROOT, capture_output=True, text=True)
