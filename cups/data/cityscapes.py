@@ -18,7 +18,7 @@ from .miniatures import ids_of, object_numbers, street_frames
 from .taxonomy import CITYSCAPES_LABELS
 
 # %% auto #0
-__all__ = ['Cityscapes', 'instance_ids', 'write_miniature']
+__all__ = ['Cityscapes', 'read_instance_ids', 'instance_ids', 'write_miniature']
 
 # %% ../../nbs/data/34_cityscapes.ipynb #e0b2e6bf
 _IMAGES = "leftImg8bit_trainvaltest.zip from https://www.cityscapes-dataset.com/downloads (free account)"
@@ -46,12 +46,17 @@ class Cityscapes(LabelledFolder):
 
     def decode(self, name: str, *paths: Path) -> tuple[Tensor, Tensor]:
         """Return classes and instances of an `instanceIds` file."""
+        return read_instance_ids(paths[0], len(self.taxonomy))
 
-        def decoded(numbers: Tensor) -> tuple[Tensor, Tensor]:
-            ids, instances = split_ids(numbers)
-            return classes_of(ids, CITYSCAPES_LABELS, len(self.taxonomy), paths[0]), instances
 
-        return by_number(read_map(paths[0], "I;16"), decoded)
+def read_instance_ids(path: Path, classes: int) -> tuple[Tensor, Tensor]:
+    """Read an `instanceIds` file; return its classes, of 27, 19 or 7, and the number of each pixel's object, (H, W)."""
+
+    def decoded(numbers: Tensor) -> tuple[Tensor, Tensor]:
+        ids, instances = split_ids(numbers)
+        return classes_of(ids, CITYSCAPES_LABELS, classes, path), instances
+
+    return by_number(read_map(path, "I;16"), decoded)
 
 # %% ../../nbs/data/34_cityscapes.ipynb #d005494b
 def instance_ids(ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:

@@ -16,19 +16,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..core.errors import InputError, read_image, read_json, write_json, write_png
+from ..core.errors import InputError, read_json, write_json, write_png
 from ..core.images import to_array
 from ..core.records import VOID, Calibration, PanopticLabel
+from .cityscapes import read_instance_ids
 from .file_index import list_files
 from .inventory import Part
 from .stereo_clips import Fit, StereoClips
 from .stereo_folder import frame_number
 from .street_scenes import StreetScene, street_clip
-from .taxonomy import CITYSCAPES_27, CITYSCAPES_LABELS, from_cityscapes_ids
+from .taxonomy import CITYSCAPES_LABELS
 
 # %% auto #0
 __all__ = ['SPLITS', 'NEAREST', 'FRAMES', 'side_file', 'city_of', 'frame_files', 'read_camera', 'NearestCamera', 'valid_pixels',
-           'read_fine', 'CityscapesSequences', 'inventory', 'write_frame', 'write_labelled', 'write_miniature']
+           'CityscapesSequences', 'inventory', 'write_frame', 'write_labelled', 'write_miniature']
 
 # %% ../../nbs/data/42_cityscapes_sequences.ipynb #dabcb476
 SPLITS = ("train", "val", "test")
@@ -137,26 +138,6 @@ def valid_pixels(height: int, width: int) -> Tensor:
     valid[round(0.05 * height) : height - round(0.2 * height), side : width - side] = True
     return valid
 
-
-def read_fine(folder: Path, name: str) -> PanopticLabel:
-    """Read the ground truth of a frame from its folder of `gtFine`, in 27 classes.
-
-    Raises
-    ------
-    InputError
-        If a file is missing or unreadable, holds another label, or the two differ in size.
-    """
-    paths = [folder / f"{name}_gtFine_{kind}.png" for kind in ("labelIds", "instanceIds")]
-    ids, numbers = (read_image(path) for path in paths)
-    if ids.ndim != 2 or numbers.shape != ids.shape:
-        raise InputError(f"{paths[1]}: {numbers.shape}, expected one channel and the size of {paths[0].name}")
-    try:
-        semantic = from_cityscapes_ids(torch.from_numpy(ids.astype(np.int64)), CITYSCAPES_27)
-    except InputError as error:
-        raise InputError(f"{paths[0]}: {error}") from None
-    numbers = torch.from_numpy(numbers.astype(np.int64))
-    return PanopticLabel(semantic, torch.where((numbers >= 1000) & (semantic != VOID), numbers, 0))
-
 # %% ../../nbs/data/42_cityscapes_sequences.ipynb #4b9452f8
 class CityscapesSequences(StereoClips):
     """Stereo video of Cityscapes (Cordts et al., CVPR 2016), a sequence of `StereoSample`.
@@ -219,8 +200,8 @@ class CityscapesSequences(StereoClips):
 
     def stored_truth(self, name: str) -> PanopticLabel | None:
         """Read the ground truth of a frame in 27 classes at the size of its file; None if it has none."""
-        folder = self.root / "gtFine" / self.split / city_of(name)
-        return read_fine(folder, name) if os.path.exists(folder / f"{name}_gtFine_labelIds.png") else None
+        path = self.root / "gtFine" / self.split / city_of(name) / f"{name}_gtFine_instanceIds.png"
+        return PanopticLabel(*read_instance_ids(path, 27)) if path.exists() else None
 
 # %% ../../nbs/data/42_cityscapes_sequences.ipynb #9bb29a66
 FRAMES = {"train": 2975, "val": 500, "test": 1525}
