@@ -32,7 +32,7 @@ from .smurf import SmurfMatcher, SmurfSettings
 
 # %% auto #0
 __all__ = ['MATCHERS', 'FEATURE_SOURCES', 'PseudoLabelSettings', 'FrameAnalysis', 'frame_seed', 'matcher', 'feature_source',
-           'known_clusters', 'find_objects', 'describe', 'combine', 'analyse']
+           'known_clusters', 'find_objects', 'describe', 'combine', 'label_objects', 'analyse']
 
 # %% ../../nbs/stages/19_pipeline.ipynb #f730fa25
 MATCHERS: dict[str, type[Matcher]] = {"classical": ClassicalMatcher, "smurf": SmurfMatcher}
@@ -193,7 +193,7 @@ def combine(
     sample: StereoSample, matches: Matches, flow: SceneFlow, proposals: Proposals, scores: ClassScores,
     semantic: Tensor, classes: PseudoClasses, settings: PseudoLabelSettings,
 ) -> FrameAnalysis:  # fmt: skip
-    """Make a pseudo-label of what the stages found: the last step of `analyse`."""
+    """Make a pseudo-label of what the other stages found: the last step."""
     label = fuse(semantic, proposals)
     stages = {"matches": matches, "flow": flow, "proposals": proposals, "scores": scores, "fusion": label}
     diagnostics = {name: record.diagnostics for name, record in stages.items() if record.diagnostics}
@@ -205,10 +205,20 @@ def combine(
     )
 
 
-def analyse(sample: StereoSample, classes: PseudoClasses, settings: PseudoLabelSettings) -> FrameAnalysis:
-    """Take a sample through all stages to its pseudo-label."""
-    matches, flow, proposals = find_objects(sample, settings)
+def label_objects(
+    sample: StereoSample,
+    found: tuple[Matches, SceneFlow, Proposals],
+    classes: PseudoClasses,
+    settings: PseudoLabelSettings,
+) -> FrameAnalysis:
+    """Take a sample whose moving objects are found (`find_objects`) through the other stages."""
+    matches, flow, proposals = found
     features = feature_source(settings)(sample, matches)
     scores = class_scores(features, classes.pixels, sample.size)
     semantic = dense_crf(scores, sample.left_0, settings.crf)
     return combine(sample, matches, flow, proposals, scores, semantic, classes, settings)
+
+
+def analyse(sample: StereoSample, classes: PseudoClasses, settings: PseudoLabelSettings) -> FrameAnalysis:
+    """Take a sample through all stages to its pseudo-label."""
+    return label_objects(sample, find_objects(sample, settings), classes, settings)
