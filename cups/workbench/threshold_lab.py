@@ -374,6 +374,7 @@ class ThresholdLab(widgets.VBox):
         truth: PanopticLabel | None = None, taxonomy: Taxonomy = CITYSCAPES_19,
     ) -> None:  # fmt: skip
         self.settings = self.start = settings or PseudoLabelSettings()
+        self._resetting = False
         self.truth, self.taxonomy = truth if truth is not None else sample.truth, taxonomy
         self.before: tuple[PseudoLabelSettings, FrameAnalysis] | None = None
         self.after: tuple[PseudoLabelSettings, FrameAnalysis] | None = None
@@ -448,6 +449,8 @@ class ThresholdLab(widgets.VBox):
 
     def _moved(self, name: str, value: float) -> None:
         """Ask for the results of a slider's new value."""
+        if self._resetting:
+            return
         try:
             self.settings = with_setting(self.settings, name, value)
         except InputError as error:
@@ -469,13 +472,11 @@ class ThresholdLab(widgets.VBox):
         self.status.value = "stopped; what is shown was computed before"
 
     def _reset(self) -> None:
-        """Put all sliders back to where they began, in one step."""
-        with self.hold_trait_notifications():
-            for name, one in self.sliders.items():
-                one.unobserve_all("value")
-                one.value = setting(self.start, name)
-                one.observe(lambda change, name=name: self._moved(name, change["new"]), "value")
-        self.settings = self.start
+        """Put all sliders back to where they began, and ask once."""
+        self._resetting = True
+        for name, one in self.sliders.items():
+            one.value = setting(self.start, name)
+        self._resetting, self.settings = False, self.start
         self._ask()
 
     def _pin(self) -> None:
@@ -486,6 +487,7 @@ class ThresholdLab(widgets.VBox):
     def _progress(self, name: str, place: int) -> None:
         """Say which stage is being computed."""
         self.progress.value = place - 1
+        self.stop_button.disabled = False
         self.status.value = f"computing {escape(name)}, stage {place} of {len(STAGES)}"
 
     def _fault(self, line: str) -> None:
