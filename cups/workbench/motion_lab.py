@@ -19,10 +19,10 @@ from ..core.geometry import pixel_grid, project
 from ..core.records import Calibration
 from ..core.rigid import invert, transform
 from ..stages.pipeline import FrameAnalysis
-from .pictures import distinct_colours, instance_rgb
+from .pictures import instance_rgb
 
 # %% auto #0
-__all__ = ['COLOURINGS', 'own_motion_m', 'residual_px', 'cloud_pixels', 'plotted', 'camera_frustum', 'object_arrows',
+__all__ = ['COLOURINGS', 'MONOSPACE', 'own_motion_m', 'residual_px', 'cloud_pixels', 'plotted', 'camera_frustum', 'object_arrows',
            'colour_marker', 'region_points', 'motion_figure', 'drop_reason', 'dropped_rows', 'region_picture',
            'png_bytes', 'MotionLab']
 
@@ -239,6 +239,13 @@ def png_bytes(rgb: np.ndarray) -> bytes:
     return file.getvalue()
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #6e85df2d
+MONOSPACE = (
+    "<style>.cups-head, .cups-lab-rows select, .cups-run-browser select[multiple], .cups-run-browser select[size] "
+    "{font-family: monospace; font-size: 12px; line-height: 1.25; margin: 0}</style>"
+)
+"""Lists whose lines have columns."""
+
+
 class MotionLab(widgets.VBox):
     """The scene flow of a frame to walk around in.
 
@@ -266,6 +273,7 @@ class MotionLab(widgets.VBox):
         self.dropped = widgets.Select(
             options=[("nothing highlighted", None), *rows], rows=8, layout={"width": "560px", "height": "170px"}
         )
+        self.dropped.add_class("cups-lab-rows")
         self.figure = go.FigureWidget(self._drawn())
         self.picture = widgets.Image(value=png_bytes(region_picture(analysis)), layout={"width": "640px"})
         for control in (self.colouring, self.arrow_frames, self.dropped):
@@ -275,7 +283,7 @@ class MotionLab(widgets.VBox):
         heading.layout.width = "560px"
         super().__init__(
             [
-                widgets.HBox([self.colouring, self.arrow_frames]),
+                widgets.HBox([self.colouring, self.arrow_frames, widgets.HTML(MONOSPACE)]),
                 self.figure,
                 widgets.HBox([widgets.VBox([heading, self.dropped]), self.picture]),
             ],

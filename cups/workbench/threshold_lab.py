@@ -270,13 +270,12 @@ def changes_table(rows: list[tuple[str, float | None, float | None]]) -> str:
     if not rows:
         return "<i>no number differs</i>"
 
-    def cell(value: float | None) -> str:
-        return f"<td style='text-align:right;padding:0 8px'>{'–' if value is None else f'{value:.5g}'}</td>"
+    def cell(value: float | None, sign: str = "-") -> str:
+        return f"<td style='text-align:right;padding:0 8px'>{'–' if value is None else f'{value:{sign}.5g}'}</td>"
 
     body = []
     for name, before, after in rows:
-        difference = None if before is None or after is None else after - before
-        signed = "<td></td>" if difference is None else cell(difference).replace(">", ">+" if difference > 0 else ">", 1)
+        signed = "<td></td>" if before is None or after is None else cell(after - before, sign="+")
         body.append(f"<tr><td>{escape(name)}</td>{cell(before)}{cell(after)}{signed}</tr>")
     head = "<tr><th>number</th><th>before</th><th>after</th><th>change</th></tr>"
     return f"<table style='line-height:1.3;font-size:12px'>{head}{''.join(body)}</table>"
