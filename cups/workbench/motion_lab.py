@@ -55,8 +55,8 @@ def residual_px(analysis: FrameAnalysis) -> Tensor:
 def cloud_pixels(analysis: FrameAnalysis, trusted: bool, count: int = 30_000, seed: int = 0) -> Tensor:
     """Return the pixels to show, as indices (N,) in reading order; N <= `count`.
 
-    Of those whose depth was measured (and that are trusted, if asked for), up to half of `count` are drawn from objects:
-    they are small, and what one looks for.
+    Of those whose depth was measured (and that are trusted, if asked for), up to half of `count` are drawn from
+    objects: they are small, and what one looks for.
     """
     flow = analysis.flow
     shown = (flow.trusted if trusted else flow.depth_seen_0).reshape(-1).cpu()
