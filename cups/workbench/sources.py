@@ -121,7 +121,7 @@ def with_images(sample: StereoSample, seconds: float | None = None) -> Frame:
 
 
 def residual_motion(flow: SceneFlow, camera_motion: Tensor) -> Tensor:
-    """Return how far the flow is from that of a static scene, (H, W), in pixels; NaN where there is no flow or depth."""
+    """Return how far the flow is from a static scene's, (H, W), in pixels; NaN where there is no flow or depth."""
     height, width = flow.trusted.shape
     still = project(transform(camera_motion, flow.points_0.reshape(-1, 3)), flow.calibration)[:, :2]
     still = still.T.reshape(2, height, width) - pixel_grid(height, width, still.device)
