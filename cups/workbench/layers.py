@@ -82,17 +82,16 @@ def picture(image: Tensor) -> Layer:
     return Layer(np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)]), {"kind": "image"})
 
 
-def scalar_layer(values: Tensor, unit: str, cmap: str = "viridis", low: float | None = 0.0) -> Layer:
-    """Return a map (H, W) in false colours up to its 99th percentile; what is not finite is transparent."""
+def scalar_layer(values: Tensor, unit: str, cmap: str = "viridis", most: float = np.inf) -> Layer:
+    """Return a map (H, W) >= 0 in false colours up to its 99th percentile, or `most`; not finite is transparent."""
     array = values.float().cpu().numpy()
     finite = np.isfinite(array)
     seen = array[finite] if finite.any() else np.zeros(1, np.float32)
-    low = float(np.percentile(seen, 1)) if low is None else low
-    high = max(float(np.percentile(seen, 99)), low + 1e-3)
-    scaled = np.clip((np.where(finite, array, low) - low) / (high - low), 0, 1)
+    high = min(max(float(np.percentile(seen, 99)), 1e-3), most)
+    scaled = np.clip(np.where(finite, array, 0) / high, 0, 1)
     rgba = (255 * matplotlib.colormaps[cmap](scaled)).astype(np.uint8)
     rgba[..., 3] = 255 * finite
-    return Layer(rgba, {"kind": "bar", "colours": colour_scale(cmap), "low": low, "high": high, "unit": unit})
+    return Layer(rgba, {"kind": "bar", "colours": colour_scale(cmap), "low": 0, "high": high, "unit": unit})
 
 
 def flow_layer(flow: Tensor) -> Layer:
@@ -203,7 +202,7 @@ def frame_layers(
         depth = depth_from_disparity(frame.disparity.float(), frame.calibration)
         layers |= {
             "disparity": lambda: scalar_layer(disparity, "px"),
-            "depth": lambda: scalar_layer(torch.where(depth > 0, depth, torch.nan), "m", "cividis_r"),
+            "depth": lambda: scalar_layer(torch.where(depth > 0, depth, torch.nan), "m", "cividis_r", 80.0),
             "flow": lambda: flow_layer(frame.flow),
             "visibility": lambda: choice_layer(frame.visible, "seen by all", "hidden in one"),
             "trust": lambda: choice_layer(frame.trusted, "trusted", "not trusted"),
