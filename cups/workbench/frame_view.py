@@ -405,7 +405,7 @@ class View {
       "aria-label": "Swipe bar", "aria-valuemin": 0, "aria-valuemax": 100}));
     this.message = this.stage.appendChild(make("div", {class: "cups-message", role: "alert"}));
     this.status = this.stage.appendChild(make("div", {class: "cups-status", role: "status"}));
-    this.table = new LayerTable(titles, m.get("keys"), (stack, name, value) => this.setOpacity(stack, name, value));
+    this.table = new LayerTable(titles, m.get("layer_keys"), (stack, name, value) => this.setOpacity(stack, name, value));
     this.main = make("div", {class: "cups-main"}, this.stage, this.table.element);
     this.hover = make("div", {class: "cups-hover", "aria-label": "Values of the pixel"});
     this.legends = make("div", {class: "cups-legends", "aria-label": "Legend"});
@@ -655,7 +655,7 @@ class View {
       this.setSwipe(this.model.get("swipe") + (event.key === "ArrowRight" || event.key === "ArrowUp" ? 0.02 : -0.02));
       this.model.save_changes();
     } else if (digit) {
-      const name = this.model.get("keys")[Number(digit[2]) - 1];
+      const name = this.model.get("layer_keys")[Number(digit[2]) - 1];
       if (name) this.setOpacity(event.shiftKey ? "B" : "A", name, null);
     } else if (acts[event.key] && !own && !(event.key === " " && event.target.matches("button"))) {
       if (this.playing && event.key.startsWith("Arrow")) this.stop();
@@ -758,7 +758,7 @@ class FrameView(anywidget.AnyWidget):
 
     names = traitlets.List(traitlets.Unicode()).tag(sync=True)
     titles = traitlets.Dict(LAYERS).tag(sync=True)
-    keys = traitlets.List(traitlets.Unicode(), list(KEYS)).tag(sync=True)
+    layer_keys = traitlets.List(traitlets.Unicode(), list(KEYS)).tag(sync=True)
     frame = traitlets.Int(0).tag(sync=True)
     mode = traitlets.Enum(["one", "side", "swipe"], "one").tag(sync=True)
     swipe = traitlets.Float(0.5).tag(sync=True)
