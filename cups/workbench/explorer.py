@@ -16,7 +16,6 @@ from pathlib import Path
 from typing import Any
 
 import mistune
-import torch
 from PIL import Image
 from torch import Tensor
 
@@ -183,7 +182,8 @@ class FrameExplorer:
         self, source: FrameSource | None, taxonomy: Taxonomy = CITYSCAPES_19, max_width: int = 1024,
         patience_seconds: float = 0.3, message: str = "",
     ) -> None:  # fmt: skip
-        self.source, self.taxonomy, self.max_width, self.patience_seconds = source, taxonomy, max_width, patience_seconds
+        self.source, self.taxonomy = source, taxonomy
+        self.max_width, self.patience_seconds = max_width, patience_seconds
         names = list(source.names) if source else []
         if not names and not message:
             message = "there are no frames to show"
@@ -242,7 +242,8 @@ class FrameExplorer:
             self.view.report = ""
             self.view.send_note(request, "error", str(error))
         except Exception as error:  # the widget must go on with the next frame, whatever is wrong with this one
-            self.view.send_note(request, "error", f"{self.source.names[request['index']]}: {type(error).__name__}: {error}")
+            name = self.source.names[request["index"]]
+            self.view.send_note(request, "error", f"{name}: {type(error).__name__}: {error}")
         finally:
             release_memory()
 
