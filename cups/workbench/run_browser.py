@@ -32,9 +32,10 @@ from .motion_lab import MONOSPACE, png_bytes
 from .pictures import image_rgb, panel, panoptic_rgb
 
 # %% auto #0
-__all__ = ['SORTINGS', 'Curve', 'Run', 'assigned_values', 'read_job', 'run_folders', 'read_run', 'job_of', 'find_runs',
-           'qualities', 'run_row', 'sorted_runs', 'run_lines', 'parameter_table', 'event_curves', 'run_curves',
-           'curves_figure', 'compared_frames', 'located', 'run_label', 'run_video', 'frame_sheet', 'RunBrowser']
+__all__ = ['SORTINGS', 'Curve', 'Run', 'assigned_values', 'read_job', 'run_folders', 'read_run', 'read_metrics', 'job_of',
+           'find_runs', 'qualities', 'run_row', 'sorted_runs', 'run_lines', 'parameter_table', 'event_curves',
+           'run_curves', 'curves_figure', 'compared_frames', 'located', 'run_label', 'run_video', 'frame_sheet',
+           'RunBrowser']
 
 # %% ../../nbs/workbench/23_run_browser.ipynb #77351cb3
 @dataclass(frozen=True)
@@ -98,17 +99,20 @@ def read_job(path: str | Path) -> dict[str, Any] | None:
     Raises
     ------
     InputError
-        If the file is missing or no JSON; the message names it.
+        If the file is missing or no notebook; the message names it.
     """
     notebook = read_json(path)
-    about = notebook.get("metadata", {}).get("papermill") if isinstance(notebook, dict) else None
-    if not isinstance(about, dict):
-        return None
     defaults: dict[str, Any] = {}
-    for cell in notebook.get("cells", []):
-        if "parameters" in cell.get("metadata", {}).get("tags", []):
-            defaults |= assigned_values("".join(cell["source"]))
-    given = about.get("parameters") or {}
+    try:
+        about = notebook["metadata"].get("papermill")
+        if not about:
+            return None
+        for cell in notebook["cells"]:
+            if "parameters" in cell["metadata"].get("tags", []):
+                defaults |= assigned_values("".join(cell["source"]))
+        given = dict(about.get("parameters") or {})
+    except (AttributeError, KeyError, TypeError, ValueError):
+        raise InputError(f"{path}: not a notebook") from None
     return {
         "job": Path(about.get("input_path") or path).stem,
         "given": given,
@@ -140,20 +144,44 @@ def read_run(path: Path, folder: Path) -> Run:
     """Read a run folder below `folder`; what cannot be read is its fault."""
     name = str(path.relative_to(folder)) if path != folder else path.name
     try:
-        metrics = read_json(path / "metrics.json")
-        if not isinstance(metrics, dict):
-            raise InputError(f"{path / 'metrics.json'}: expected names and numbers")
-        found = job_of(path)
+        metrics = read_metrics(path / "metrics.json")
     except InputError as error:
         return Run(name, path, fault=str(error))
-    return Run(name, path, metrics, **found)
+    try:
+        return Run(name, path, metrics, **job_of(path))
+    except InputError as error:
+        return Run(name, path, metrics, fault=str(error))
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Read a run's numbers.
+
+    Raises
+    ------
+    InputError
+        If the file cannot be read, or what is shown of it has another form than the jobs give it; it is named.
+    """
+    metrics = read_json(path)
+    if not isinstance(metrics, dict):
+        raise InputError(f"{path}: expected names and numbers")
+    rows, accuracy = metrics.get("validation") or [], metrics.get("frame_accuracy") or {}
+    if not isinstance(rows, list) or not all(isinstance(row, dict) and "step" in row for row in rows):
+        raise InputError(f"{path}: validation is no list of steps")
+    if not isinstance(accuracy, dict) or not all(isinstance(v, int | float) for v in accuracy.values()):
+        raise InputError(f"{path}: frame_accuracy holds no numbers by frame")
+    return metrics
 
 
 def job_of(path: Path) -> dict[str, Any]:
     """Return what `read_job` says of the latest notebook that ran into a folder; empty if there is none."""
     jobs = []
     for notebook in [*path.glob("*.ipynb"), *path.parent.glob("*.ipynb")]:
-        job = read_job(notebook)
+        try:
+            job = read_job(notebook)
+        except InputError:
+            if notebook.parent == path or notebook.stem == path.name:
+                raise
+            continue  # of something else
         if job and (notebook.parent == path or Path(str(job["parameters"].get("run_dir", ""))).name == path.name):
             jobs.append(job)
     return max(jobs, key=lambda job: job["started"], default={})
@@ -302,7 +330,7 @@ def compared_frames(first: Run, second: Run) -> list[tuple[str, float, float]]:
     parts = []
     for run in (first, second):
         accuracy = run.metrics.get("frame_accuracy")
-        if not isinstance(accuracy, dict) or not accuracy:
+        if not accuracy:
             raise InputError(f"{run.path / 'metrics.json'}: no frame_accuracy; the job evaluate writes it")
         parts.append(accuracy)
     common = [name for name in parts[0] if name in parts[1]]

@@ -194,7 +194,7 @@ class ThingStuffLab(widgets.VBox):
         )
         self.sorting = widgets.Dropdown(options=SORTINGS, description="Sort by:", style=wide)
         self.threshold_slider = widgets.FloatSlider(
-            start, min=0.0, max=max(0.3, start), step=0.005, readout=False, layout={"width": "260px"}
+            start, min=0.0, max=0.99, step=0.005, readout=False, layout={"width": "420px"}
         )
         widgets.link((self.threshold, "value"), (self.threshold_slider, "value"))
         self.figure = go.FigureWidget(self._drawn())
