@@ -275,6 +275,8 @@ class Proposals(Record):
         Confidence in [0, 1].
     diagnostics : dict
         Motions tried and selected, what dropped each proposal, and for an empty frame a sentence that says why.
+    regions : Tensor, (H, W), int64, optional
+        Regions that move, from which the proposals came; 0 for none. What was dropped names its region.
     """
 
     instance: Tensor
@@ -282,6 +284,7 @@ class Proposals(Record):
     camera_motion: Tensor
     scores: Tensor
     diagnostics: dict[str, Any] = field(default_factory=dict)
+    regions: Tensor | None = None
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import types
-from dataclasses import asdict, fields, is_dataclass
+from dataclasses import asdict, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -17,7 +17,8 @@ from .errors import InputError
 Settings = TypeVar("Settings")
 
 # %% auto #0
-__all__ = ['Settings', 'settings_from_dict', 'checked', 'tuples', 'settings_to_dict', 'preset_values', 'load_settings']
+__all__ = ['Settings', 'settings_from_dict', 'checked', 'tuples', 'settings_to_dict', 'changed_settings', 'setting',
+           'with_setting', 'preset_values', 'load_settings']
 
 # %% ../../nbs/core/04_settings.ipynb #ac02457d
 def settings_from_dict(cls: type[Settings], values: dict[str, Any], path: str = "") -> Settings:
@@ -74,6 +75,43 @@ def settings_to_dict(settings: Any) -> dict[str, Any]:
         key: settings_to_dict(value) if isinstance(value, dict) else list(value) if isinstance(value, tuple) else value
         for key, value in (settings if isinstance(settings, dict) else asdict(settings)).items()
     }
+
+
+def changed_settings(settings: Any) -> dict[str, Any]:
+    """Return the settings that differ from their defaults, as `settings_to_dict` does: all that a job must be told."""
+    values, defaults = settings_to_dict(settings), settings_to_dict(type(settings)())
+    return _differing(values, defaults)
+
+
+def _differing(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Return the entries of nested dictionaries of the same keys that differ."""
+    changed = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            if inner := _differing(value, defaults[name]):
+                changed[name] = inner
+        elif value != defaults[name]:
+            changed[name] = value
+    return changed
+
+
+def setting(settings: Any, name: str) -> Any:
+    """Return the setting of a dotted name, as `"crf.steps"`."""
+    for part in name.split("."):
+        settings = getattr(settings, part)
+    return settings
+
+
+def with_setting(settings: Settings, name: str, value: Any) -> Settings:
+    """Return the settings with that of a dotted name changed.
+
+    Raises
+    ------
+    InputError
+        If the dataclass does not allow the value.
+    """
+    first, _, rest = name.partition(".")
+    return replace(settings, **{first: with_setting(getattr(settings, first), rest, value) if rest else value})
 
 
 def preset_values(presets: dict[str, dict[str, Any]], preset: str, what: str) -> dict[str, Any]:

@@ -5,7 +5,6 @@
 # %% ../../nbs/data/42_cityscapes_sequences.ipynb #ea6244f1
 from __future__ import annotations
 
-import os
 import re
 from bisect import bisect
 from collections import defaultdict

@@ -18,12 +18,20 @@ import torch
 
 from ..core.errors import InputError, read_json, write_json
 from ..core.records import VOID, PanopticLabel
+from ..core.settings import settings_from_dict, settings_to_dict
 from .stereo_folder import read_label, write_label
 from ..jobs.runs import PACKAGES
-from ..stages.things_stuff import ClassStatistics, ThingStuffSplit, class_statistics, split_things_stuff
+from cups.stages.things_stuff import (
+    ClassStatistics,
+    SplitChoice,
+    ThingStuffSplit,
+    chosen_split,
+    class_statistics,
+    split_things_stuff,
+)
 
 # %% auto #0
-__all__ = ['first_difference', 'PseudoLabelStore']
+__all__ = ['CHOICE_FILE', 'first_difference', 'PseudoLabelStore']
 
 # %% ../../nbs/data/22_store.ipynb #f81292ed
 def first_difference(there: Any, here: Any, name: str = "") -> str | None:
@@ -37,6 +45,10 @@ def first_difference(there: Any, here: Any, name: str = "") -> str | None:
     return None if there == here else f"{name} is {there!r} there, {here!r} here"
 
 # %% ../../nbs/data/22_store.ipynb #1ce2b677
+CHOICE_FILE = "things_stuff.json"
+"""What a person decided about things and stuff, beside the manifest."""
+
+_OWN_FILES = ("manifest.json", CHOICE_FILE)
 _SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
 
 
@@ -107,7 +119,7 @@ class PseudoLabelStore:
     def names(self) -> list[str]:
         """Names of the complete frames, sorted."""
         files = {path.name for path in self.root.iterdir()}
-        names = (file.removesuffix(".json") for file in files - {"manifest.json"} if file.endswith(".json"))
+        names = (file.removesuffix(".json") for file in files.difference(_OWN_FILES) if file.endswith(".json"))
         return sorted(n for n in names if {f"{n}_semantic.png", f"{n}_instance.png"} <= files)
 
     def missing(self, names: Iterable[str]) -> list[str]:
@@ -171,8 +183,14 @@ class PseudoLabelStore:
         counts = (self._frame(name)["statistics"] for name in names)
         return reduce(add, (ClassStatistics(**{k: torch.tensor(v) for k, v in c.items()}) for c in counts))
 
+    def class_pixels(self) -> dict[str, torch.Tensor]:
+        """Return the pixels of each class, (K,), int64, in every complete frame by name."""
+        return {name: torch.tensor(self._frame(name)["statistics"]["pixels"]) for name in self.names}
+
     def finish(self, threshold: float = 0.08) -> ThingStuffSplit:
         """Split the classes into things and stuff, and complete the manifest. May be called again at any time.
+
+        A person's choice is kept, and applied to what is returned.
 
         Parameters
         ----------
@@ -189,10 +207,10 @@ class PseudoLabelStore:
         write_json(self.root / "manifest.json", self._manifest)
         for left_over in self.root.glob(".writing-*"):  # of a process that was killed
             left_over.unlink(missing_ok=True)
-        return split
+        return self.split
 
     @property
-    def split(self) -> ThingStuffSplit:
+    def measured_split(self) -> ThingStuffSplit:
         """Things and stuff, as `finish` found them.
 
         Raises
@@ -204,10 +222,59 @@ class PseudoLabelStore:
             raise InputError(f"{self.root}: not finished, things and stuff are not known yet")
         return ThingStuffSplit.from_dict(self._manifest["split"])
 
+    @property
+    def threshold(self) -> float:
+        """Share above which `finish` called a class a thing; the store must be finished."""
+        return self._manifest["split"]["threshold"]
+
+    @property
+    def choice(self) -> SplitChoice:
+        """What a person decided about things and stuff; nothing, if nobody did.
+
+        Raises
+        ------
+        InputError
+            If the file cannot be used; the message names it.
+        """
+        path = self.root / CHOICE_FILE
+        if not path.exists():
+            return SplitChoice()
+        try:
+            return settings_from_dict(SplitChoice, read_json(path))
+        except InputError as error:
+            raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
+
+    def choose(self, choice: SplitChoice) -> None:
+        """Keep a person's choice about things and stuff beside the manifest; every job takes it into account.
+
+        Raises
+        ------
+        InputError
+            If a class is chosen that the store does not have, or the folder cannot be written.
+        """
+        chosen_split(self.measured_split, choice)
+        write_json(self.root / CHOICE_FILE, settings_to_dict(choice))
+
+    @property
+    def split(self) -> ThingStuffSplit:
+        """Things and stuff: as `finish` found them, and as a person chose.
+
+        Raises
+        ------
+        InputError
+            If the store is not finished, or the choice does not fit it; the message names the file.
+        """
+        split, choice = self.measured_split, self.choice
+        try:
+            return chosen_split(split, choice)
+        except InputError as error:
+            raise InputError(f"{self.root / CHOICE_FILE}: {error}") from None
+
     def _marker(self, name: str) -> Path:
         """Return the path of the JSON file that is written last."""
-        if not _SAFE_NAME.fullmatch(name) or name == "manifest":
-            raise InputError(f"{name!r} cannot name a pseudo-label: use letters, digits and _.- (and not 'manifest')")
+        if not _SAFE_NAME.fullmatch(name) or f"{name}.json" in _OWN_FILES:
+            taken = " or ".join(repr(file.removesuffix(".json")) for file in _OWN_FILES)
+            raise InputError(f"{name!r} cannot name a pseudo-label: use letters, digits and _.- (and not {taken})")
         return self.root / f"{name}.json"
 
     def _frame(self, name: str) -> dict[str, Any]:

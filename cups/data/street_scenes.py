@@ -19,8 +19,8 @@ from .street_objects import LABEL
 from .street_renderer import View
 
 # %% auto #0
-__all__ = ['StreetTruth', 'StreetScene', 'street_calibration', 'noise_std', 'street_scene', 'street_clip', 'StreetScenes',
-           'exact_matches']
+__all__ = ['StreetTruth', 'StreetScene', 'street_calibration', 'noise_std', 'render_scene', 'street_scene', 'street_clip',
+           'StreetScenes', 'exact_matches']
 
 # %% ../../nbs/data/15_street_scenes.ipynb #97b52286
 @dataclass(frozen=True)
@@ -208,8 +208,8 @@ def _panoptic(pixels: _Pixels) -> PanopticLabel:
     return PanopticLabel(torch.from_numpy(semantic.astype(np.int64)), torch.from_numpy(pixels.owner.astype(np.int64)))
 
 # %% ../../nbs/data/15_street_scenes.ipynb #85835511
-def _scene(world: StreetWorld, seed: tuple[int, ...], frame: int, calibration: Calibration) -> StreetScene:
-    """Render frames `frame` and `frame` + 1 of a world with their truth."""
+def render_scene(world: StreetWorld, seed: tuple[int, ...], frame: int, calibration: Calibration) -> StreetScene:
+    """Render frames `frame` and `frame` + 1 of the world of a seed, with their truth."""
     times = frame * world.step_s, (frame + 1) * world.step_s
     beside = np.eye(4)
     beside[0, 3] = calibration.baseline_m
@@ -295,7 +295,7 @@ def street_clip(
     if min(seed) < 0:
         raise InputError(f"street scenes: the seed must not be negative, got {min(seed)}")
     calibration, world = street_calibration(height, width), street_world(seed, static)
-    return [_scene(world, seed, frame, calibration) for frame in range(frames)]
+    return [render_scene(world, seed, frame, calibration) for frame in range(frames)]
 
 # %% ../../nbs/data/15_street_scenes.ipynb #eb0582d8
 class StreetScenes:

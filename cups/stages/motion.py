@@ -205,7 +205,7 @@ def objects(
         if broken:
             if broken["rule"] == "confidence":
                 broken["weakest"] = weakest
-            dropped.append(broken | {"region_px": int(mask.sum())})
+            dropped.append(broken | {"region": k + 1, "region_px": int(mask.sum())})
         else:
             claims.append(claim)
             view = most[claim.window]
@@ -305,12 +305,12 @@ def propose(
     diagnostics |= {"joined": found.joined, "objects": facts, "dropped": dropped}
     if not kept:
         why = f"all {len(dropped)} moving regions were dropped, most by: {most_common([d['rule'] for d in dropped])}"
-        return without_objects(sample, camera_motion, diagnostics, why)
+        return without_objects(sample, camera_motion, diagnostics, why).replace(regions=found.regions)
     motions = found.motions[kept]
     instance, left = joined_objects(instance, motions, flow, every, camera_motion, settings.motions, generator)
     diagnostics |= {"objects": [facts[k] for k in left], "joined": found.joined + len(kept) - len(left)}
     scores = torch.tensor([facts[k]["confidence"] for k in left], device=trusted.device)
-    return Proposals(instance, motions[left], camera_motion, scores, diagnostics)
+    return Proposals(instance, motions[left], camera_motion, scores, diagnostics, found.regions)
 
 
 def most_common(rules: list[str]) -> str:

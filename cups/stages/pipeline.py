@@ -32,7 +32,7 @@ from .smurf import SmurfMatcher, SmurfSettings
 
 # %% auto #0
 __all__ = ['MATCHERS', 'FEATURE_SOURCES', 'PseudoLabelSettings', 'FrameAnalysis', 'frame_seed', 'matcher', 'feature_source',
-           'known_clusters', 'find_objects', 'describe', 'analyse']
+           'known_clusters', 'find_objects', 'describe', 'combine', 'label_objects', 'analyse']
 
 # %% ../../nbs/stages/19_pipeline.ipynb #f730fa25
 MATCHERS: dict[str, type[Matcher]] = {"classical": ClassicalMatcher, "smurf": SmurfMatcher}
@@ -189,12 +189,11 @@ def describe(sample: StereoSample, settings: PseudoLabelSettings) -> tuple[Tenso
     return drawn[:, :-1], drawn[:, -1] > 0.5, object_sizes(proposals, matches, sample.calibration)
 
 
-def analyse(sample: StereoSample, classes: PseudoClasses, settings: PseudoLabelSettings) -> FrameAnalysis:
-    """Take a sample through all stages to its pseudo-label."""
-    matches, flow, proposals = find_objects(sample, settings)
-    features = feature_source(settings)(sample, matches)
-    scores = class_scores(features, classes.pixels, sample.size)
-    semantic = dense_crf(scores, sample.left_0, settings.crf)
+def combine(
+    sample: StereoSample, matches: Matches, flow: SceneFlow, proposals: Proposals, scores: ClassScores,
+    semantic: Tensor, classes: PseudoClasses, settings: PseudoLabelSettings,
+) -> FrameAnalysis:  # fmt: skip
+    """Make a pseudo-label of what the other stages found: the last step."""
     label = fuse(semantic, proposals)
     stages = {"matches": matches, "flow": flow, "proposals": proposals, "scores": scores, "fusion": label}
     diagnostics = {name: record.diagnostics for name, record in stages.items() if record.diagnostics}
@@ -204,3 +203,22 @@ def analyse(sample: StereoSample, classes: PseudoClasses, settings: PseudoLabelS
     return FrameAnalysis(
         sample, matches, flow, proposals, scores, semantic, label.replace(diagnostics=diagnostics)
     )
+
+
+def label_objects(
+    sample: StereoSample,
+    found: tuple[Matches, SceneFlow, Proposals],
+    classes: PseudoClasses,
+    settings: PseudoLabelSettings,
+) -> FrameAnalysis:
+    """Take a sample whose moving objects are found (`find_objects`) through the other stages."""
+    matches, flow, proposals = found
+    features = feature_source(settings)(sample, matches)
+    scores = class_scores(features, classes.pixels, sample.size)
+    semantic = dense_crf(scores, sample.left_0, settings.crf)
+    return combine(sample, matches, flow, proposals, scores, semantic, classes, settings)
+
+
+def analyse(sample: StereoSample, classes: PseudoClasses, settings: PseudoLabelSettings) -> FrameAnalysis:
+    """Take a sample through all stages to its pseudo-label."""
+    return label_objects(sample, find_objects(sample, settings), classes, settings)

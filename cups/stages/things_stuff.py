@@ -14,7 +14,8 @@ from ..core.errors import InputError
 from ..core.records import VOID, PanopticLabel, Record
 
 # %% auto #0
-__all__ = ['ClassStatistics', 'class_statistics', 'ThingStuffSplit', 'split_things_stuff', 'claimed_segments']
+__all__ = ['ClassStatistics', 'class_statistics', 'ThingStuffSplit', 'split_things_stuff', 'SplitChoice', 'chosen_split',
+           'claimed_segments']
 
 # %% ../../nbs/stages/17_things_stuff.ipynb #10324a7f
 @dataclass(frozen=True)
@@ -129,6 +130,62 @@ def split_things_stuff(statistics: ClassStatistics, threshold: float = 0.08) -> 
     things = sorted(order[share > threshold].tolist())
     stuff = sorted(order[share <= threshold].tolist())
     return ThingStuffSplit(tuple(things), tuple(stuff), order, share.float())
+
+# %% ../../nbs/stages/17_things_stuff.ipynb #69883e4c
+@dataclass(frozen=True)
+class SplitChoice:
+    """What a person decided about things and stuff.
+
+    Parameters
+    ----------
+    threshold : float, optional
+        Share above which a class is a thing, in [0, 1); None leaves the split's own.
+    things, stuff : tuple of int
+        Classes that are things, or stuff, whatever their share.
+
+    Raises
+    ------
+    InputError
+        If the threshold is not in [0, 1), a class is no number, or is both.
+    """
+
+    threshold: float | None = None
+    things: tuple[int, ...] = ()
+    stuff: tuple[int, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and not 0 <= self.threshold < 1:
+            raise InputError(f"threshold must lie in [0, 1), got {self.threshold}")
+        for number in (*self.things, *self.stuff):
+            if type(number) is not int or number < 0:
+                raise InputError(f"{number!r} is no class")
+        if both := sorted(set(self.things) & set(self.stuff)):
+            raise InputError(f"class {both[0]} is chosen as a thing and as stuff")
+
+    def with_class(self, number: int, kind: str | None) -> SplitChoice:
+        """Return the choice with a class called `"thing"` or `"stuff"`, or left to its share with None."""
+        parts = {"thing": set(self.things) - {number}, "stuff": set(self.stuff) - {number}}
+        if kind is not None:
+            parts[kind].add(number)
+        return SplitChoice(self.threshold, *(tuple(sorted(part)) for part in parts.values()))
+
+
+def chosen_split(split: ThingStuffSplit, choice: SplitChoice) -> ThingStuffSplit:
+    """Return a split with a person's choice applied; its shares stay as measured.
+
+    Raises
+    ------
+    InputError
+        If a class is chosen that the split does not have.
+    """
+    if unknown := sorted({*choice.things, *choice.stuff} - set(split.order.tolist())):
+        raise InputError(f"class {unknown[0]} is chosen, but there are only {len(split.order)} classes")
+    things = set(split.things)
+    if choice.threshold is not None:
+        things = set(split.order[split.share > choice.threshold].tolist())
+    things = sorted((things | set(choice.things)) - set(choice.stuff))
+    stuff = sorted(set(split.order.tolist()) - set(things))
+    return ThingStuffSplit(tuple(things), tuple(stuff), split.order, split.share)
 
 # %% ../../nbs/stages/17_things_stuff.ipynb #3599d629
 def claimed_segments(label: PanopticLabel, split: ThingStuffSplit) -> PanopticLabel:

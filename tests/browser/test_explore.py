@@ -1,0 +1,318 @@
+"""The explorer in a browser: what people do with it, and what they see when something is wrong."""
+
+import json
+import re
+import time
+
+import pytest
+from conftest import PATIENCE_S, Page, copy_notebook, wait_for
+
+from cups.data.stereo_folder import write_sample
+from cups.data.street_scenes import street_clip
+
+SIZE = (96, 192)
+FRAMES = 6
+DAMAGED = 4
+
+
+@pytest.fixture(scope="module")
+def street(window, lab):
+    """Open the notebook as it is and run it; return the page and the seconds to the first frame."""
+    copy_notebook(lab, "explore.ipynb")
+    page = Page(window.new_page(), lab, "explore.ipynb")
+    start = time.monotonic()
+    page.run_all()
+    page.wait_frame(0)
+    seconds = time.monotonic() - start
+    page.wait_frame(0, done=True)
+    yield page, seconds
+    page.page.close()
+
+
+@pytest.fixture(scope="module")
+def video(window, lab, tmp_path_factory):
+    """Open the notebook on a clip of stereo video with truth, one frame of it cut short; no stage runs."""
+    folder = tmp_path_factory.mktemp("video")
+    for number, scene in enumerate(street_clip((5,), FRAMES, *SIZE)):
+        name = write_sample(folder, scene.sample, number)
+    assert name == f"{FRAMES - 1:06d}_0"
+    damaged = folder / "left" / f"{DAMAGED:06d}_0.png"
+    damaged.write_bytes(damaged.read_bytes()[:500])
+    copy_notebook(lab, "video.ipynb", dataset="stereo_folder", data_root=str(folder), stages=False)
+    page = Page(window.new_page(), lab, "video.ipynb")
+    page.run_all()
+    page.wait_frame(0, done=True)
+    yield page
+    page.page.close()
+
+
+def boxes_overlap(a: dict, b: dict) -> bool:
+    across = min(a["x"] + a["width"], b["x"] + b["width"]) - max(a["x"], b["x"])
+    down = min(a["y"] + a["height"], b["y"] + b["height"]) - max(a["y"], b["y"])
+    return across > 0.5 and down > 0.5
+
+
+def test_first_frame(street, lab, artefacts):
+    page, seconds = street
+    page.page.screenshot(path=artefacts / "first_frame.png")
+    kernel = lab.kernel_of("explore.ipynb")["id"]
+    memory = memory_of_kernel(kernel)
+    (artefacts / "measured.json").write_text(json.dumps({"first_frame_s": round(seconds, 1), **memory}, indent=1))
+    assert seconds < PATIENCE_S
+    assert "points are trusted" in page.page.locator(".cups-report").inner_text()
+
+
+def memory_of_kernel(kernel: str) -> dict[str, int]:
+    """Return the resident memory in MB of the process whose command line names a kernel, and its private part."""
+    from pathlib import Path
+
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            if f"kernel-{kernel}" in (process / "cmdline").read_text():
+                values = dict(re.findall(r"(VmRSS|RssAnon):\s+(\d+)", (process / "status").read_text()))
+                return {name: int(value) // 1000 for name, value in values.items()}
+        except OSError:
+            continue
+    return {}
+
+
+def test_controls_do_not_overlap(street, artefacts):
+    page, _ = street
+    page.slide("Frame", 0)
+    for mode in ("one", "side", "swipe"):
+        page.page.get_by_label("Comparison").select_option(mode)
+        controls = page.page.locator(".cups-bar > *, .cups-layers input, .cups-layers button, .cups-stage").all()
+        boxes = [control.bounding_box() for control in controls if control.is_visible()]
+        assert len(boxes) > 30
+        for k, box in enumerate(boxes):
+            assert box["x"] >= 0 and box["x"] + box["width"] <= 1280
+            assert not any(boxes_overlap(box, other) for other in boxes[:k])
+        page.view.scroll_into_view_if_needed()
+        page.page.screenshot(path=artefacts / f"mode_{mode}.png")
+    page.page.get_by_label("Comparison").select_option("one")
+
+
+def test_every_control_has_a_label(street):
+    page, _ = street
+    for control in page.page.locator(".cups-view input, .cups-view button, .cups-view select").all():
+        assert control.get_attribute("aria-label")
+
+
+def test_hover_reads_all_values(street):
+    page, _ = street
+    text = page.hover(0.5, 0.85)
+    for part in (r"x 1\d\d, y 1\d\d", r"class \d+", r"depth [\d.]+ m|depth unknown", r"flow \(-?[\d.]+, -?[\d.]+\) px",
+                 r"scores class \d+ [01]\.\d\d", r"truth road"):  # fmt: skip
+        assert re.search(part, text), text
+    assert page.hover(0.5, 0.05) != text
+
+
+def test_click_fills_the_panel(street, artefacts):
+    page, _ = street
+    found = find_object(page)
+    assert found, "no moving object in the first frames"
+    page.page.mouse.down()
+    page.page.mouse.up()
+    panel = page.page.locator(".cups-panel")
+    panel.get_by_text("confidence").wait_for()
+    text = panel.inner_text()
+    for part in (r"object \d+", r"area\s+\d+ px", r"surface\s+[\d.]+ m²", r"speed\s+[\d.]+ m/s", r"turned\s+[\d.]+°",
+                 r"direction\s+\w+", r"agreement\s+\d+% of \d+ points"):  # fmt: skip
+        assert re.search(part, text), text
+    page.page.screenshot(path=artefacts / "segment.png", full_page=True)
+
+
+def find_object(page: Page) -> str | None:
+    """Point at a moving object in one of the first frames, and return what the view says of it."""
+    for frame in range(3):
+        page.slide("Frame", frame)
+        page.wait_frame(frame, done=True)
+        for row in range(12, 19):
+            for column in range(1, 30):
+                text = page.hover(column / 30, row / 20)
+                if re.search(r"· object \d+", text):
+                    return text
+    return None
+
+
+def test_report_lists_the_objects(street):
+    page, _ = street
+    assert page.page.locator(".cups-report table").count() == 1
+
+
+def test_slider_and_keys_step_frames(video):
+    video.slide("Frame", 2)
+    video.wait_frame(2, done=True)
+    video.stage.click(position={"x": 20, "y": 20})
+    video.page.keyboard.press("ArrowRight")
+    video.wait_frame(3, done=True)
+    video.page.keyboard.press("ArrowLeft")
+    video.page.keyboard.press("ArrowLeft")
+    video.wait_frame(1, done=True)
+    assert video.value("Frame") == 1
+    assert "000001_0" in video.page.locator(".cups-frame-name").inner_text()
+
+
+def test_a_fast_drag_ends_on_the_last_frame(video):
+    for index in (0, 3, 1, 5, 2, 0, 3):
+        video.slide("Frame", index)
+    video.wait_frame(3, done=True)
+    shown = video.pixel(0.5, 0.8)
+    time.sleep(1.5)
+    assert video.view.get_attribute("data-frame") == "3" and video.pixel(0.5, 0.8) == shown
+
+
+def test_stepping_never_shows_an_empty_picture(video):
+    video.slide("Frame", 0)
+    video.wait_frame(0, done=True)
+    video.page.evaluate(
+        """() => {
+          const canvas = document.querySelector('.cups-stage canvas');
+          window.empty = 0; window.watched = 0; window.watching = true;
+          const look = () => {
+            const p = canvas.getContext('2d').getImageData(canvas.width / 2, canvas.height / 2, 1, 1).data;
+            window.watched += 1; if (!p[3]) window.empty += 1;
+            if (window.watching) requestAnimationFrame(look);
+          };
+          look();
+        }"""
+    )
+    video.stage.click(position={"x": 20, "y": 20})
+    for index in (1, 2, 3):
+        video.page.keyboard.press("ArrowRight")
+        video.wait_frame(index, done=True)
+    assert video.page.evaluate("() => { window.watching = false; return [window.empty, window.watched > 3]; }") == [0, True]
+
+
+def test_number_keys_choose_layers(video):
+    video.slide("Frame", 0)
+    video.wait_frame(0, done=True)
+    video.stage.click(position={"x": 20, "y": 20})
+    before = video.pixel(0.5, 0.9)
+    video.page.keyboard.press("9")
+    video.page.wait_for_function("() => document.querySelector('.cups-legends').innerText.includes('road')")
+    assert video.value("Opacity of ground truth in stack A") == 0.75
+    assert video.pixel(0.5, 0.9) != before
+    video.page.keyboard.press("1")
+    assert video.value("Opacity of ground truth in stack A") == 0
+
+
+def test_opacity_changes_the_picture_and_the_kernel_knows(video):
+    video.slide("Opacity of ground truth in stack A", 0)
+    video.slide("Opacity of left image in stack A", 1)
+    image = video.pixel(0.5, 0.9)
+    video.slide("Opacity of ground truth in stack A", 1)
+    wait_for(lambda: video.pixel(0.5, 0.9) != image, "the picture stays")
+    red, green, blue, _ = video.pixel(0.5, 0.9)
+    assert abs(red - 128) < 4 and abs(green - 64) < 4 and abs(blue - 128) < 4, "the colour of roads"
+    video.slide("Opacity of ground truth in stack A", 0.5)
+    assert all(abs(a - (b + c) / 2) < 4 for a, b, c in zip(video.pixel(0.5, 0.9), image, (128, 64, 128, 255), strict=True))
+    assert ask_kernel(video, "round(explorer.view.opacities['A']['truth'], 2)") == "0.5"
+    video.slide("Opacity of ground truth in stack A", 0)
+
+
+def ask_kernel(page: Page, expression: str) -> str:
+    """Run a cell at the end of the notebook and return what it prints."""
+    page.page.locator(".jp-Notebook").evaluate("element => element.scrollTo(0, element.scrollHeight)")
+    page.page.locator(".jp-Notebook-footer").click()
+    page.page.keyboard.type(f"print('answer', {expression})")
+    page.page.keyboard.press("Control+Enter")
+    output = page.page.locator(".jp-OutputArea-output").filter(has_text=re.compile("^answer ")).last
+    output.wait_for()
+    return output.inner_text().removeprefix("answer").strip()
+
+
+def test_swipe_bar_can_be_dragged(video, artefacts):
+    video.page.get_by_label("Comparison").select_option("swipe")
+    video.slide("Opacity of ground truth in stack B", 1)
+    video.stage.scroll_into_view_if_needed()
+    box = video.stage.bounding_box()
+    wait_for(lambda: abs(video.pixel(0.75, 0.9)[0] - 128) < 4, "stack B is on the right")
+    left = video.pixel(0.35, 0.9)
+    bar = video.page.get_by_label("Swipe bar").bounding_box()
+    video.page.mouse.move(bar["x"] + bar["width"] / 2, bar["y"] + 20)
+    video.page.mouse.down()
+    video.page.mouse.move(box["x"] + 0.2 * box["width"], bar["y"] + 20, steps=4)
+    video.page.mouse.up()
+    assert video.pixel(0.35, 0.9) != left and abs(video.pixel(0.35, 0.9)[0] - 128) < 4
+    assert abs(int(video.page.get_by_label("Swipe bar").get_attribute("aria-valuenow")) - 20) <= 2
+    video.page.screenshot(path=artefacts / "swipe.png")
+    video.page.get_by_label("Comparison").select_option("one")
+
+
+def test_zoom_and_pan_move_the_pixel_under_the_pointer(video):
+    def place() -> tuple[int, int]:
+        return tuple(map(int, re.search(r"x (\d+), y (\d+)", video.hover(0.25, 0.25)).groups()))
+
+    video.stage.click(position={"x": 20, "y": 20})
+    far = place()
+    video.page.keyboard.press("+")
+    video.page.keyboard.press("+")
+    near = place()
+    assert near[0] > far[0] and near[1] > far[1]
+    video.page.mouse.down()
+    video.page.mouse.move(*(c + 40 for c in centre(video)), steps=3)
+    video.page.mouse.up()
+    assert place() != near
+    video.page.get_by_label("Show the whole frame").click()
+    assert place() == far
+
+
+def centre(page: Page) -> tuple[float, float]:
+    box = page.stage.bounding_box()
+    return box["x"] + box["width"] / 4, box["y"] + box["height"] / 4
+
+
+def test_play_goes_on_to_the_end_past_a_damaged_frame(video):
+    video.slide("Frame", 2)
+    video.wait_frame(2, done=True)
+    video.page.get_by_label("Play", exact=True).click()
+    video.wait_frame(FRAMES - 1, done=True)
+    video.page.get_by_label("Play", exact=True).wait_for()
+
+
+def test_damaged_frame_shows_its_message(video, artefacts):
+    video.slide("Frame", DAMAGED)
+    message = video.page.locator(".cups-message")
+    message.get_by_text("not readable as an image").wait_for()
+    assert f"{DAMAGED:06d}_0.png" in message.inner_text() and "\n" not in message.inner_text()
+    video.page.screenshot(path=artefacts / "damaged.png")
+    video.slide("Frame", DAMAGED + 1)
+    video.wait_frame(DAMAGED + 1, done=True)
+    message.wait_for(state="hidden")
+    video.page.locator(".cups-strip").get_by_text("damaged").wait_for()
+
+
+def test_thumbnails_choose_frames(video):
+    video.page.locator(".cups-strip img").first.wait_for()
+    video.page.get_by_label("Frame 2: 000001_0").click()
+    video.wait_frame(1, done=True)
+
+
+def test_bad_folder_and_empty_store_say_so(window, lab, tmp_path):
+    store = tmp_path / "store"
+    store.mkdir()
+    (store / "manifest.json").write_text(json.dumps({"num_classes": 5, "settings": {}, "packages": []}))
+    for scene in street_clip((5,), 1, *SIZE):
+        write_sample(tmp_path / "video", scene.sample, 0)
+    wrong = {"no such folder": {"data_root": str(tmp_path / "none")},
+             "holds no label": {"data_root": str(tmp_path / "video"), "store": str(store)}}  # fmt: skip
+    for number, (words, parameters) in enumerate(wrong.items()):
+        copy_notebook(lab, f"wrong_{number}.ipynb", dataset="stereo_folder", **parameters)
+        page = Page(window.new_page(), lab, f"wrong_{number}.ipynb")
+        page.run_all()
+        page.page.locator(".cups-message").get_by_text(words).wait_for()
+        page.page.close()
+
+
+def test_restarted_kernel_is_reported_and_running_again_helps(video, lab, artefacts):
+    lab.api(f"kernels/{lab.kernel_of('video.ipynb')['id']}/restart", "POST")
+    time.sleep(2)
+    video.slide("Frame", 0)
+    video.page.locator(".cups-message").get_by_text("No answer from the kernel").wait_for()
+    video.page.screenshot(path=artefacts / "restarted.png")
+    video.run_all()
+    video.page.locator(".cups-message").wait_for(state="hidden")
+    video.wait_frame(0, done=True)
+    video.slide("Frame", 2)
+    video.wait_frame(2, done=True)

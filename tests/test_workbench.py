@@ -1,0 +1,379 @@
+"""The labs of the workbench: what they draw, what they compute again, what they keep."""
+
+import json
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from cups.core.errors import InputError, write_json
+from cups.core.records import PanopticLabel
+from cups.core.rigid import invert
+from cups.core.settings import load_settings, setting, with_setting
+from cups.data.stereo_folder import StereoFolder, write_label, write_sample
+from cups.data.store import CHOICE_FILE, PseudoLabelStore
+from cups.data.street_scenes import street_scene
+from cups.jobs.evaluate import score_store
+from cups.jobs.runs import RunFolder
+from cups.stages.pipeline import PseudoLabelSettings, analyse, describe
+from cups.stages.pseudo_classes import fit_pseudo_classes
+from cups.stages.things_stuff import SplitChoice
+from cups.workbench import motion_lab, run_browser, thing_stuff_lab, threshold_lab
+
+SETTINGS = PseudoLabelSettings(num_classes=6, num_object_classes=0)
+WITHOUT_UNIT = ("steps", "updates", "distance", "colour", "confidence")
+STAGES = ("matcher", "scene_flow", "propose", "feature_source", "class_scores", "dense_crf", "combine")
+
+
+@pytest.fixture(scope="module")
+def street():
+    """Return a sample, classes fitted to it, and what the stages make of it."""
+    sample = street_scene(7).sample
+    classes = fit_pseudo_classes(*describe(sample, SETTINGS), SETTINGS.num_classes, 0)
+    return sample, classes, analyse(sample, classes, SETTINGS)
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """Return the list of stages that the threshold lab computes, as they are computed."""
+    made = []
+    for name in STAGES:
+        real = getattr(threshold_lab, name)
+
+        def counted(*args, name=name, real=real, **options):
+            made.append(name)
+            return real(*args, **options)
+
+        monkeypatch.setattr(threshold_lab, name, counted)
+    return made
+
+
+# The motion lab
+
+
+def test_motion_figure_is_in_metres_and_of_equal_aspect(street):
+    analysis = street[2]
+    figure = motion_lab.motion_figure(analysis, fps=10, points=2000)
+    cloud, highlighted, shafts, tips, here, there = figure.data
+    assert len(cloud.x) <= 2000 and len(highlighted.x) == 0 and len(tips.x) == len(analysis.proposals.motions) > 0
+    assert figure.layout.scene.aspectmode == "data"
+    assert [figure.layout.scene[f"{a}axis"].title.text for a in "xyz"] == ["right, m", "ahead, m", "up, m"]
+    assert cloud.marker.colorbar.title.text == "own motion, m/s"
+    eye = invert(analysis.proposals.camera_motion)[:3, 3]
+    assert [here.x[0], here.y[0], here.z[0]] == [0, 0, 0]
+    assert np.allclose([there.x[0], there.y[0], there.z[0]], [eye[0], eye[2], -eye[1]], atol=1e-6)
+    assert np.linalg.norm(motion_lab.object_arrows(analysis)[1], axis=1).max() > 0.1  # metres in a tenth of a second
+    assert np.isnan(shafts.x).sum() == len(tips.x)
+
+
+def test_points_are_where_pixels_see_them(street):
+    analysis = street[2]
+    pixels = motion_lab.cloud_pixels(analysis, trusted=True, count=500)
+    assert len(pixels) == 500 and analysis.flow.trusted.reshape(-1)[pixels].all()
+    assert (analysis.proposals.instance.reshape(-1)[pixels] > 0).sum() == 250
+    figure = motion_lab.motion_figure(analysis, points=500)
+    x, y, z = analysis.flow.points_0.reshape(-1, 3)[pixels].T
+    for drawn, expected in zip((figure.data[0].x, figure.data[0].y, figure.data[0].z), (x, z, -y), strict=True):
+        assert np.allclose(drawn, expected)
+
+
+def test_every_dropped_proposal_has_a_row_and_is_highlighted(street):
+    analysis = street[2]
+    lab, dropped = motion_lab.MotionLab(analysis, points=1000), analysis.proposals.diagnostics["dropped"]
+    assert len(lab.dropped.options) == len(dropped) + 1
+    row, region = next(r for r in lab.dropped.options if "confidence" in r[0])
+    assert "<" in row and "mostly" in row
+    before = lab.picture.value
+    lab.dropped.value = region
+    assert len(lab.figure.data[1].x) == next(d["region_px"] for d in dropped if d["region"] == region)
+    assert lab.picture.value != before
+    lab.colouring.value = "residual"
+    assert lab.figure.data[0].marker.colorbar.title.text == "residual, px"
+    lab.colouring.value = "trust"
+    assert set(np.unique(lab.figure.data[0].marker.color)) == {0.0, 1.0}
+    assert len(lab.figure.data[1].x)
+
+
+def test_motion_lab_of_a_frame_in_which_nothing_moves():
+    sample = street_scene(8, height=96, width=192, static=True).sample
+    settings = PseudoLabelSettings(num_classes=3, num_object_classes=0)
+    analysis = analyse(sample, fit_pseudo_classes(*describe(sample, settings), 3, 0), settings)
+    still = analysis.replace(proposals=analysis.proposals.replace(
+        instance=torch.zeros_like(analysis.semantic), motions=torch.zeros(0, 4, 4), diagnostics={"why_empty": "calm"},
+        regions=None,
+    ))  # fmt: skip
+    lab = motion_lab.MotionLab(still)
+    assert len(lab.figure.data[3].x) == 0 and "calm" in lab.children[2].children[0].children[0].value
+
+
+# The threshold lab
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "computed"),
+    [
+        ("thing_threshold", 0.1, STAGES[6:]),
+        ("crf.steps", 3, STAGES[5:]),
+        ("motion.min_confidence", 0.2, ("propose", "combine")),
+        ("scene_flow.max_depth_m", 40.0, ("scene_flow", "propose", "combine")),
+        ("classical.speckle_px", 0, STAGES),
+    ],
+)
+def test_only_the_stage_that_changed_and_those_after_it_are_computed(street, calls, name, value, computed):
+    sample, classes, analysis = street
+    cache, first = threshold_lab.recompute(threshold_lab.StageCache(sample, classes), SETTINGS)
+    assert tuple(calls) == STAGES and torch.equal(first.label.stacked(), analysis.label.stacked())
+    calls.clear()
+    changed = with_setting(SETTINGS, name, value)
+    cache, second = threshold_lab.recompute(cache, changed)
+    assert tuple(calls) == computed
+    calls.clear()
+    threshold_lab.recompute(threshold_lab.recompute(cache, SETTINGS)[0], changed)
+    assert calls == []
+    if name == "classical.speckle_px":
+        assert torch.equal(second.label.stacked(), analyse(sample, classes, changed).label.stacked())
+
+
+def test_a_newer_request_stops_an_older_one_and_nothing_stale_is_shown(street, monkeypatch):
+    sample, classes, _ = street
+    cache, _ = threshold_lab.recompute(threshold_lab.StageCache(sample, classes), SETTINGS)
+    inside, go_on, computed, shown, faults = threading.Event(), threading.Event(), [], [], []
+
+    def slow(x, flow, settings, seed):
+        computed.append(settings.min_confidence)
+        inside.set()
+        assert go_on.wait(30)
+        return real(x, flow, settings, seed=seed)
+
+    real = threshold_lab.propose
+    monkeypatch.setattr(threshold_lab, "propose", slow)
+    work = threshold_lab.Recomputer(cache, lambda s, a, t: shown.append((s, a)), lambda *_: None, faults.append)
+    for confidence in (0.1, 0.2, 0.3, 0.4):
+        work.request(with_setting(SETTINGS, "motion.min_confidence", confidence))
+        assert inside.wait(30)
+    assert computed == [0.1] and not shown
+    go_on.set()
+    assert work.wait(60)
+    assert computed == [0.1, 0.4] and [s.motion.min_confidence for s, _ in shown] == [0.4] and not faults
+    inside.clear(), go_on.clear()
+    work.request(with_setting(SETTINGS, "motion.min_confidence", 0.5))
+    assert inside.wait(30)
+    work.stop()
+    go_on.set()
+    assert work.wait(60) and len(shown) == 1
+
+
+def test_a_stage_that_fails_gives_one_line_and_the_next_request_works(street, monkeypatch):
+    sample, classes, _ = street
+    lab = threshold_lab.ThresholdLab(sample, classes, SETTINGS)
+    assert lab.wait(120) and lab.after is lab.before
+    lab.sliders["classical.block_px"].value = 4
+    assert "block_px must be odd" in lab.status.value and "\n" not in lab.status.value
+    real = threshold_lab.dense_crf
+    monkeypatch.setattr(threshold_lab, "dense_crf", lambda *_: (_ for _ in ()).throw(InputError("out of\npaint")))
+    lab.sliders["crf.steps"].value = 2
+    assert lab.wait(60) and lab.status.value == "<b>out of paint</b>" and lab.after[0] == SETTINGS
+    monkeypatch.setattr(threshold_lab, "dense_crf", real)
+    lab.sliders["crf.steps"].value = 3
+    assert lab.wait(60) and lab.after[0].crf.steps == 3 and "computed in" in lab.status.value
+
+
+def test_a_moved_slider_shows_before_and_after_and_gives_yaml(street, tmp_path):
+    sample, classes, _ = street
+    lab = threshold_lab.ThresholdLab(sample, classes, SETTINGS)
+    assert lab.wait(120)
+    first = lab.after_picture.value
+    lab.sliders["motion.min_confidence"].value = 0.0
+    assert lab.wait(60)
+    assert lab.before_picture.value == first != lab.after_picture.value
+    assert "motion.min_confidence = 0" in lab.after_title.value and "as at the start" in lab.before_title.value
+    assert "PQ, %" in lab.table.value and "proposals.objects" in lab.table.value
+    lab.path.value = str(tmp_path / "settings.yaml")
+    lab.save_button.click()
+    assert load_settings(PseudoLabelSettings, tmp_path / "settings.yaml") == lab.settings == lab.after[0]
+    lab.path.value = "/dev/null/settings.yaml"
+    lab.save_button.click()
+    assert "cannot be written" in lab.saved.value
+    lab.pin_button.click()
+    assert lab.table.value == "<i>no number differs</i>"
+    lab.reset_button.click()
+    assert lab.wait(60) and lab.settings == SETTINGS and lab.after_picture.value == first
+    assert lab.sliders["motion.min_confidence"].value == SETTINGS.motion.min_confidence
+
+
+@pytest.mark.parametrize("matching", ["classical", "smurf"])
+def test_every_slider_begins_at_its_setting_and_has_a_unit(matching):
+    settings = PseudoLabelSettings(matcher=matching)
+    for group in threshold_lab.controls(settings).values():
+        assert 1 <= len(group) <= 5
+        for control in group:
+            assert threshold_lab.slider(control, settings).value == setting(settings, control.name)
+            assert control.low <= setting(settings, control.name) <= control.high
+            assert "," in control.label or control.label.split()[-1] in WITHOUT_UNIT
+
+
+# Things and stuff
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Return a finished store of three frames: class 3 always lies inside objects, class 2 half of the time."""
+    made = PseudoLabelStore.create(tmp_path / "labels", {"seed": 0}, num_classes=5)
+    for number in range(3):
+        semantic = torch.arange(4).repeat_interleave(16).expand(32, 64).clone()
+        instance = (semantic == 3).long()
+        instance[:16][semantic[:16] == 2] = 2
+        made.write(f"clip_{number}", PanopticLabel(semantic, instance))
+    made.finish(0.08)
+    return PseudoLabelStore(made.root)
+
+
+def test_a_choice_is_kept_beside_the_manifest_and_the_jobs_take_it(store, tmp_path):
+    manifest = (store.root / "manifest.json").read_bytes()
+    for number in range(3):
+        truth = PanopticLabel(torch.arange(4).repeat_interleave(16).expand(32, 64) + 10, torch.zeros(32, 64).long())
+        write_label(tmp_path / "truth", f"clip_{number}", truth)
+    before = score_store(store.root, tmp_path / "truth")
+    store.choose(SplitChoice(things=(0,), stuff=(2, 3)))
+    assert (store.root / "manifest.json").read_bytes() == manifest and not list(store.root.glob(".writing-*"))
+    again = PseudoLabelStore(store.root)
+    assert again.split.things == (0,) and again.split.stuff == (1, 2, 3, 4) and again.measured_split.things == (2, 3)
+    assert again.names == store.names and torch.equal(again.split.share, again.measured_split.share)
+    assert score_store(store.root, tmp_path / "truth")["pq_stuff"] != before["pq_stuff"]
+    assert again.finish(0.08).things == (0,)
+    (store.root / CHOICE_FILE).write_text('{"things": [9]}')
+    with pytest.raises(InputError, match=f"{CHOICE_FILE}: class 9 is chosen, but there are only 5 classes"):
+        score_store(store.root, tmp_path / "truth")
+
+
+def test_bars_line_and_number_are_one(store):
+    lab = thing_stuff_lab.ThingStuffLab(store)
+    bars = lab.figure.data[0]
+    assert bars.x == ("3", "2", "0", "1", "4") and bars.y[0] == pytest.approx(2 / 3) and lab.split.things == (2, 3)
+    lab.figure.plotly_relayout({"shapes[0].y0": 0.5, "shapes[0].y1": 0.5, "shapes[0].x0": 0.1})
+    assert lab.threshold.value == lab.threshold_slider.value == 0.5 and lab.split.things == (3,)
+    assert lab.figure.layout.shapes[0].x0 == 0 and lab.figure.data[0].text[:2] == ("thing", "stuff")
+    lab.figure.plotly_relayout({"shapes[0].y0": 0.4, "shapes[0].y1": 0.6})
+    assert lab.figure.layout.shapes[0].y0 == lab.figure.layout.shapes[0].y1 == 0.5
+    lab.threshold.value = 0.2
+    assert lab.figure.layout.shapes[0].y1 == 0.2 and lab.split.things == (2, 3)
+    lab.sorting.value = "number of the class"
+    assert lab.figure.data[0].x == ("0", "1", "2", "3", "4")
+    assert not (store.root / CHOICE_FILE).exists()
+
+
+def test_a_class_is_decided_by_hand_and_saved(store):
+    lab = thing_stuff_lab.ThingStuffLab(store)
+    lab.show_class(2)
+    shown = lab.examples.value
+    lab.kind.value = "stuff"
+    assert lab.split.things == (3,) and "not saved" in lab.status.value
+    assert lab.figure.data[0].text[1] == "stuff (by hand)" and lab.figure.data[0].marker.pattern.shape[1] == "/"
+    lab.show_class(0)
+    assert lab.kind.value is None and lab.examples.value != shown
+    lab.kind.value = "thing"
+    lab.save_button.click()
+    assert json.loads((store.root / CHOICE_FILE).read_text()) == {"threshold": None, "things": [0], "stuff": [2]}
+    again = thing_stuff_lab.ThingStuffLab(PseudoLabelStore(store.root))
+    assert again.split.things == (0, 3) and "as the jobs will see it" in again.status.value
+    again.show_class(2)
+    assert again.kind.value == "stuff"
+    again.show_class(4)  # occurs nowhere
+    assert "0 pixels in 0 frames" in again.about.value
+
+
+def test_examples_show_the_largest_object_first(store):
+    label = store.read("clip_0")
+    assert thing_stuff_lab.class_window(label, 3) == (slice(0, 32), slice(40, 64))
+    assert thing_stuff_lab.class_window(label, 2) == (slice(0, 24), slice(24, 56))
+    image = torch.full((3, 32, 64), 90, dtype=torch.uint8)
+    example = thing_stuff_lab.class_example(label, 0, image, side_px=64)
+    assert example.shape == (64, 64, 3) and {30, 90} <= set(np.unique(example))
+
+
+# Runs
+
+
+@pytest.fixture
+def runs(tmp_path):
+    """Return a folder of two runs with notebooks beside them, and three folders that cannot be used."""
+    for number, (name, steps) in enumerate({"long": 300, "short": 100}.items()):
+        accuracy = {f"clip_{n}": 0.9 - 0.2 * ((n + number) % 3) for n in range(4)}
+        RunFolder(tmp_path / name).record(
+            validation=[{"step": s, "pq": s / 1000} for s in range(100, steps + 1, 100)], stage2={"pq": steps / 1000},
+            seconds=steps, frame_accuracy=accuracy, environment={"git": "0123456789ab"},
+        )  # fmt: skip
+        source = "steps = 250  # training steps\nheight, width = 192, 384\nseed = 0\nfolder = str(1)"
+        cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": [source]}
+        about = {"input_path": "nbs/train.ipynb", "parameters": {"steps": steps, "run_dir": f"out/{name}"},
+                 "start_time": f"2026-01-0{number + 1}T10:00:00.1"}  # fmt: skip
+        write_json(tmp_path / f"{name}.ipynb", {"cells": [cell], "metadata": {"papermill": about}})
+    for name, text in {"cut": "{", "list": "[1]", "odd": '{"validation": "none"}'}.items():
+        (tmp_path / "bad" / name).mkdir(parents=True)
+        (tmp_path / "bad" / name / "metrics.json").write_text(text)
+    return tmp_path
+
+
+def test_runs_are_found_with_their_parameters(runs):
+    (runs / "long" / "scenes").mkdir()
+    (runs / "long" / "scenes" / "calibration.json").write_text("{}")
+    (runs / "long" / "scenes" / "metrics.json").write_text("not reached below a video: " + "x")
+    found = {run.name: run for run in run_browser.find_runs(runs)}
+    run = found["short"]
+    assert run.parameters == {"steps": 100, "height": 192, "width": 384, "seed": 0, "run_dir": "out/short"}
+    row = run_browser.run_row(run)
+    assert row["job"] == "train" and row["PQ, %"] == "stage2 10.0" and row["minutes"] == "1.7"
+    assert row["commit"] == "0123456789ab" and row["started"] == "2026-01-02 10:00"
+    assert "bad/list" in found and found["bad/list"].fault.endswith("metrics.json: expected names and numbers")
+    assert found["bad/odd"].fault.endswith("validation is no list of steps")
+    by_pq = run_browser.sorted_runs(list(found.values()), "PQ")
+    assert [r.name for r in by_pq[:2]] == ["long", "short"]
+
+
+def test_frames_of_two_runs_are_compared_worst_first(runs):
+    found = {run.name: run for run in run_browser.find_runs(runs)}
+    rows = run_browser.compared_frames(found["long"], found["short"])
+    worst = [min(a, b) for _, a, b in rows]
+    assert len(rows) == 4 and worst == sorted(worst) and rows[0][0] == "clip_1"
+    with pytest.raises(InputError, match="no frame_accuracy; the job evaluate writes it"):
+        run_browser.compared_frames(found["long"], found["bad/odd"])
+
+
+def test_the_browser_says_in_a_line_what_it_cannot_use(runs, tmp_path):
+    assert "no such folder" in run_browser.RunBrowser(tmp_path / "none").status.value
+    (tmp_path / "empty").mkdir()
+    assert "holds no run" in run_browser.RunBrowser(tmp_path / "empty").status.value
+    browser = run_browser.RunBrowser(runs)
+    browser.table.value = ["long", "short"]
+    assert [line.name for line in browser.figure.data] == ["long", "short"]
+    assert browser.figure.data[0].y == (10, 20, 30) and "<th>long</th><th>short</th>" in browser.parameters.value
+    browser.frames.value = "clip_2"
+    assert "give the browser their data set" in browser.frame_status.value
+    browser.table.value = ["bad/cut", "long"]
+    assert "no frame_accuracy" in browser.frame_status.value and len(browser.figure.data) == 1
+
+
+def test_frames_are_shown_from_stores_and_video(runs, tmp_path):
+    scene = street_scene(3, 64, 96)
+    name = write_sample(tmp_path / "video", scene.sample, 0)
+    for run in ("long", "short"):
+        made = PseudoLabelStore.create(runs / run / "test_labels", {}, num_classes=19)
+        made.write(name, scene.sample.truth)
+        RunFolder(runs / run).record(frame_accuracy={name: 0.5})
+    browser = run_browser.RunBrowser(runs, StereoFolder(tmp_path / "video"))
+    browser.table.value = ["long", "short"]
+    browser.frames.value = name
+    assert browser.sheet.layout.display == "" and browser.sheet.value[:4] == b"\x89PNG"
+
+
+def test_curves_come_from_tensorboard_too(runs):
+    from torch.utils.tensorboard import SummaryWriter
+
+    with SummaryWriter(str(runs / "long" / "tensorboard")) as writer:
+        for step in (10, 20):
+            writer.add_scalar("loss/total", 1 / step, step)
+    run = next(r for r in run_browser.find_runs(runs) if r.name == "long")
+    curves = run_browser.run_curves(run)
+    assert [step for step, _ in curves["loss/total"]] == [10, 20] and len(curves) == 2
+    assert run_browser.curves_figure({"long": curves}, "loss/total").layout.yaxis.type == "log"
