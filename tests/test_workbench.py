@@ -14,7 +14,7 @@ from cups.core.settings import load_settings, setting, with_setting
 from cups.data.stereo_folder import StereoFolder, write_label, write_sample
 from cups.data.store import CHOICE_FILE, PseudoLabelStore
 from cups.data.street_scenes import street_scene
-from cups.jobs.evaluate import score_store
+from cups.jobs.evaluate import TruthFolder, score_store
 from cups.jobs.runs import RunFolder
 from cups.stages.pipeline import PseudoLabelSettings, analyse, describe
 from cups.stages.pseudo_classes import fit_pseudo_classes
@@ -234,17 +234,18 @@ def test_a_choice_is_kept_beside_the_manifest_and_the_jobs_take_it(store, tmp_pa
     for number in range(3):
         truth = PanopticLabel(torch.arange(4).repeat_interleave(16).expand(32, 64) + 10, torch.zeros(32, 64).long())
         write_label(tmp_path / "truth", f"clip_{number}", truth)
-    before = score_store(store.root, tmp_path / "truth")
+    truth = TruthFolder(tmp_path / "truth")
+    before = score_store(store.root, truth)
     store.choose(SplitChoice(things=(0,), stuff=(2, 3)))
     assert (store.root / "manifest.json").read_bytes() == manifest and not list(store.root.glob(".writing-*"))
     again = PseudoLabelStore(store.root)
     assert again.split.things == (0,) and again.split.stuff == (1, 2, 3, 4) and again.measured_split.things == (2, 3)
     assert again.names == store.names and torch.equal(again.split.share, again.measured_split.share)
-    assert score_store(store.root, tmp_path / "truth")["pq_stuff"] != before["pq_stuff"]
+    assert score_store(store.root, truth)["pq_stuff"] != before["pq_stuff"]
     assert again.finish(0.08).things == (0,)
     (store.root / CHOICE_FILE).write_text('{"things": [9]}')
     with pytest.raises(InputError, match=f"{CHOICE_FILE}: class 9 is chosen, but there are only 5 classes"):
-        score_store(store.root, tmp_path / "truth")
+        score_store(store.root, truth)
 
 
 def test_bars_line_and_number_are_one(store):
