@@ -22,9 +22,9 @@ from ..stages.pipeline import FrameAnalysis
 from .pictures import instance_rgb
 
 # %% auto #0
-__all__ = ['COLOURINGS', 'MONOSPACE', 'own_motion_m', 'residual_px', 'cloud_pixels', 'plotted', 'camera_frustum', 'object_arrows',
-           'colour_marker', 'region_points', 'motion_figure', 'drop_reason', 'dropped_rows', 'region_picture',
-           'png_bytes', 'MotionLab']
+__all__ = ['COLOURINGS', 'MONOSPACE', 'LAB_WIDTH', 'own_motion_m', 'residual_px', 'cloud_pixels', 'plotted', 'camera_frustum',
+           'object_arrows', 'colour_marker', 'region_points', 'motion_figure', 'drop_reason', 'dropped_rows',
+           'region_picture', 'png_bytes', 'MotionLab']
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #779499d8
 COLOURINGS = ("motion", "trust", "residual")
@@ -203,8 +203,8 @@ def motion_figure(
     axes = {f"{axis}axis": {"title": {"text": f"{name}, m"}} for axis, name in zip("xyz", _AXES, strict=True)}
     scene = {"aspectmode": "data", "uirevision": "kept", "camera": {"eye": {"x": 0.0, "y": -1.4, "z": 0.7}}, **axes}
     legend = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "itemsizing": "constant"}
-    return go.Figure(traces, {"scene": scene, "height": 480, "margin": dict.fromkeys("lrb", 0) | {"t": 30},
-                              "legend": legend, "uirevision": "kept"})  # fmt: skip
+    return go.Figure(traces, {"scene": scene, "height": 420, "margin": dict.fromkeys("lrb", 0) | {"t": 30},
+                              "legend": legend, "uirevision": "kept", "autosize": True})  # fmt: skip
 
 
 _AXES = ("right", "ahead", "up")
@@ -245,6 +245,9 @@ MONOSPACE = (
 )
 """Lists whose lines have columns."""
 
+LAB_WIDTH = "1090px"
+"""Of a cell of JupyterLab in a window 1280 pixels wide."""
+
 
 class MotionLab(widgets.VBox):
     """The scene flow of a frame to walk around in.
@@ -271,23 +274,23 @@ class MotionLab(widgets.VBox):
         )  # fmt: skip
         rows = dropped_rows(analysis)
         self.dropped = widgets.Select(
-            options=[("nothing highlighted", None), *rows], rows=8, layout={"width": "560px", "height": "170px"}
+            options=[("nothing highlighted", None), *rows], rows=8, layout={"width": "500px", "height": "170px"}
         )
         self.dropped.add_class("cups-lab-rows")
         self.figure = go.FigureWidget(self._drawn())
-        self.picture = widgets.Image(value=png_bytes(region_picture(analysis)), layout={"width": "640px"})
+        self.picture = widgets.Image(value=png_bytes(region_picture(analysis)), layout={"max_width": "580px", "max_height": "200px", "object_fit": "contain"})
         for control in (self.colouring, self.arrow_frames, self.dropped):
             control.observe(self._update, "value")
         why = analysis.proposals.diagnostics.get("why_empty", f"{len(analysis.proposals.motions)} objects move")
         heading = widgets.Label(f"{why}; {len(rows)} proposals dropped (region, pixels, reason):")
-        heading.layout.width = "560px"
+        heading.layout.width = "500px"
         super().__init__(
             [
                 widgets.HBox([self.colouring, self.arrow_frames, widgets.HTML(MONOSPACE)]),
                 self.figure,
                 widgets.HBox([widgets.VBox([heading, self.dropped]), self.picture]),
             ],
-            layout={"width": "100%", "max_width": "1240px"},
+            layout={"width": "100%", "max_width": LAB_WIDTH},
         )
         self.add_class("cups-motion-lab")
 

@@ -28,7 +28,7 @@ from ..data.taxonomy import CITYSCAPES_19
 from ..model.files import load
 from ..model.inference import predict
 from .frames import matched_colours
-from .motion_lab import MONOSPACE, png_bytes
+from .motion_lab import LAB_WIDTH, MONOSPACE, png_bytes
 from .pictures import image_rgb, panel, panoptic_rgb
 
 # %% auto #0
@@ -313,7 +313,7 @@ def curves_figure(curves: Mapping[str, Mapping[str, Curve]], measure: str) -> go
     return go.Figure(lines, {
         "xaxis": {"title": {"text": "training steps"}}, "showlegend": True,
         "yaxis": {"title": {"text": measure}, **({"type": "log"} if loss else {"rangemode": "tozero"})},
-        "height": 330, "margin": {"l": 60, "r": 10, "t": 10, "b": 40}, "legend": {"orientation": "h", "y": 1.15},
+        "autosize": True, "height": 330, "margin": {"l": 60, "r": 10, "t": 10, "b": 40}, "legend": {"orientation": "h", "y": 1.15},
     })  # fmt: skip
 
 # %% ../../nbs/workbench/23_run_browser.ipynb #5e1849f0
@@ -384,7 +384,7 @@ def run_video(run: Run) -> StereoFolder | None:
     return next((StereoFolder(p) for p in places if p is not None and (p / "calibration.json").exists()), None)
 
 
-def frame_sheet(runs: Sequence[Run], name: str, video: StereoDataset, width: int = 1200) -> np.ndarray:
+def frame_sheet(runs: Sequence[Run], name: str, video: StereoDataset, width: int = 1040) -> np.ndarray:
     """Return a frame with what every run says of it and the ground truth, if there is one, side by side (H, W, 3).
 
     Raises
@@ -427,20 +427,20 @@ class RunBrowser(widgets.VBox):
         self.sorting = widgets.Dropdown(options=SORTINGS, description="Sort by:", layout={"width": "200px"})
         self.reload_button = widgets.Button(description="Read again", icon="refresh", layout={"width": "120px"})
         self.head = widgets.HTML()
-        self.table = widgets.SelectMultiple(rows=8, layout={"width": "1220px", "height": "160px"})
+        self.table = widgets.SelectMultiple(rows=8, layout={"width": "1070px", "height": "150px"})
         self.parameters = widgets.HTML()
         self.measure = widgets.Dropdown(description="Curve:", layout={"width": "420px"})
         self.figure = go.FigureWidget(curves_figure({}, ""))
         self.frames = widgets.Select(rows=8, layout={"width": "620px", "height": "170px"})
         self.frame_status = widgets.HTML()
-        self.sheet = widgets.Image(layout={"width": "1200px", "display": "none"})
+        self.sheet = widgets.Image(layout={"width": "1040px", "display": "none"})
         curves = widgets.VBox([self.measure, self.figure])
         frames = widgets.VBox([self.frame_status, self.frames, self.sheet])
-        scrolled = widgets.Box([self.parameters], layout={"max_height": "360px", "overflow": "auto"})
+        scrolled = widgets.Box([self.parameters], layout={"max_height": "340px", "overflow": "auto"})
         self.tabs = widgets.Tab([scrolled, curves, frames], titles=["Parameters", "Curves", "Frames"])
         bar = widgets.HBox([self.sorting, self.reload_button, self.status])
         parts = [widgets.HTML(MONOSPACE), bar, self.head, self.table, self.tabs]
-        super().__init__(parts, layout={"max_width": "1250px"})
+        super().__init__(parts, layout={"width": "100%", "max_width": LAB_WIDTH})
         self.add_class("cups-run-browser")
         self.sorting.observe(lambda _: self._list(), "value")
         self.reload_button.on_click(lambda _: self.reload())

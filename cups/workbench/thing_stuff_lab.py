@@ -21,7 +21,7 @@ from ..core.records import PanopticLabel
 from ..data.datasets import StereoDataset
 from ..data.store import CHOICE_FILE, PseudoLabelStore
 from ..stages.things_stuff import SplitChoice, ThingStuffSplit, chosen_split
-from .motion_lab import png_bytes
+from .motion_lab import LAB_WIDTH, png_bytes
 from .pictures import image_rgb, outlines
 
 # %% auto #0
@@ -74,14 +74,14 @@ def share_figure(split: ThingStuffSplit, choice: SplitChoice, threshold: float, 
                 "pattern": {"shape": ["/" if c in by_hand else "" for c in classes]}},
     )  # fmt: skip
     top = 1.1 * max(*share.values(), threshold, 0.02)
-    title = f"share inside proposals (line at {threshold:.3f}: drag it)"
+    title = f"share inside proposals<br>(line at {threshold:.3f}: drag it)"
     return go.Figure(
         bars,
         {
             "shapes": [threshold_line(threshold)],
             "xaxis": {"type": "category", "title": {"text": "pseudo-class (orange: thing, blue: stuff; click one)"}},
             "yaxis": {"range": [0, top], "title": {"text": title, "font": {"size": 11}}, "fixedrange": True},
-            "height": 300, "margin": {"l": 60, "r": 10, "t": 10, "b": 40}, "bargap": 0.25,
+            "autosize": True, "height": 300, "margin": {"l": 60, "r": 10, "t": 10, "b": 40}, "bargap": 0.25,
         },
     )  # fmt: skip
 
@@ -204,7 +204,7 @@ class ThingStuffLab(widgets.VBox):
         self.threshold.observe(self._redraw, "value")
         self.sorting.observe(self._redraw, "value")
         top = widgets.HBox([self.sorting, self.threshold, self.threshold_slider])
-        super().__init__([top, self.figure, self._class_view(), self._file_view()], layout={"max_width": "1240px"})
+        super().__init__([top, self.figure, self._class_view(), self._file_view()], layout={"width": "100%", "max_width": LAB_WIDTH})
         self.add_class("cups-thing-stuff-lab")
 
     @property
@@ -240,7 +240,7 @@ class ThingStuffLab(widgets.VBox):
         self.kind.observe(self._decided, "value")
         blank = np.full((150, 150, 3), 255, np.uint8)
         self.examples = widgets.Image(value=png_bytes(blank), layout={"height": "150px", "object_fit": "contain"})
-        strip = widgets.Box([self.examples], layout={"max_width": "1230px", "overflow": "auto", "min_height": "160px"})
+        strip = widgets.Box([self.examples], layout={"max_width": LAB_WIDTH, "overflow": "auto", "min_height": "160px"})
         return widgets.VBox([widgets.HBox([self.kind, self.about]), strip])
 
     def _file_view(self) -> widgets.Widget:

@@ -30,7 +30,7 @@ from ..stages.scene_flow import scene_flow
 from ..stages.semantics import class_scores
 from ..stages.things_stuff import ThingStuffSplit
 from .frames import frame_pictures
-from .motion_lab import png_bytes
+from .motion_lab import LAB_WIDTH, png_bytes
 
 # %% auto #0
 __all__ = ['STAGES', 'KEPT', 'Stage', 'StageCache', 'recompute', 'Recomputer', 'diagnostic_numbers', 'changes', 'split_of',
@@ -378,7 +378,7 @@ class ThresholdLab(widgets.VBox):
         self.before: tuple[PseudoLabelSettings, FrameAnalysis] | None = None
         self.after: tuple[PseudoLabelSettings, FrameAnalysis] | None = None
         self.recomputer = Recomputer(StageCache(sample, classes), self._show, self._progress, self._fault)
-        super().__init__([self._tabs(), self._bar(), self._views(), self._numbers()], layout={"max_width": "1240px"})
+        super().__init__([self._tabs(), self._bar(), self._views(), self._numbers()], layout={"max_width": LAB_WIDTH})
         self.add_class("cups-threshold-lab")
         self.recomputer.request(self.settings)
 
@@ -412,7 +412,7 @@ class ThresholdLab(widgets.VBox):
     def _bar(self) -> widgets.Widget:
         """Return the progress, and the buttons."""
         self.progress = widgets.IntProgress(0, 0, len(STAGES), layout={"width": "140px"})
-        self.status = widgets.HTML(layout={"width": "420px"})
+        self.status = widgets.HTML(layout={"width": "340px"})
         self.stop_button = widgets.Button(description="Stop", icon="stop", layout={"width": "90px"}, disabled=True)
         self.pin_button = widgets.Button(description="Take as before", layout={"width": "130px"})
         self.reset_button = widgets.Button(description="Reset", layout={"width": "80px"})
@@ -437,12 +437,12 @@ class ThresholdLab(widgets.VBox):
     def _numbers(self) -> widgets.Widget:
         """Return the table of changes, and the settings as YAML with what saves them."""
         self.table = widgets.HTML()
-        self.yaml_view = widgets.Textarea(rows=6, disabled=True, layout={"width": "440px"})
+        self.yaml_view = widgets.Textarea(rows=5, disabled=True, layout={"width": "440px"})
         self.path = widgets.Text("settings.yaml", description="File:", layout={"width": "300px"})
         self.save_button = widgets.Button(description="Save as YAML", icon="save", layout={"width": "130px"})
         self.saved = widgets.HTML()
         self.save_button.on_click(lambda _: self._save())
-        numbers = widgets.Box([self.table], layout={"width": "760px", "max_height": "240px", "overflow": "auto"})
+        numbers = widgets.Box([self.table], layout={"width": "620px", "max_height": "180px", "overflow": "auto"})
         row = widgets.HBox([self.path, self.save_button])
         return widgets.HBox([numbers, widgets.VBox([self.yaml_view, row, self.saved])])
 

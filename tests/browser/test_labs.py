@@ -1,0 +1,168 @@
+"""The labs in a browser: moving a slider, dragging the threshold, clicking a bar, selecting rows and runs."""
+
+import json
+import re
+import shutil
+
+import nbformat
+import pytest
+from conftest import Page, wait_for
+
+from cups.data.stereo_folder import StereoFolder
+from cups.data.store import CHOICE_FILE, PseudoLabelStore
+from cups.jobs.generate import generate
+from cups.jobs.runs import RunFolder
+from cups.jobs.scenes import render_scenes
+from cups.stages.pipeline import PseudoLabelSettings
+
+STREET = """
+from cups.data.street_scenes import street_scene
+from cups.stages.pipeline import PseudoLabelSettings, analyse, describe
+from cups.stages.pseudo_classes import fit_pseudo_classes
+
+sample = street_scene(7).sample
+settings = PseudoLabelSettings(num_classes=6, num_object_classes=0)
+classes = fit_pseudo_classes(*describe(sample, settings), 6, 0)
+"""
+FILES = """
+from cups.data.stereo_folder import StereoFolder
+from cups.data.store import PseudoLabelStore
+
+video, store = StereoFolder("scenes"), PseudoLabelStore("labels")
+"""
+LABS = {
+    "motion-lab": (STREET, "cups.workbench.motion_lab", "MotionLab(analyse(sample, classes, settings), fps=10)"),
+    "threshold-lab": (STREET, "cups.workbench.threshold_lab", "ThresholdLab(sample, classes, settings)"),
+    "thing-stuff-lab": (FILES, "cups.workbench.thing_stuff_lab", "ThingStuffLab(store, video)"),
+    "run-browser": (FILES, "cups.workbench.run_browser", 'RunBrowser("runs", video)'),
+}
+"""By the class of their element: what to run before, the module, and the call."""
+
+
+@pytest.fixture(scope="module")
+def files(lab):
+    """Make a small video, its labels and two runs in JupyterLab's folder."""
+    settings = PseudoLabelSettings(num_classes=6, num_object_classes=0, clustering_vectors=500)
+    render_scenes(lab.folder / "scenes", 2, 1, 96, 192, workers=1)
+    video = StereoFolder(lab.folder / "scenes")
+    generate(video, lab.folder / "labels", settings, workers=1)
+    for name, steps in (("long", 300), ("short", 100)):
+        run = RunFolder(lab.folder / "runs" / name)
+        curve = [{"step": s, "pq": s / 1000} for s in range(100, steps + 1, 100)]
+        accuracy = {frame: 0.2 + 0.1 * n for n, frame in enumerate(video.names)}
+        run.record(validation=curve, frame_accuracy=accuracy, seconds=steps, stage2={"pq": steps / 1000})
+        shutil.copytree(lab.folder / "labels", run.path / "test_labels")
+
+
+@pytest.fixture(scope="module")
+def labs(window, lab, files):
+    """Return a function that opens a notebook with a lab, runs it, and returns its page; each is opened once."""
+    opened = {}
+
+    def open_lab(name: str) -> Page:
+        if name not in opened:
+            before, module, call = LABS[name]
+            sources = before.strip(), f"from {module} import {call.partition('(')[0]}\n\n{call}"
+            notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
+            notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+            nbformat.write(notebook, lab.folder / f"{name}.ipynb")
+            opened[name] = Page(window.new_page(), lab, f"{name}.ipynb")
+            opened[name].run_all()
+        return opened[name]
+
+    yield open_lab
+    for page in opened.values():
+        page.page.close()
+
+
+def shown(labs, name: str):
+    """Open a lab, scroll it into view, and return its page and its element."""
+    page = labs(name).page
+    page.bring_to_front()
+    element = page.locator(f".cups-{name}")
+    element.wait_for()
+    element.scroll_into_view_if_needed()
+    return page, element
+
+
+@pytest.mark.parametrize("name", LABS)
+def test_a_lab_fits_the_window_and_its_controls_do_not_overlap(labs, artefacts, name):
+    page, found = shown(labs, name)
+    page.wait_for_timeout(1500)
+    page.screenshot(path=artefacts / f"{name}.png")
+    box = found.bounding_box()
+    assert box["x"] >= 0 and box["x"] + box["width"] <= 1280
+    controls = found.locator("button, select, input, .noUi-base, textarea").all()
+    boxes = [control.bounding_box() for control in controls if control.is_visible()]
+    assert len(boxes) >= 3 and all(box["x"] + box["width"] <= 1280 for box in boxes)
+    for number, one in enumerate(boxes):
+        for other in boxes[:number]:
+            across = min(one["x"] + one["width"], other["x"] + other["width"]) - max(one["x"], other["x"])
+            down = min(one["y"] + one["height"], other["y"] + other["height"]) - max(one["y"], other["y"])
+            assert across <= 0.5 or down <= 0.5
+    assert box["height"] <= 700
+
+
+def test_a_dropped_proposal_is_highlighted(labs, artefacts):
+    page, found = shown(labs, "motion-lab")
+    picture = found.locator("img").get_attribute("src")
+    found.locator("select").select_option(index=1)
+    wait_for(lambda: found.locator("img").get_attribute("src") != picture, "the picture does not change")
+    found.get_by_text("trust", exact=True).click()
+    found.get_by_text("not trusted").wait_for()
+    assert found.locator("canvas").count()
+    page.screenshot(path=artefacts / "motion-lab-trust.png")
+
+
+def test_a_moved_slider_changes_what_is_shown(labs, artefacts):
+    page, found = shown(labs, "threshold-lab")
+    found.get_by_text("computed in").wait_for()
+    found.get_by_role("tab", name="motion").click()
+    before, after = (found.locator("img").nth(k) for k in (0, 1))
+    picture = after.get_attribute("src")
+    handle = found.get_by_role("slider").filter(visible=True).first
+    handle.focus()
+    for _ in range(10):
+        handle.press("PageDown")
+    found.get_by_text("motion.min_confidence = 0").first.wait_for()
+    wait_for(lambda: after.get_attribute("src") != picture, "the picture does not change")
+    assert before.get_attribute("src") != after.get_attribute("src")
+    assert "min_confidence" in found.locator("textarea").input_value()
+    found.get_by_text("proposals.objects").wait_for()
+    page.screenshot(path=artefacts / "threshold-lab-moved.png")
+
+
+def test_the_threshold_is_dragged_and_a_class_decided_by_hand(labs, lab, artefacts):
+    page, found = shown(labs, "thing-stuff-lab")
+    number = found.locator("input[type=number]")
+    start = float(number.input_value())
+    line = found.locator(".shapelayer path").first.bounding_box()
+    page.mouse.move(line["x"] + line["width"] / 2, line["y"] + line["height"] / 2)
+    page.mouse.down()
+    page.mouse.move(line["x"] + line["width"] / 2, line["y"] - 60, steps=8)
+    page.mouse.up()
+    wait_for(lambda: float(number.input_value()) > start + 0.01, "the number does not follow the line")
+    bar = found.locator(".barlayer .point path").first.bounding_box()
+    page.mouse.click(bar["x"] + bar["width"] / 2, bar["y"] + bar["height"] - 3)
+    found.get_by_text(re.compile("pixels in 2 frames|pixels in 1 frames")).wait_for()
+    found.get_by_role("button", name="stuff", exact=True).click()
+    found.get_by_text("not saved").wait_for()
+    found.get_by_role("button", name="Save choice").click()
+    found.get_by_text("as the jobs will see it").wait_for()
+    page.screenshot(path=artefacts / "thing-stuff-lab-decided.png")
+    choice = json.loads((lab.folder / "labels" / CHOICE_FILE).read_text())
+    store = PseudoLabelStore(lab.folder / "labels")
+    assert choice["threshold"] == pytest.approx(float(number.input_value()), abs=1e-3)
+    assert choice["stuff"] == [store.measured_split.order[0]] and not set(choice["stuff"]) & set(store.split.things)
+
+
+def test_two_runs_are_compared(labs, artefacts):
+    page, found = shown(labs, "run-browser")
+    found.locator("select[multiple]").select_option(index=[0, 1])
+    found.get_by_role("tab", name="Curves").click()
+    found.locator(".scatterlayer .trace").nth(1).wait_for()
+    found.get_by_role("tab", name="Frames").click()
+    found.get_by_text("2 frames, worst first").wait_for()
+    found.locator("select[size]:not([multiple])").select_option(index=1)
+    found.locator("img").wait_for()
+    page.screenshot(path=artefacts / "run-browser-frames.png")
