@@ -3,13 +3,13 @@ PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= out
 
-.PHONY: train test lab lint readme setup clean
+.PHONY: train test lab lint docs readme setup clean
 
 train: setup  ## the whole method on street scenes: pseudo-labels, a trained network, PQ
 	mkdir -p $(RUN)
 	$(BIN)/papermill nbs/train.ipynb $(RUN)/train.ipynb -p run_dir $(RUN)/train
 
-test: setup lint  ## cups/ is what the notebooks export; every notebook's checks; the tests
+test: setup lint docs  ## cups/ is what the notebooks export; every notebook's checks; the tests; the site
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --durations 10
 
 lint: setup
@@ -17,6 +17,13 @@ lint: setup
 
 lab: setup  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir nbs
+
+docs: .venv/docs  ## the site, in _docs/index.html; every link of it is checked
+	rm -rf _docs build/docs
+	$(BIN)/python nbs/_docs_src/assemble.py . build/docs
+	OMP_NUM_THREADS=1 $(BIN)/python nbs/_docs_src/gallery.py build/docs/gallery
+	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --jobs 2 -d build/doctrees -c nbs/_docs_src build/docs _docs
+	$(BIN)/python nbs/_docs_src/links.py _docs
 
 readme: setup  ## README.md from nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README nbs/index.ipynb
@@ -31,5 +38,9 @@ setup: .venv/ready
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $@
 
+.venv/docs: .venv/ready
+	$(BIN)/pip install --quiet --editable '.[docs]'
+	touch $@
+
 clean:
-	rm -rf out build dist *.egg-info
+	rm -rf out build dist _docs *.egg-info

@@ -1,0 +1,67 @@
+"""Check a built site: every internal link, picture and anchor exists, and nothing is loaded from elsewhere.
+
+`links.py SITE` prints what is wrong and exits with 1.
+"""
+
+from __future__ import annotations
+
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+from urllib.parse import unquote, urlsplit
+
+
+class Page(HTMLParser):
+    """What a page links to, what it loads, and what can be linked to in it."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.links: list[str] = []
+        self.loads: list[str] = []
+        self.anchors: set[str] = {"", "top"}
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        """Note the addresses and names of a tag."""
+        values = {name: value for name, value in attrs if value}
+        self.anchors |= {values[name] for name in ("id", "name") if name in values}
+        if tag == "a" and "href" in values:
+            self.links.append(values["href"])
+        elif "src" in values:
+            self.loads.append(values["src"])
+        elif tag == "link" and "stylesheet" in values.get("rel", ""):
+            self.loads.append(values["href"])
+
+
+def faults(site: Path) -> list[str]:
+    """Return one line for every broken link of a folder of HTML pages, and for whatever is loaded from elsewhere."""
+    site = site.resolve()
+    paths = [path for path in sorted(site.rglob("*.html")) if "_static" not in path.relative_to(site).parts]
+    pages = {path: Page(path.read_text(encoding="utf-8")) for path in paths}
+    found = []
+    for path, page in pages.items():
+        for address in page.links + page.loads:
+            fault = _fault(address, path, pages, address in page.loads)
+            if fault:
+                found.append(f"{path.relative_to(site)}: {fault}: {address}")
+    return found if pages else [f"{site}: no pages"]
+
+
+def _fault(address: str, path: Path, pages: dict[Path, Page], loaded: bool) -> str | None:
+    """Return what is wrong with an address on the page `path`."""
+    parts = urlsplit(address)
+    if parts.scheme or parts.netloc:
+        elsewhere = parts.netloc or parts.scheme not in ("data", "mailto", "javascript")
+        return "loaded from elsewhere" if loaded and elsewhere else None
+    target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
+    if not target.is_file():
+        return "no such file"
+    if parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors:
+        return "no such anchor"
+    return None
+
+
+if __name__ == "__main__":
+    wrong = faults(Path(sys.argv[1]))
+    print("\n".join(wrong) or "all links lead somewhere")
+    sys.exit(bool(wrong))
