@@ -278,7 +278,8 @@ class MotionLab(widgets.VBox):
         )
         self.dropped.add_class("cups-lab-rows")
         self.figure = go.FigureWidget(self._drawn())
-        self.picture = widgets.Image(value=png_bytes(region_picture(analysis)), layout={"max_width": "580px", "max_height": "200px", "object_fit": "contain"})
+        fitted = {"max_width": "580px", "max_height": "200px", "object_fit": "contain"}
+        self.picture = widgets.Image(value=png_bytes(region_picture(analysis)), layout=fitted)
         for control in (self.colouring, self.arrow_frames, self.dropped):
             control.observe(self._update, "value")
         why = analysis.proposals.diagnostics.get("why_empty", f"{len(analysis.proposals.motions)} objects move")

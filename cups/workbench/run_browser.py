@@ -313,7 +313,8 @@ def curves_figure(curves: Mapping[str, Mapping[str, Curve]], measure: str) -> go
     return go.Figure(lines, {
         "xaxis": {"title": {"text": "training steps"}}, "showlegend": True,
         "yaxis": {"title": {"text": measure}, **({"type": "log"} if loss else {"rangemode": "tozero"})},
-        "autosize": True, "height": 330, "margin": {"l": 60, "r": 10, "t": 10, "b": 40}, "legend": {"orientation": "h", "y": 1.15},
+        "autosize": True, "height": 330, "margin": {"l": 60, "r": 10, "t": 10, "b": 40},
+        "legend": {"orientation": "h", "y": 1.15},
     })  # fmt: skip
 
 # %% ../../nbs/workbench/23_run_browser.ipynb #5e1849f0

@@ -204,7 +204,8 @@ class ThingStuffLab(widgets.VBox):
         self.threshold.observe(self._redraw, "value")
         self.sorting.observe(self._redraw, "value")
         top = widgets.HBox([self.sorting, self.threshold, self.threshold_slider])
-        super().__init__([top, self.figure, self._class_view(), self._file_view()], layout={"width": "100%", "max_width": LAB_WIDTH})
+        parts = [top, self.figure, self._class_view(), self._file_view()]
+        super().__init__(parts, layout={"width": "100%", "max_width": LAB_WIDTH})
         self.add_class("cups-thing-stuff-lab")
 
     @property
