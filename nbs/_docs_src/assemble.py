@@ -26,7 +26,7 @@ FOLDERS = {
     "model": "Panoptic Cascade Mask R-CNN on torch and torchvision.",
     "training": "Targets, training, self-training and fine-tuning.",
     "jobs": "What jobs and the command line are made of.",
-    "workbench": "Pictures, reports and curves.",
+    "workbench": "Pictures, reports and curves, and what to explore them with.",
     "benchmarks": "Speed, memory and accuracy as ratios against named alternatives.",
 }
 """Folders of notebooks in reading order; others follow by name."""
