@@ -41,7 +41,7 @@ class Frames {
       else { entry.layers[part.name] = new Blob([bytes], {type: part.type}); delete entry.bitmaps[part.name]; }
     });
     const {parts, ...content} = message;
-    entry.content = {...content, legends: {...(entry.content || {}).legends, ...message.legends}};
+    entry.content = {...entry.content, ...content, legends: {...entry.content?.legends, ...message.legends}};
     this.entries.delete(message.index);
     this.entries.set(message.index, entry);
     const indices = [...this.entries.keys()];

@@ -3,9 +3,10 @@
 import json
 import re
 import time
+from pathlib import Path
 
 import pytest
-from conftest import PATIENCE_S, Page, copy_notebook, wait_for
+from notebook_page import PATIENCE_S, Page, copy_notebook, wait_for
 
 from cups.data.stereo_folder import write_sample
 from cups.data.street_scenes import street_clip
@@ -54,6 +55,7 @@ def boxes_overlap(a: dict, b: dict) -> bool:
 
 def test_first_frame(street, lab, artefacts):
     page, seconds = street
+    page.show()
     page.page.screenshot(path=artefacts / "first_frame.png")
     kernel = lab.kernel_of("explore.ipynb")["id"]
     memory = memory_of_kernel(kernel)
@@ -64,8 +66,6 @@ def test_first_frame(street, lab, artefacts):
 
 def memory_of_kernel(kernel: str) -> dict[str, int]:
     """Return the resident memory in MB of the process whose command line names a kernel, and its private part."""
-    from pathlib import Path
-
     for process in Path("/proc").glob("[0-9]*"):
         try:
             if f"kernel-{kernel}" in (process / "cmdline").read_text():
@@ -87,7 +87,7 @@ def test_controls_do_not_overlap(street, artefacts):
         for k, box in enumerate(boxes):
             assert box["x"] >= 0 and box["x"] + box["width"] <= 1280
             assert not any(boxes_overlap(box, other) for other in boxes[:k])
-        page.view.scroll_into_view_if_needed()
+        page.show()
         page.page.screenshot(path=artefacts / f"mode_{mode}.png")
     page.page.get_by_label("Comparison").select_option("one")
 
@@ -119,7 +119,8 @@ def test_click_fills_the_panel(street, artefacts):
     for part in (r"object \d+", r"area\s+\d+ px", r"surface\s+[\d.]+ m²", r"speed\s+[\d.]+ m/s", r"turned\s+[\d.]+°",
                  r"direction\s+\w+", r"agreement\s+\d+% of \d+ points"):  # fmt: skip
         assert re.search(part, text), text
-    page.page.screenshot(path=artefacts / "segment.png", full_page=True)
+    panel.scroll_into_view_if_needed()
+    page.page.screenshot(path=artefacts / "segment.png")
 
 
 def find_object(page: Page) -> str | None:
@@ -181,7 +182,8 @@ def test_stepping_never_shows_an_empty_picture(video):
     for index in (1, 2, 3):
         video.page.keyboard.press("ArrowRight")
         video.wait_frame(index, done=True)
-    assert video.page.evaluate("() => { window.watching = false; return [window.empty, window.watched > 3]; }") == [0, True]
+    empty, watched = video.page.evaluate("() => { window.watching = false; return [window.empty, window.watched]; }")
+    assert empty == 0 and watched > 3
 
 
 def test_number_keys_choose_layers(video):
@@ -197,7 +199,7 @@ def test_number_keys_choose_layers(video):
     assert video.value("Opacity of ground truth in stack A") == 0
 
 
-def test_opacity_changes_the_picture_and_the_kernel_knows(video):
+def test_opacity_changes_the_picture_and_the_kernel_knows(video, lab):
     video.slide("Opacity of ground truth in stack A", 0)
     video.slide("Opacity of left image in stack A", 1)
     image = video.pixel(0.5, 0.9)
@@ -206,26 +208,16 @@ def test_opacity_changes_the_picture_and_the_kernel_knows(video):
     red, green, blue, _ = video.pixel(0.5, 0.9)
     assert abs(red - 128) < 4 and abs(green - 64) < 4 and abs(blue - 128) < 4, "the colour of roads"
     video.slide("Opacity of ground truth in stack A", 0.5)
-    assert all(abs(a - (b + c) / 2) < 4 for a, b, c in zip(video.pixel(0.5, 0.9), image, (128, 64, 128, 255), strict=True))
-    assert ask_kernel(video, "round(explorer.view.opacities['A']['truth'], 2)") == "0.5"
+    mixed = [(a + b) / 2 for a, b in zip(image, (128, 64, 128, 255), strict=True)]
+    assert all(abs(a - b) < 4 for a, b in zip(video.pixel(0.5, 0.9), mixed, strict=True))
+    assert lab.ask("video.ipynb", "explorer.view.opacities['A']['truth']") == "0.5"
     video.slide("Opacity of ground truth in stack A", 0)
-
-
-def ask_kernel(page: Page, expression: str) -> str:
-    """Run a cell at the end of the notebook and return what it prints."""
-    page.page.locator(".jp-Notebook").evaluate("element => element.scrollTo(0, element.scrollHeight)")
-    page.page.locator(".jp-Notebook-footer").click()
-    page.page.keyboard.type(f"print('answer', {expression})")
-    page.page.keyboard.press("Control+Enter")
-    output = page.page.locator(".jp-OutputArea-output").filter(has_text=re.compile("^answer ")).last
-    output.wait_for()
-    return output.inner_text().removeprefix("answer").strip()
 
 
 def test_swipe_bar_can_be_dragged(video, artefacts):
     video.page.get_by_label("Comparison").select_option("swipe")
     video.slide("Opacity of ground truth in stack B", 1)
-    video.stage.scroll_into_view_if_needed()
+    video.show()
     box = video.stage.bounding_box()
     wait_for(lambda: abs(video.pixel(0.75, 0.9)[0] - 128) < 4, "stack B is on the right")
     left = video.pixel(0.35, 0.9)
@@ -276,6 +268,7 @@ def test_damaged_frame_shows_its_message(video, artefacts):
     message = video.page.locator(".cups-message")
     message.get_by_text("not readable as an image").wait_for()
     assert f"{DAMAGED:06d}_0.png" in message.inner_text() and "\n" not in message.inner_text()
+    video.show()
     video.page.screenshot(path=artefacts / "damaged.png")
     video.slide("Frame", DAMAGED + 1)
     video.wait_frame(DAMAGED + 1, done=True)
@@ -310,6 +303,7 @@ def test_restarted_kernel_is_reported_and_running_again_helps(video, lab, artefa
     time.sleep(2)
     video.slide("Frame", 0)
     video.page.locator(".cups-message").get_by_text("No answer from the kernel").wait_for()
+    video.show()
     video.page.screenshot(path=artefacts / "restarted.png")
     video.run_all()
     video.page.locator(".cups-message").wait_for(state="hidden")

@@ -1,0 +1,153 @@
+"""A running JupyterLab, and a notebook of it in a browser."""
+
+import json
+import re
+import socket
+import subprocess
+import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
+from pathlib import Path
+
+from jupyter_client import BlockingKernelClient
+
+ROOT = Path(__file__).parents[2]
+PATIENCE_S = 120
+"""How long to wait for what takes a few seconds on an idle machine."""
+
+
+@dataclass
+class Lab:
+    """A running JupyterLab."""
+
+    address: str
+    token: str
+    folder: Path
+    runtime: Path
+    process: subprocess.Popen
+
+    def api(self, path: str, method: str = "GET"):
+        """Return what the server answers."""
+        headers = {"Authorization": f"token {self.token}"}
+        request = urllib.request.Request(f"{self.address}/api/{path}", method=method, headers=headers)
+        with urllib.request.urlopen(request, timeout=30) as answer:
+            return json.loads(answer.read() or b"null")
+
+    def kernel_of(self, notebook: str) -> dict:
+        """Return the kernel of a notebook."""
+        return next(s["kernel"] for s in self.api("sessions") if s["path"] == notebook)
+
+
+    def ask(self, notebook: str, expression: str) -> str:
+        """Return the repr of an expression in the kernel of a notebook."""
+        client = BlockingKernelClient(connection_file=str(self.runtime / f"kernel-{self.kernel_of(notebook)['id']}.json"))
+        client.load_connection_file()
+        client.start_channels()
+        try:
+            client.wait_for_ready(PATIENCE_S)
+            answer = client.execute("", user_expressions={"asked": expression}, reply=True, timeout=PATIENCE_S)
+            return answer["content"]["user_expressions"]["asked"]["data"]["text/plain"]
+        finally:
+            client.stop_channels()
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def answers(server: Lab) -> bool:
+    assert server.process.poll() is None, "JupyterLab ended"
+    try:
+        return bool(server.api("status"))
+    except (urllib.error.URLError, ConnectionError):
+        return False
+
+
+def wait_for(check, message: str, seconds: float = PATIENCE_S) -> None:
+    end = time.monotonic() + seconds
+    while not check():
+        assert time.monotonic() < end, message
+        time.sleep(0.2)
+
+
+def copy_notebook(lab: Lab, name: str, **parameters) -> Path:
+    """Copy `nbs/explore.ipynb` without outputs, with other parameters."""
+    notebook = json.loads((ROOT / "nbs" / "explore.ipynb").read_text())
+    for cell in notebook["cells"]:
+        if cell["cell_type"] != "code":
+            continue
+        cell["outputs"], cell["execution_count"] = [], None
+        if "parameters" in cell["metadata"].get("tags", []):
+            source = "".join(cell["source"])
+            for key, value in parameters.items():
+                source, count = re.subn(rf"(?m)^{key} = .*$", lambda _, k=key, v=value: f"{k} = {v!r}", source)
+                assert count == 1, f"no parameter {key}"
+            cell["source"] = source.splitlines(keepends=True)
+    path = lab.folder / name
+    path.write_text(json.dumps(notebook))
+    return path
+
+
+class Page:
+    """A notebook in the browser, and the frame view in it."""
+
+    def __init__(self, page, lab: Lab, notebook: str) -> None:
+        self.page, self.lab, self.notebook = page, lab, notebook
+        page.set_default_timeout(1000 * PATIENCE_S)
+        page.goto(f"{lab.address}/lab/tree/{notebook}?token={lab.token}&reset")
+        page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
+        page.locator(".jp-NotebookPanel-toolbar").wait_for()
+        self.collapse()
+
+    @property
+    def view(self):
+        return self.page.locator(".cups-view")
+
+    @property
+    def stage(self):
+        return self.page.locator(".cups-stage")
+
+    def show(self) -> None:
+        """Scroll to the top of the view."""
+        self.page.locator(".cups-bar").evaluate("element => element.scrollIntoView()")
+
+    def collapse(self) -> None:
+        """Close the side bar, so that the notebook has the window."""
+        if self.page.locator("#jp-left-stack").is_visible():
+            self.page.keyboard.press("Control+b")
+            self.page.locator("#jp-left-stack").wait_for(state="hidden")
+
+    def run_all(self) -> None:
+        self.page.locator(".jp-Notebook").click(position={"x": 5, "y": 5})
+        self.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
+        self.page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+
+    def wait_frame(self, index: int, done: bool = False) -> None:
+        """Wait until frame `index` is on screen."""
+        more = "[data-done=true]" if done else ""
+        self.page.locator(f".cups-view[data-frame='{index}']{more}").wait_for()
+
+    def slide(self, label: str, value: float) -> None:
+        """Move a slider to a value, as a drag does."""
+        self.page.get_by_label(label, exact=True).evaluate(
+            "(e, value) => { e.value = value; e.dispatchEvent(new Event('input', {bubbles: true})); }", value
+        )
+
+    def value(self, label: str) -> float:
+        return float(self.page.get_by_label(label, exact=True).input_value())
+
+    def pixel(self, x: float, y: float) -> list[int]:
+        """Return the colour of the canvas at a place given in shares of its width and height."""
+        return self.page.locator(".cups-stage canvas").evaluate(
+            "(c, [x, y]) => [...c.getContext('2d').getImageData(x * c.width, y * c.height, 1, 1).data]", [x, y]
+        )
+
+    def hover(self, x: float, y: float) -> str:
+        """Point at a place given in shares of the stage and return the text."""
+        self.show()
+        box = self.stage.bounding_box()
+        self.page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
+        return self.page.locator(".cups-hover").inner_text()
