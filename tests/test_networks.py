@@ -13,7 +13,8 @@ from cups.core.errors import InputError
 from cups.core.images import normalised
 from cups.stages import depthg
 from cups.stages.depthg import DepthG, DepthGSettings, depthg_for
-from cups.stages.smurf import Smurf, SmurfMatcher, SmurfSettings
+from cups.stages.smurf import SmurfMatcher, SmurfSettings
+from cups.stages.smurf_network import Smurf
 
 
 def names_and_shapes(network: torch.nn.Module) -> set[str]:

@@ -13,8 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import resize
+from torch.nn.functional import interpolate
 
 from ..core.errors import InputError, read_image
 from ..core.records import VOID, PanopticLabel
@@ -126,7 +125,7 @@ class LabelledFolder(ABC):
         image = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
         if self.height is None:
             return image
-        return resize(image, self._size(image), InterpolationMode.BILINEAR, antialias=True)
+        return interpolate(image[None], self._size(image), mode="bilinear", antialias=True)[0]
 
     def truth(self, name: str) -> PanopticLabel:
         """Read the ground truth of an image, in the classes of `taxonomy`."""
@@ -141,8 +140,8 @@ class LabelledFolder(ABC):
         counted[self.taxonomy.thing_classes] = True
         instance = torch.where(counted[semantic], instance, 0)
         if self.height is not None:
-            maps = torch.stack([semantic, instance]).to(torch.int32)
-            semantic, instance = resize(maps, self._size(maps), InterpolationMode.NEAREST_EXACT).long()
+            maps = torch.stack([semantic, instance]).double()  # whole numbers of this size stay exact
+            semantic, instance = interpolate(maps[None], self._size(maps), mode="nearest-exact")[0].long()
         return PanopticLabel(semantic, instance)
 
     def _size(self, pixels: Tensor) -> tuple[int, int]:

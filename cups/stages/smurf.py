@@ -5,15 +5,11 @@
 # %% ../../nbs/stages/02_smurf.ipynb #196682b7
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torchvision.models.optical_flow import raft_large
-from torchvision.models.optical_flow.raft import CorrBlock, FeatureEncoder, make_coords_grid, upsample_flow
 
 from ..core.checkpoints import fill, read_tensors
 from ..core.errors import InputError
@@ -22,79 +18,9 @@ from ..core.records import Matches, StereoSample
 from ..weights import device_called, ready, weights_file
 
 # %% auto #0
-__all__ = ['SMALLEST_SIDE_PX', 'TransposedCorrelation', 'Smurf', 'SmurfSettings', 'load_smurf', 'SmurfMatcher', 'matches_of']
+__all__ = ['SmurfSettings', 'load_smurf', 'SmurfMatcher', 'matches_of']
 
 # %% ../../nbs/stages/02_smurf.ipynb #849a7729
-class TransposedCorrelation(CorrBlock):
-    """RAFT's correlation look-up whose 9 x 9 window lies with its rows first."""
-
-    def index_pyramid(self, centroids_coords: Tensor) -> Tensor:
-        """Return the correlations around `centroids_coords` (B, 2, h, w), (B, 4 * 81, h, w)."""
-        side = 2 * self.radius + 1
-        levels = super().index_pyramid(centroids_coords).unflatten(1, (self.num_levels, side, side))
-        return levels.transpose(2, 3).flatten(1, 3)
-
-# %% ../../nbs/stages/02_smurf.ipynb #87c7b0d6
-SMALLEST_SIDE_PX = 128
-"""RAFT's pyramid of correlations needs this; smaller images are padded."""
-
-
-class Smurf(nn.Module):
-    """SMURF's network (Stone et al., 2021; RAFT, Teed and Deng, 2020).
-
-    Names and shapes of its state dict are those of the published `raft_smurf.pt`.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        encoder = FeatureEncoder(layers=(64, 64, 96, 128, 256), norm_layer=nn.InstanceNorm2d)
-        self.raft = raft_large(context_encoder=encoder, corr_block=TransposedCorrelation())
-
-    def forward(self, images: Tensor, pairs: Sequence[Sequence[tuple[int, int]]], updates: int = 16) -> list[Tensor]:
-        """Return the flow between pairs of images.
-
-        Parameters
-        ----------
-        images : Tensor, (N, 3, H, W)
-            RGB in [0, 1]. Sides that are no multiples of 8 are padded and cropped back.
-        pairs : sequence of sequences of (int, int)
-            Indices of the images that flow leads from and to; each inner sequence is one batch.
-        updates : int
-            Recurrent updates.
-
-        Returns
-        -------
-        list of Tensor, (P, 2, H, W), float32
-            Displacement (u right, v down) in pixels, for each batch.
-        """
-        height, width = images.shape[-2:]
-        missing = [max(-(-side // 8) * 8, SMALLEST_SIDE_PX) - side for side in (height, width)]
-        images = F.pad(2 * images - 1, (0, missing[1], 0, missing[0]), mode="replicate")
-        images = images.contiguous(memory_format=torch.channels_last)
-        features, context = self.raft.feature_encoder(images), self.raft.context_encoder(images)
-        flows = []
-        for batch in pairs:
-            first, second = torch.tensor(batch, device=images.device).T
-            flows.append(self._flow(features[first], features[second], context[first], updates)[..., :height, :width])
-        return flows
-
-    def _flow(self, features: Tensor, features_there: Tensor, context: Tensor, updates: int) -> Tensor:
-        """Return the flow (B, 2, H, W) from features and context (B, C, H / 8, W / 8)."""
-        raft = self.raft
-        with torch.autocast(features.device.type, enabled=False):  # half a pixel is lost in half precision
-            raft.corr_block.build_pyramid(features.float().contiguous(), features_there.float().contiguous())
-        hidden, context = context.split(context.shape[1] // 2, dim=1)
-        hidden, context = hidden.tanh(), context.relu()
-        start = make_coords_grid(len(features), *features.shape[-2:]).to(features.device)
-        there = start
-        for _ in range(updates):
-            correlations = raft.corr_block.index_pyramid(there)
-            hidden, change = raft.update_block(hidden, context, correlations, there - start)
-            there = there + change
-        raft.corr_block.corr_pyramid = []  # gigabytes
-        return upsample_flow(there - start, raft.mask_predictor(hidden).float()).float()
-
-# %% ../../nbs/stages/02_smurf.ipynb #c22a95a1
 @dataclass(frozen=True)
 class SmurfSettings:
     """Settings of `SmurfMatcher`.
@@ -119,8 +45,10 @@ class SmurfSettings:
 
 
 @lru_cache(maxsize=1)
-def load_smurf(weights: str, device: str) -> Smurf:
-    """Return the network with the weights of a file or of the registry, in evaluation mode."""
+def load_smurf(weights: str, device: str) -> nn.Module:
+    """Return the network, a `Smurf`, with the weights of a file or of the registry, in evaluation mode."""
+    from cups.stages.smurf_network import Smurf
+
     path = weights_file(weights)
     return ready(fill(Smurf(), read_tensors(path), path), device)
 

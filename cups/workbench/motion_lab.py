@@ -23,7 +23,7 @@ from .pictures import instance_rgb
 
 # %% auto #0
 __all__ = ['COLOURINGS', 'MONOSPACE', 'LAB_WIDTH', 'own_motion_m', 'residual_px', 'cloud_pixels', 'plotted', 'camera_frustum',
-           'object_arrows', 'colour_marker', 'region_points', 'motion_figure', 'drop_reason', 'dropped_rows',
+           'object_arrows', 'colour_marker', 'region_points', 'view_m', 'motion_figure', 'drop_reason', 'dropped_rows',
            'region_picture', 'png_bytes', 'MotionLab']
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #779499d8
@@ -33,10 +33,17 @@ _COLOURS = {"not trusted": "#E69F00", "trusted": "#0072B2", "highlight": "#E7298
 
 
 def own_motion_m(analysis: FrameAnalysis) -> Tensor:
-    """Return how far every point moved by itself from t to t + 1, in metres, (H, W)."""
-    flow = analysis.flow
-    still = transform(analysis.proposals.camera_motion, flow.points_0.reshape(-1, 3)).view_as(flow.points_0)
-    return (flow.points_1 - still).norm(dim=-1)
+    """Return how far the motion of its object takes every point from t to t + 1, in metres, (H, W); 0 outside objects.
+
+    What the flow says beyond that is the residual: far away it is metres of noise.
+    """
+    flow, proposals = analysis.flow, analysis.proposals
+    moved = torch.zeros_like(flow.disparity_0)
+    for number, motion in enumerate(proposals.motions, 1):
+        inside = proposals.instance == number
+        points = flow.points_0[inside]
+        moved[inside] = (transform(motion, points) - transform(proposals.camera_motion, points)).norm(dim=-1)
+    return moved
 
 
 def residual_px(analysis: FrameAnalysis) -> Tensor:
@@ -148,7 +155,7 @@ def _arrows(analysis: FrameAnalysis, frames: float) -> tuple[go.Scatter3d, go.Co
     x, y, z = ends.T
     u, v, w = (shifts / np.maximum(lengths, 1e-9)).T
     said = [f"object {n}: {length:.2f} m per frame" for n, length in enumerate(lengths[:, 0], 1)]
-    tips = go.Cone(x=x, y=y, z=z, u=u, v=v, w=w, sizemode="absolute", sizeref=0.7, anchor="tip", showscale=False,
+    tips = go.Cone(x=x, y=y, z=z, u=u, v=v, w=w, sizemode="absolute", sizeref=0.25, anchor="tip", showscale=False,
                    colorscale=[[0, "black"], [1, "black"]], text=said, hoverinfo="text")  # fmt: skip
     return shafts, tips
 
@@ -160,6 +167,23 @@ def region_points(analysis: FrameAnalysis, region: int | None, most: int = 4000)
     inside = (analysis.proposals.regions == region) & (analysis.flow.disparity_0 > 0)
     points = plotted(analysis.flow.points_0[inside])
     return points[:: -(-len(points) // most) or 1]
+
+
+def view_m(analysis: FrameAnalysis, farthest: float = 80.0) -> list[list[float]]:
+    """Return what part of space to show, in metres right, ahead and up: that of most trusted points, and the camera.
+
+    Parameters
+    ----------
+    analysis : FrameAnalysis
+    farthest : float
+        Points that are farther ahead are left out: one of them would make all the others tiny.
+    """
+    points = plotted(analysis.flow.points_0[analysis.flow.trusted])
+    near = points[points[:, 1] < farthest]
+    if not len(near):
+        return [[-10.0, 10.0], [0.0, farthest], [-2.0, 8.0]]
+    low, high = np.minimum(np.percentile(near, 1, axis=0), -1), np.maximum(np.percentile(near, 99, axis=0), 1)
+    return [[float(a), float(b)] for a, b in zip(low, high, strict=True)]
 
 
 def motion_figure(
@@ -200,8 +224,12 @@ def motion_figure(
         line = {"width": 4, "color": _COLOURS[time]}
         traces.append(_points(camera_frustum(analysis.flow.calibration, motion), mode="lines", line=line,
                               name=f"camera at {time}", hoverinfo="skip"))  # fmt: skip
-    axes = {f"{axis}axis": {"title": {"text": f"{name}, m"}} for axis, name in zip("xyz", _AXES, strict=True)}
-    scene = {"aspectmode": "data", "uirevision": "kept", "camera": {"eye": {"x": 0.0, "y": -1.4, "z": 0.7}}, **axes}
+    axes = {
+        f"{axis}axis": {"title": {"text": f"{name}, m"}, "range": span}
+        for axis, name, span in zip("xyz", _AXES, view_m(analysis), strict=True)
+    }
+    eye, centre = {"x": 0.0, "y": -1.1, "z": 0.45}, {"x": 0.0, "y": -0.15, "z": -0.1}
+    scene = {"aspectmode": "data", "uirevision": "kept", "camera": {"eye": eye, "center": centre}, **axes}
     legend = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "itemsizing": "constant"}
     return go.Figure(traces, {"scene": scene, "height": 420, "margin": dict.fromkeys("lrb", 0) | {"t": 30},
                               "legend": legend, "uirevision": "kept", "autosize": True})  # fmt: skip

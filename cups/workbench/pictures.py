@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
-from torchvision.utils import flow_to_image
 
 from ..core.images import to_array
 from ..core.records import VOID, PanopticLabel
@@ -51,6 +50,8 @@ def disparity_rgb(disparity: Tensor, high: float | None = None) -> np.ndarray:
 
 def flow_rgb(flow: Tensor) -> np.ndarray:
     """Return a flow (2, H, W) in the usual colour wheel: hue is the direction, saturation the length."""
+    from torchvision.utils import flow_to_image  # takes a second and 140 MB, which the explorer need not pay
+
     return image_rgb(flow_to_image(torch.nan_to_num(flow.detach().float().cpu())))
 
 # %% ../../nbs/workbench/01_pictures.ipynb #b1b5654a

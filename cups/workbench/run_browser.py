@@ -487,7 +487,7 @@ class RunBrowser(widgets.VBox):
         self.measure.options = list(measures)
         self.measure.value = kept
         self._draw()
-        self._compare()
+        self._list_frames()
 
     def _draw(self) -> None:
         """Draw the selected curve of the selected runs."""
@@ -497,7 +497,7 @@ class RunBrowser(widgets.VBox):
             self.figure.add_traces(figure.data)
             self.figure.layout = figure.layout
 
-    def _compare(self) -> None:
+    def _list_frames(self) -> None:
         """List the frames of two runs, worst first."""
         self.frames.options, self.sheet.layout.display = [], "none"
         if len(self.chosen) != 2:

@@ -27,17 +27,16 @@ class Lab:
     runtime: Path
     process: subprocess.Popen
 
-    def api(self, path: str, method: str = "GET"):
+    def api(self, path: str):
         """Return what the server answers."""
         headers = {"Authorization": f"token {self.token}"}
-        request = urllib.request.Request(f"{self.address}/api/{path}", method=method, headers=headers)
+        request = urllib.request.Request(f"{self.address}/api/{path}", headers=headers)
         with urllib.request.urlopen(request, timeout=30) as answer:
             return json.loads(answer.read() or b"null")
 
     def kernel_of(self, notebook: str) -> dict:
         """Return the kernel of a notebook."""
         return next(s["kernel"] for s in self.api("sessions") if s["path"] == notebook)
-
 
     def ask(self, notebook: str, expression: str) -> str:
         """Return the repr of an expression in the kernel of a notebook."""
@@ -120,10 +119,20 @@ class Page:
             self.page.keyboard.press("Control+b")
             self.page.locator("#jp-left-stack").wait_for(state="hidden")
 
-    def run_all(self) -> None:
+    def menu(self, name: str, item: str) -> None:
         self.page.locator(".jp-Notebook").click(position={"x": 5, "y": 5})
-        self.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile("^Run$")).click()
-        self.page.locator(".lm-Menu-itemLabel", has_text=re.compile("^Run All Cells$")).click()
+        self.page.locator(".lm-MenuBar-itemLabel", has_text=re.compile(f"^{name}$")).click()
+        self.page.locator(".lm-Menu-itemLabel", has_text=re.compile(f"^{item}$")).click()
+
+    def run_all(self) -> None:
+        self.menu("Run", "Run All Cells")
+
+    def restart_kernel(self) -> None:
+        """Restart the kernel as a person does: JupyterLab does not notice a restart that it has not made."""
+        self.menu("Kernel", "Restart Kernel…")
+        self.page.locator(".jp-Dialog .jp-mod-accept").click()
+        self.page.locator(".jp-Dialog").wait_for(state="detached")
+        wait_for(lambda: self.lab.kernel_of(self.notebook)["execution_state"] == "idle", "the kernel does not restart")
 
     def wait_frame(self, index: int, done: bool = False) -> None:
         """Wait until frame `index` is on screen."""

@@ -298,9 +298,8 @@ def test_bad_folder_and_empty_store_say_so(window, lab, tmp_path):
         page.page.close()
 
 
-def test_restarted_kernel_is_reported_and_running_again_helps(video, lab, artefacts):
-    lab.api(f"kernels/{lab.kernel_of('video.ipynb')['id']}/restart", "POST")
-    time.sleep(2)
+def test_restarted_kernel_is_reported_and_running_again_helps(video, artefacts):
+    video.restart_kernel()
     video.slide("Frame", 0)
     video.page.locator(".cups-message").get_by_text("No answer from the kernel").wait_for()
     video.show()

@@ -6,7 +6,7 @@ import shutil
 
 import nbformat
 import pytest
-from conftest import Page, wait_for
+from notebook_page import Page, wait_for
 
 from cups.data.stereo_folder import StereoFolder
 from cups.data.store import CHOICE_FILE, PseudoLabelStore
