@@ -2,8 +2,10 @@
 PYTHON ?= python3
 BIN := .venv/bin
 RUN ?= out
+SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
+INSTALL ?= $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq --yes --no-install-recommends
 
-.PHONY: train test lab lint docs readme setup clean
+.PHONY: train test test-browser lab lint docs readme setup clean
 
 train: setup  ## the whole method on street scenes: pseudo-labels, a trained network, PQ
 	mkdir -p $(RUN)
@@ -11,6 +13,9 @@ train: setup  ## the whole method on street scenes: pseudo-labels, a trained net
 
 test: setup lint docs  ## cups/ is what the notebooks export; every notebook's checks; the tests; the site
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --durations 10
+
+test-browser: .venv/browser  ## the widgets in JupyterLab in Chromium; screenshots in build/browser
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser --durations 5
 
 lint: setup
 	$(BIN)/ruff check cups nbs tests setup.py
@@ -40,6 +45,11 @@ setup: .venv/ready
 
 .venv/docs: .venv/ready
 	$(BIN)/pip install --quiet --editable '.[docs]'
+	touch $@
+
+.venv/browser: .venv/ready
+	$(BIN)/pip install --quiet --editable '.[browser]'
+	command -v chromium || command -v chromium-browser || command -v google-chrome || $(INSTALL) chromium
 	touch $@
 
 clean:

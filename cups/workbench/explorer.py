@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import io
-import os
 import sys
 import threading
 from collections import deque
@@ -20,18 +19,19 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.records import PanopticLabel
+from ..core.records import PanopticLabel, StereoSample
 from ..data.taxonomy import CITYSCAPES_19, Taxonomy
+from ..stages.pipeline import FrameAnalysis, analyse
 from .frame_view import FrameView
 from .layers import LAYERS, Packet, class_names, frame_layers, pack
 from .pictures import image_rgb, panel
 from .reports import motion_report
 from .segments import history, segment_facts
+from .showing import has_front_end
 from .sources import Frame, FrameSource, neighbours, open_source
 
 # %% auto #0
-__all__ = ['LatestFirst', 'report_html', 'quiet_label', 'segment_panel', 'release_memory', 'has_front_end', 'thumbnail',
-           'FrameExplorer']
+__all__ = ['LatestFirst', 'report_html', 'quiet_label', 'segment_panel', 'release_memory', 'thumbnail', 'FrameExplorer']
 
 # %% ../../nbs/workbench/09_explorer.ipynb #fc6bcc7e
 class LatestFirst:
@@ -140,11 +140,6 @@ def release_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim is not None:
             trim(0)
-
-
-def has_front_end() -> bool:
-    """Return whether a Jupyter server or an editor runs this kernel: papermill, tests and the docs have no browser."""
-    return "JPY_SESSION_NAME" in os.environ or any(name.startswith("VSCODE_") for name in os.environ)
 
 
 def thumbnail(image: Tensor, width: int = 96) -> bytes:
@@ -278,6 +273,30 @@ class FrameExplorer:
             except InputError:
                 self._thumbnails[index] = None
         self.view.send_thumbnail(index, self._thumbnails[index])
+
+    @property
+    def sample(self) -> StereoSample:
+        """The images of the frame that is shown.
+
+        Raises
+        ------
+        InputError
+            If there is none, or its files cannot be used.
+        """
+        if self.source is None or not self.source.names:
+            raise InputError(self.view.message)
+        return self.source.sample(self.view.frame)
+
+    def analysis(self) -> FrameAnalysis:
+        """Run all stages on the frame that is shown, and return what each made of it."""
+        sample = self.sample
+        return analyse(sample, self.source.found_classes(), self.source.settings)
+
+    @property
+    def fps(self) -> float | None:
+        """Frames per second of the video; None if it is not known."""
+        seconds = self.source and self.source.seconds(self.view.frame)
+        return 1 / seconds if seconds else None
 
     def picture(self, index: int | None = None) -> Image.Image:
         """Return all layers of a frame as one picture, for where no browser asks."""

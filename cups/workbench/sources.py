@@ -303,14 +303,18 @@ class StageSource:
         self, frame: Frame, sample: StereoSample, found: tuple[Matches, SceneFlow, Proposals]
     ) -> Frame:
         """Return the frame after all stages; a label that it has already stays."""
-        if self.classes is None:
-            chosen = spread(len(self.names), self.class_frames)
-            self.classes = classes_of([self.sample(index) for index in chosen], self.settings)
-        analysis = label_objects(sample, found, self.classes, self.settings)
+        analysis = label_objects(sample, found, self.found_classes(), self.settings)
         done = with_classes(frame, analysis.scores, analysis.semantic, analysis.label)
         if frame.label is not None:
             return done.replace(label=frame.label, diagnostics=frame.diagnostics)
         return done
+
+    def found_classes(self) -> PseudoClasses:
+        """Return the pseudo-classes; they are found on a few frames the first time."""
+        if self.classes is None:
+            chosen = spread(len(self.names), self.class_frames)
+            self.classes = classes_of([self.sample(index) for index in chosen], self.settings)
+        return self.classes
 
     def first(self, index: int, frame: Frame) -> Frame:
         """Return the frame with what is known of it before any stage runs."""
