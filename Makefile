@@ -49,7 +49,7 @@ setup: .venv/ready
 
 .venv/browser: .venv/ready
 	$(BIN)/pip install --quiet --editable '.[browser]'
-	command -v chromium || command -v chromium-browser || command -v google-chrome || $(INSTALL) chromium
+	(command -v chromium || command -v chromium-browser || command -v google-chrome) >/dev/null || { $(INSTALL) chromium; }
 	touch $@
 
 clean:
