@@ -471,7 +471,7 @@ class RunBrowser(widgets.VBox):
         runs = sorted_runs(self.runs, self.sorting.value)
         kept = [run.name for run in self.chosen] or [run.name for run in runs[:2]]
         head, lines = run_lines(runs) if runs else ("", [])
-        self.head.value = f"<pre class='cups-head'>{escape(head)}</pre>"
+        self.head.value = f"<pre class='cups-head' style='font-size: 12px; padding-left: 3px'>{escape(head)}</pre>"
         self.table.options = list(zip(lines, (run.name for run in runs), strict=True))
         self.table.value = kept
         self._chosen()
