@@ -686,7 +686,7 @@ class View {
     } else if (acts[event.key] && !own && !(event.key === " " && event.target.matches("button"))) {
       if (this.playing && event.key.startsWith("Arrow")) this.stop();
       acts[event.key]();
-    } else if (this.model.get("keys").includes(event.key) && !own) {
+    } else if (this.model.get("sent_keys").includes(event.key) && !own) {
       this.send({kind: "key", index: this.wanted, key: event.key});
     } else return;
     event.preventDefault();
@@ -780,7 +780,7 @@ class FrameView(anywidget.AnyWidget):
         Whether values and legend stand beside the picture, and small pictures, comparisons and texts are left out.
     help : str
         What keys do; that of the explorer if empty.
-    keys : list of str
+    sent_keys : list of str
         Further keys, told by messages.
     selected : list of (int, int), optional
         Pixels (x, y) whose segments are outlined; None outlines the one that was clicked.
@@ -810,7 +810,7 @@ class FrameView(anywidget.AnyWidget):
     play_fps = traitlets.Float(4.0).tag(sync=True)
     compact = traitlets.Bool(False).tag(sync=True)
     help = traitlets.Unicode().tag(sync=True)
-    keys = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    sent_keys = traitlets.List(traitlets.Unicode()).tag(sync=True)
     selected = traitlets.List(default_value=None, allow_none=True).tag(sync=True)
     lab = traitlets.Unicode().tag(sync=True)
 
