@@ -16,6 +16,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.records import PanopticLabel, StereoSample
+from .fixed_labels import FixedLabels
 from .inventory import Part
 from .store import PseudoLabelStore
 from .taxonomy import Taxonomy
@@ -218,7 +219,7 @@ class LabelledImages(Sequence[tuple[Tensor, PanopticLabel]]):
     Parameters
     ----------
     dataset : StereoDataset
-    store : PseudoLabelStore
+    store : PseudoLabelStore or FixedLabels
         Frames without a label are left out.
 
     Raises
@@ -227,7 +228,7 @@ class LabelledImages(Sequence[tuple[Tensor, PanopticLabel]]):
         If the store has no label for any frame of the data set.
     """
 
-    def __init__(self, dataset: StereoDataset, store: PseudoLabelStore) -> None:
+    def __init__(self, dataset: StereoDataset, store: PseudoLabelStore | FixedLabels) -> None:
         labelled = set(store.names)
         self.dataset, self.store = dataset, store
         self.places = [(index, name) for index, name in enumerate(dataset.names) if name in labelled]

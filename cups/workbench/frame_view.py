@@ -399,6 +399,7 @@ class View {
     for (const [value, text] of Object.entries(MODES)) this.select.append(make("option", {value}, text));
     this.reset = button("whole frame", "Show the whole frame");
     this.bar = make("div", {class: "cups-bar"}, this.back, this.play, this.next, this.slider, this.name, this.select, this.reset);
+    if (m.get("compact")) this.select.remove();
     this.stage = make("div", {class: "cups-stage"});
     this.picture = new Picture(this.stage, Object.keys(titles));
     this.divider = this.stage.appendChild(make("div", {class: "cups-divider", role: "slider", tabindex: 0,
@@ -406,15 +407,17 @@ class View {
     this.message = this.stage.appendChild(make("div", {class: "cups-message", role: "alert"}));
     this.status = this.stage.appendChild(make("div", {class: "cups-status", role: "status"}));
     this.table = new LayerTable(titles, m.get("layer_keys"), (stack, name, value) => this.setOpacity(stack, name, value));
-    this.main = make("div", {class: "cups-main"}, this.stage, this.table.element);
     this.hover = make("div", {class: "cups-hover", "aria-label": "Values of the pixel"});
     this.legends = make("div", {class: "cups-legends", "aria-label": "Legend"});
     this.strip = new Strip(this.count, m.get("names"), (indices) => this.send({kind: "thumbs", indices}), (k) => this.go(k));
     this.panel = make("div", {class: "cups-panel", role: "region", "aria-label": "Segment"});
     this.report = make("div", {class: "cups-report", role: "region", "aria-label": "Report"});
     this.texts = make("div", {class: "cups-texts"}, this.panel, this.report);
-    this.help = make("div", {class: "cups-help"}, HELP);
-    this.root.append(this.bar, this.main, this.hover, this.legends, this.strip.element, this.help, this.texts);
+    this.help = make("div", {class: "cups-help"}, m.get("help") || HELP);
+    const values = [this.hover, this.legends], compact = m.get("compact");
+    const side = make("div", {class: "cups-side"}, this.table.element, ...(compact ? values : []));
+    this.main = make("div", {class: "cups-main"}, this.stage, side);
+    this.root.append(this.bar, this.main, ...(compact ? [this.help] : [...values, this.strip.element, this.help, this.texts]));
     el.append(this.root);
     if (this.count < 2) for (const part of [this.bar.querySelectorAll("button")[0], this.play, this.next, this.slider, this.strip.element]) part.style.display = "none";
   }
@@ -431,7 +434,7 @@ class View {
     on(this.stage, "pointerup", (event) => this.up(event)); on(this.stage, "pointerleave", () => { this.hover.textContent = ""; });
     on(this.divider, "pointerdown", (event) => this.swipeDown(event)); on(this.divider, "pointermove", (event) => this.swipeMove(event));
     on(this.divider, "pointerup", () => { this.swiping = false; this.model.save_changes(); });
-    this.observer = new ResizeObserver(() => { this.layout(); this.draw(); this.strip.update(); });
+    this.observer = new ResizeObserver(() => { this.layout(); this.draw(); this.strip.update(); this.join(); });
     this.observer.observe(this.root);
     this.onMessage = (message, buffers) => this.receive(message, buffers);
     this.handlers = {
@@ -440,10 +443,19 @@ class View {
       "change:opacities": () => this.show(), "change:mode": () => this.show(), "change:swipe": () => this.draw(),
       "change:panel": () => this.showTexts(), "change:report": () => this.showTexts(), "change:message": () => this.showTexts(),
       "change:marks": () => { this.picture.marks = m.get("marks"); this.draw(); },
+      "change:selected": () => this.outlineSelected(),
       "change:edition": () => { this.frames.clear(); this.go(this.wanted); },
       "comm_live_update": () => { if (m.comm_live === false) this.silent(); },
     };
     for (const [name, handler] of Object.entries(this.handlers)) m.on(name, handler);
+  }
+
+  join() {  // keys that are pressed on a control beside the view are the view's too
+    const lab = this.model.get("lab") && !this.lab ? this.root.closest(`.${this.model.get("lab")}`) : null;
+    if (!lab) return;
+    this.lab = lab;
+    lab.dataset.lmSuppressShortcuts = "true";
+    lab.addEventListener("keydown", (event) => this.key(event));
   }
 
   remove() {
@@ -509,7 +521,21 @@ class View {
     this.status.textContent = entry.content.done ? "" : this.status.textContent || "working …";
     this.showTexts();
     await this.frames.inflate(entry);
-    if (this.pointer && this.picture.entry === entry) this.read(this.pointer);
+    if (this.picture.entry !== entry) return;
+    if (this.pointer) this.read(this.pointer);
+    this.outlineSelected();
+  }
+
+  outlineSelected() {
+    const entry = this.picture.entry, selected = this.model.get("selected");
+    if (!selected || !entry) return;
+    const {step, width, height} = entry.content;
+    this.picture.outline = selected.length ? new Path2D() : null;
+    for (const [x, y] of selected) {
+      const mask = segmentMask(entry, Math.floor(x / step), Math.floor(y / step));
+      this.picture.outline.addPath(outlinePath(mask, width, height));
+    }
+    this.draw();
   }
 
   shown(index, done) {
@@ -617,9 +643,9 @@ class View {
     const pixel = this.picture.pixel(this.mode, p.x, p.y), entry = this.picture.entry;
     if (!pixel) return;
     const {step, width, height} = entry.content;
-    this.picture.outline = outlinePath(segmentMask(entry, pixel.x, pixel.y), width, height);
+    if (!this.model.get("selected")) this.picture.outline = outlinePath(segmentMask(entry, pixel.x, pixel.y), width, height);
     this.draw();
-    this.send({kind: "select", index: this.wanted, x: pixel.x * step, y: pixel.y * step});
+    this.send({kind: "select", index: this.wanted, x: pixel.x * step, y: pixel.y * step, add: event.shiftKey});
   }
 
   wheel(event) {
@@ -660,6 +686,8 @@ class View {
     } else if (acts[event.key] && !own && !(event.key === " " && event.target.matches("button"))) {
       if (this.playing && event.key.startsWith("Arrow")) this.stop();
       acts[event.key]();
+    } else if (this.model.get("sent_keys").includes(event.key) && !own) {
+      this.send({kind: "key", index: this.wanted, key: event.key});
     } else return;
     event.preventDefault();
     event.stopPropagation();
@@ -699,6 +727,7 @@ _STYLE = r"""
 .cups-view .cups-name { background: none; border: none; padding: 0; text-align: left; white-space: nowrap; overflow: hidden; text-overflow: ellipsis; }
 .cups-view .cups-name.cups-on { font-weight: 600; }
 .cups-view .cups-name:disabled { color: var(--jp-ui-font-color3, #999); cursor: default; }
+.cups-side .cups-legends { max-height: 260px; }
 .cups-hover { min-height: 2.8em; padding: 4px 0; font-variant-numeric: tabular-nums; }
 .cups-legends { display: flex; flex-direction: column; gap: 3px; min-height: 1.4em; max-height: 84px; overflow-y: auto; }
 .cups-legend { display: flex; flex-wrap: wrap; gap: 3px 8px; align-items: center; }
@@ -747,6 +776,16 @@ class FrameView(anywidget.AnyWidget):
         To be raised when frames have changed: the browser forgets those it has.
     play_fps : float
         Frames per second while playing.
+    compact : bool
+        Whether values and legend stand beside the picture, and small pictures, comparisons and texts are left out.
+    help : str
+        What keys do; that of the explorer if empty.
+    sent_keys : list of str
+        Further keys, told by messages.
+    selected : list of (int, int), optional
+        Pixels (x, y) whose segments are outlined; None outlines the one that was clicked.
+    lab : str
+        CSS class of the element around the view in which keys count too.
 
     Notes
     -----
@@ -769,9 +808,14 @@ class FrameView(anywidget.AnyWidget):
     marks = traitlets.List().tag(sync=True)
     edition = traitlets.Int(0).tag(sync=True)
     play_fps = traitlets.Float(4.0).tag(sync=True)
+    compact = traitlets.Bool(False).tag(sync=True)
+    help = traitlets.Unicode().tag(sync=True)
+    sent_keys = traitlets.List(traitlets.Unicode()).tag(sync=True)
+    selected = traitlets.List(default_value=None, allow_none=True).tag(sync=True)
+    lab = traitlets.Unicode().tag(sync=True)
 
     def on_request(self, answer: Callable[[dict[str, Any]], None]) -> None:
-        """Call `answer` with every message: `kind` is `frame`, `thumbs` or `select`."""
+        """Call `answer` with every message: `kind` is `frame`, `thumbs`, `select` or `key`."""
         self.on_msg(lambda _, content, buffers: answer(content))
 
     def send_frame(self, request: dict[str, Any], packet: Packet, first: bool, done: bool) -> None:

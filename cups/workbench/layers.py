@@ -26,7 +26,7 @@ from .sources import Frame
 # %% auto #0
 __all__ = ['BLUE', 'ORANGE', 'LAYERS', 'KEYS', 'sampled', 'step_for', 'Layer', 'hex_colour', 'colour_scale', 'picture',
            'scalar_layer', 'flow_layer', 'choice_layer', 'instance_layer', 'class_layer', 'majority_truth', 'agreement',
-           'class_names', 'frame_layers', 'encoded', 'pixel_arrays', 'Packet', 'pack']
+           'class_names', 'frame_layers', 'encoded', 'pixel_arrays', 'Packet', 'pack', 'message']
 
 # %% ../../nbs/workbench/06_layers.ipynb #ea51489a
 def sampled(record: Record, step: int) -> Record:
@@ -281,18 +281,23 @@ def pack(frame: Frame, names: list[str], taxonomy: Taxonomy = CITYSCAPES_19, max
         Frames that are wider are sampled.
     """
     step = step_for(frame.size[1], max_width)
-    legend_of, parts, buffers = {}, [], []
     small = sampled(frame, step)
-    for name, draw in frame_layers(small, names, taxonomy).items():
-        layer = draw()
+    height, width = small.size
+    content = {"name": frame.name, "width": width, "height": height, "step": step, "classes": names,
+               "truth_classes": list(taxonomy.names)}  # fmt: skip
+    layers = {name: draw() for name, draw in frame_layers(small, names, taxonomy).items()}
+    return message(content, layers, pixel_arrays(small))
+
+
+def message(content: dict[str, Any], layers: dict[str, Layer], arrays: dict[str, np.ndarray]) -> Packet:
+    """Return layers and numbers by name as a message that says `content` too."""
+    legend_of, parts, buffers = {}, [], []
+    for name, layer in layers.items():
         kind, data = encoded(layer)
         legend_of[name] = layer.legend
         parts.append({"name": name, "type": kind})
         buffers.append(data)
-    for name, array in pixel_arrays(small).items():
+    for name, array in arrays.items():
         parts.append({"name": name, "dtype": array.dtype.name, "shape": array.shape})
         buffers.append(zlib.compress(array.tobytes(), 1))
-    height, width = small.size
-    content = {"name": frame.name, "width": width, "height": height, "step": step, "parts": parts,
-               "legends": legend_of, "classes": names, "truth_classes": list(taxonomy.names)}  # fmt: skip
-    return Packet(content, buffers)
+    return Packet({**content, "parts": parts, "legends": legend_of}, buffers)
