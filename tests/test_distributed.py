@@ -117,8 +117,8 @@ def test_a_loss_that_is_not_finite_ends_all_processes(tmp_path):
         learn(tmp_path, Frames(), batch_size=1, devices=2, learning_rate=1e12, max_gradient_norm=1e12)
 
 
-def test_devices_and_nodes_that_are_not_there_are_named(tmp_path, monkeypatch):
-    with pytest.raises(InputError, match="devices: 4096 asked for, this node has .* CPU core"):
+def test_devices_and_nodes_that_are_not_there_are_named(tmp_path):
+    with pytest.raises(InputError, match=r"devices: 4096 asked for, this node has .* CPU core"):
         learn(tmp_path, Frames(), devices=4096)
     with pytest.raises(InputError, match="nodes = 2: start under SLURM's srun, or set NODE_RANK and MASTER_ADDR"):
         learn(tmp_path, Frames(), nodes=2)
