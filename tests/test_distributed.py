@@ -2,6 +2,9 @@
 
 import os
 import signal
+import socket
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -69,6 +72,24 @@ def test_two_processes_learn_what_one_does(tmp_path):
 def test_two_processes_teach_themselves_what_one_does(tmp_path):
     one = teach(tmp_path / "one", batch_size=2)
     assert_same(one, teach(tmp_path / "two", batch_size=1, devices=2))
+
+
+SECOND_NODE = "import sys; from test_distributed import Path, Unlike, learn; " \
+    "learn(Path(sys.argv[1]), Unlike(), batch_size=2, nodes=2)"
+
+
+def test_two_nodes_learn_what_one_process_does(tmp_path, monkeypatch):
+    one = learn(tmp_path / "one", Unlike(), batch_size=4)
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "NODE_RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    environment = {**os.environ, "NODE_RANK": "1"}
+    command = [sys.executable, "-c", SECOND_NODE, str(tmp_path / "two")]
+    with subprocess.Popen(command, env=environment, cwd=Path(__file__).parent) as second:
+        assert_same(one, learn(tmp_path / "two", Unlike(), batch_size=2, nodes=2))
+        assert second.wait(60) == 0
 
 
 def ended(folder: Path) -> TrainResult:

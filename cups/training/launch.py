@@ -98,9 +98,9 @@ def this_node(nodes: int) -> Node:
         raise InputError(f"nodes = {nodes}: start under SLURM's srun, or set NODE_RANK and MASTER_ADDR on each node")
     if not (rank.isdigit() and int(rank) < nodes):
         raise InputError(f"nodes = {nodes}: NODE_RANK must be 0 to {nodes - 1}, got {rank}")
-    # a job's own port: several of them may share a node
-    port = os.environ.get("MASTER_PORT") or 15000 + int(os.environ.get("SLURM_JOB_ID", "14500")[-4:])
-    return Node(int(rank), address, int(port))
+    job = os.environ.get("SLURM_JOB_ID")
+    port = 15000 + int(job[-4:]) if job else Node.port  # jobs may share a node
+    return Node(int(rank), address, int(os.environ.get("MASTER_PORT") or port))
 
 
 def node_folder(folder: str | Path, nodes: int) -> Path:
