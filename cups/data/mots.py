@@ -54,13 +54,13 @@ class Mots(LabelledFolder):
 
     def _lacking(self) -> tuple[str, ...]:
         """Return all classes but those that people are in."""
-        if self.taxonomy is MOTS_CLASSES:
+        if self.taxonomy.names == MOTS_CLASSES.names:
             return ()
         return tuple(name for name in self.taxonomy.names if name not in ("person", "human"))
 
     def decode(self, name: str, *paths: Path) -> tuple[Tensor, Tensor]:
         """Return classes and instances of an instance map."""
-        own = self.taxonomy is MOTS_CLASSES
+        own = self.taxonomy.names == MOTS_CLASSES.names
 
         def decoded(numbers: Tensor) -> tuple[Tensor, Tensor]:
             ids = numbers // 1000

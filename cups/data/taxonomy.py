@@ -168,7 +168,7 @@ def cityscapes_classes(count: int) -> Taxonomy:
 # %% ../../nbs/data/00_taxonomy.ipynb #96cb6d10
 def _number(label: CityscapesLabel, taxonomy: Taxonomy) -> int:
     """Return the label's class in a taxonomy of Cityscapes."""
-    if cityscapes_classes(len(taxonomy)) is not taxonomy:
+    if cityscapes_classes(len(taxonomy)).names != taxonomy.names:
         raise InputError(f"not one of the sets of Cityscapes classes: {', '.join(taxonomy.names)}")
     return {27: label.to_27, 19: label.to_19, 7: label.to_7}[len(taxonomy)]
 
@@ -245,7 +245,7 @@ def coarsened(label: PanopticLabel, source: Taxonomy, target: Taxonomy) -> Panop
     InputError
         If the target is finer than the source, one is none of Cityscapes, or the label holds another class.
     """
-    if target is source:
+    if target.names == source.names:
         return label
     if len(target) > len(source):
         raise InputError(f"a truth in {len(source)} classes cannot be judged in {len(target)}: these are finer")
@@ -268,7 +268,7 @@ def lacking_in(lacking: Sequence[str], source: Taxonomy, target: Taxonomy) -> li
     source, target : Taxonomy
         As for `coarsened`.
     """
-    if target is source:
+    if target.names == source.names:
         return list(lacking)
     present = {
         _number(label, target)

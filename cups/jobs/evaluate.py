@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.processes import from_all_processes, own_share
 from ..core.records import VOID, PanopticLabel
 from ..data.datasets import LabelledDataset, open_labelled_dataset
 from ..data.labelled_frames import LabelledFrames
@@ -57,7 +58,7 @@ def panoptic_scores(
     Parameters
     ----------
     pairs : iterable of (PanopticLabel, PanopticLabel)
-        Prediction and truth of each frame.
+        Prediction and truth of each frame; of several processes that call this together, each gives its share.
     split : ThingStuffSplit
         Which pseudo-classes are things and which are stuff.
     taxonomy : Taxonomy
@@ -92,6 +93,7 @@ def panoptic_scores(
     for prediction, truth in pairs:
         metric.update(claimed_segments(prediction, split).stacked()[None], truth.stacked()[None])
         frames += 1
+    frames = sum(from_all_processes(frames))
     if not frames:
         raise InputError("there is no frame to evaluate")
     scores = plain_scores(metric.compute())
@@ -102,8 +104,12 @@ def panoptic_scores(
 
 # %% ../../nbs/jobs/05_evaluate.ipynb #6de6d34d
 def scores_of(model: PanopticCascade, split: ThingStuffSplit, frames: LabelledFrames) -> dict[str, Any]:
-    """Score what a network says to labelled frames; classes that nobody labelled are left out."""
-    pairs = ((predict(model, image, split).to("cpu"), truth) for image, truth in frames)
+    """Score what a network says to labelled frames; classes that nobody labelled are left out.
+
+    Several processes that call this together share the frames, and all get the scores of all frames.
+    """
+    share = (frames[i] for i in own_share(len(frames)))
+    pairs = ((predict(model, image, split).to("cpu"), truth) for image, truth in share)
     without = lacking_in(frames.dataset.lacking, frames.dataset.taxonomy, frames.taxonomy)
     return panoptic_scores(pairs, split, frames.taxonomy, without)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image, roi_align
 
+from ..core.processes import shared_count
 from ..core.records import VOID
 from .boxes import decode_boxes, encode_boxes, match_boxes, sample_boxes
 from .config import PanopticCascadeConfig, Target
@@ -125,19 +126,19 @@ def box_losses(
     Returns
     -------
     tuple of Tensor
-        Cross entropy of the classes, and L1 of the objects' offsets, both per box.
+        Cross entropy of the classes, and L1 of the objects' offsets, both per box of all processes.
     """
     scores, offsets = scores.float(), offsets.float()
     background = scores.shape[1] - 1
     losses = F.cross_entropy(scores, classes, reduction="none") * ((classes != background) | ~spared)
     positive = torch.nonzero(classes != background).squeeze(1)
     coded = encode_boxes(objects[positive], proposals[positive], weights)
-    count = max(len(scores), 1)
+    count = shared_count(len(scores), scores.device)
     return losses.sum() / count, F.l1_loss(offsets[positive], coded, reduction="sum") / count
 
 
 def mask_loss(logits: Tensor, boxes: Sequence[Tensor], index: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
-    """Return the binary cross entropy of the masks, per pixel of the grid.
+    """Return the binary cross entropy of the masks, per pixel of the grid of all processes' boxes.
 
     Parameters
     ----------
@@ -149,16 +150,17 @@ def mask_loss(logits: Tensor, boxes: Sequence[Tensor], index: Sequence[Tensor], 
         The object each box stands for.
     targets : sequence of B Target
     """
-    if len(logits) == 0:
-        return logits.sum() * 0
     side = logits.shape[-1]
+    count = shared_count(len(logits) * side * side, logits.device)
+    if len(logits) == 0:
+        return logits.float().sum() * 0
     masks = []
     for box, i, target in zip(boxes, index, targets, strict=True):
         rois = torch.cat([i[:, None].to(box.dtype), box], dim=1)
         masks.append(roi_align(target.masks[:, None].to(box.dtype), rois, side, 1.0, 0, aligned=True)[:, 0] >= 0.5)
     classes = torch.cat([target.classes[i] for i, target in zip(index, targets, strict=True)])
     chosen = logits.float()[torch.arange(len(logits), device=logits.device), classes]
-    return F.binary_cross_entropy_with_logits(chosen, torch.cat(masks).to(chosen.dtype))
+    return F.binary_cross_entropy_with_logits(chosen, torch.cat(masks).to(chosen.dtype), reduction="sum") / count
 
 # %% ../../nbs/model/05_cascade_heads.ipynb #d4fd4838
 def jitter_boxes(target: Target, copies: int, generator: torch.Generator | None) -> Tensor:
@@ -212,7 +214,7 @@ class CascadeHeads(nn.Module):
         proposals: Sequence[Tensor],
         sizes: Sequence[tuple[int, int]],
         targets: Sequence[Target],
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> dict[str, Tensor]:
         """Draw proposals, send them through the three stages and the mask head, and compare.
 
@@ -224,15 +226,15 @@ class CascadeHeads(nn.Module):
         sizes : sequence of B (height, width)
             Of the images in pixels.
         targets : sequence of B Target
-        generator : torch.Generator, optional
-            Draws the proposals; on the features' device.
+        generators : sequence of B torch.Generator, optional
+            Draw each image's proposals; on the features' device.
 
         Returns
         -------
         dict of Tensor
             `classes_1..3`, `boxes_1..3`, `masks`.
         """
-        boxes, index = self._draw(proposals, targets, generator)
+        boxes, index = self._draw(proposals, targets, generators or [None] * len(targets))
         losses = {"masks": self._mask_loss(features, boxes, index, targets)}
         for stage, iou in enumerate(self.config.cascade_iou):
             matches = [match_boxes(box_iou(t.boxes, b), iou, iou) for b, t in zip(boxes, targets, strict=True)]
@@ -251,12 +253,12 @@ class CascadeHeads(nn.Module):
         return losses
 
     def _draw(
-        self, proposals: Sequence[Tensor], targets: Sequence[Target], generator: torch.Generator | None
+        self, proposals: Sequence[Tensor], targets: Sequence[Target], generators: Sequence[torch.Generator | None]
     ) -> tuple[list[Tensor], list[Tensor]]:
         """Draw boxes per image from the proposals and the labelled boxes; also say which object each stands for."""
         config = self.config
         boxes, index = [], []
-        for proposed, target in zip(proposals, targets, strict=True):
+        for proposed, target, generator in zip(proposals, targets, generators, strict=True):
             candidates = torch.cat([proposed, target.boxes, jitter_boxes(target, config.jittered_boxes, generator)])
             match, label = match_boxes(box_iou(target.boxes, candidates), config.cascade_iou[0], config.cascade_iou[0])
             positive, negative = sample_boxes(label, config.roi_samples, config.roi_positive_share, generator)

@@ -15,6 +15,7 @@ from torch.nn import functional as F
 
 from ..core.errors import InputError
 from ..core.images import IMAGENET_DEVIATION, IMAGENET_MEAN
+from ..core.processes import largest_over_processes
 from ..core.records import VOID
 from ..core.settings import preset_values
 from .backbone import FeaturePyramid
@@ -59,7 +60,7 @@ class PanopticCascade(nn.Module):
         self,
         images: Sequence[Tensor] | Tensor,
         targets: Sequence[Target] | None = None,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
         min_score: float | None = None,
     ) -> dict[str, Tensor] | list[Prediction] | tuple[dict[str, Tensor], list[tuple[Tensor, ...]]]:
         """Return the losses in training mode, predictions in evaluation mode.
@@ -70,8 +71,8 @@ class PanopticCascade(nn.Module):
             RGB; uint8, or float in [0, 1]. Sizes may differ.
         targets : sequence of B Target
             In training mode.
-        generator : torch.Generator, optional
-            On the images' device; draws anchors and proposals in training. The same state gives the same losses.
+        generators : sequence of B torch.Generator, optional
+            On the images' device; draw anchors and proposals in training. The same states give the same losses.
         min_score : float, optional
             In training mode: detect as well, from the same features, objects with at least this score.
 
@@ -85,7 +86,7 @@ class PanopticCascade(nn.Module):
             In training mode with `min_score`: boxes, scores, classes and masks as in `Prediction`, without gradient.
         """
         sizes = [tuple(image.shape[-2:]) for image in images]
-        features = self.backbone(self.normalise(images))
+        features = self.backbone(self.normalise(images, _largest(sizes) if self.training else None))
         if not self.training:
             proposals, _, _ = self.proposal_generator(features, sizes)
             found = self.roi_heads.detect(features, proposals, sizes)
@@ -95,8 +96,8 @@ class PanopticCascade(nn.Module):
             ]
         if targets is None:
             raise InputError("the network is in training mode and got no targets")
-        proposals, _, losses = self.proposal_generator(features, sizes, targets, generator)
-        losses |= self.roi_heads.losses(features, proposals, sizes, targets, generator)
+        proposals, _, losses = self.proposal_generator(features, sizes, targets, generators)
+        losses |= self.roi_heads.losses(features, proposals, sizes, targets, generators)
         losses["semantic"] = self._semantic_loss(features, targets)
         if min_score is None:
             return losses
@@ -111,12 +112,22 @@ class PanopticCascade(nn.Module):
         truth = [target.semantic[stride // 2 :: stride, stride // 2 :: stride] for target in targets]
         return self.config.semantic_loss_weight * semantic_loss(scores, _pad(truth, scores.shape[-2:], VOID))
 
-    def normalise(self, images: Sequence[Tensor] | Tensor) -> Tensor:
-        """Return images as one batch (B, 3, H, W), by ImageNet's mean and deviation, padded to multiples of 32."""
+    def normalise(self, images: Sequence[Tensor] | Tensor, size: tuple[int, int] | None = None) -> Tensor:
+        """Return images as one batch (B, 3, H, W), by ImageNet's mean and deviation, padded to multiples of 32.
+
+        They hold `size` (height, width), or the largest of the images if that is None.
+        """
         scaled = [image / 255 if image.dtype == torch.uint8 else image for image in images]
         normal = [(image - self.mean) / self.deviation for image in scaled]
-        height, width = (-(-max(image.shape[i] for image in normal) // 32) * 32 for i in (-2, -1))
+        size = size or tuple(max(image.shape[i] for image in normal) for i in (-2, -1))
+        height, width = (-(-side // 32) * 32 for side in size)
         return _pad(normal, (height, width), 0.0).contiguous(memory_format=torch.channels_last)
+
+
+def _largest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
+    """Return the height and width that hold the images of all processes: norms see the padding, too."""
+    height, width = largest_over_processes([max(sides) for sides in zip(*sizes, strict=True)])
+    return height, width
 
 
 def _pad(tensors: Sequence[Tensor], size: tuple[int, int], value: float) -> Tensor:

@@ -66,7 +66,7 @@ class RegionProposals(nn.Module):
         features: Sequence[Tensor],
         sizes: Sequence[tuple[int, int]],
         targets: Sequence[Target] | None = None,
-        generator: torch.Generator | None = None,
+        generators: Sequence[torch.Generator] | None = None,
     ) -> tuple[list[Tensor], list[Tensor], dict[str, Tensor]]:
         """Propose boxes, and compare the head's outputs with `targets` if there are any.
 
@@ -77,8 +77,8 @@ class RegionProposals(nn.Module):
         sizes : sequence of B (height, width)
             Of the images in pixels.
         targets : sequence of B Target, optional
-        generator : torch.Generator, optional
-            Draws the sample of anchors; on the features' device.
+        generators : sequence of B torch.Generator, optional
+            Draw the sample of each image's anchors; on the features' device.
 
         Returns
         -------
@@ -100,7 +100,7 @@ class RegionProposals(nn.Module):
         if targets is None:
             return boxes, logits, {}
         joined = torch.cat(scores, dim=1), torch.cat(offsets, dim=1), torch.cat(levels)
-        return boxes, logits, self.losses(*joined, targets, generator)
+        return boxes, logits, self.losses(*joined, targets, generators or [None] * len(targets))
 
     def propose(
         self,
@@ -137,12 +137,12 @@ class RegionProposals(nn.Module):
         offsets: Tensor,
         all_anchors: Tensor,
         targets: Sequence[Target],
-        generator: torch.Generator | None,
+        generators: Sequence[torch.Generator | None],
     ) -> dict[str, Tensor]:
         """Return the losses of scores (B, N) and offsets (B, N, 4) of the anchors (N, 4), per drawn anchor."""
         config = self.config
         object_loss, box_loss = scores.sum() * 0, offsets.sum() * 0
-        for score, offset, target in zip(scores, offsets, targets, strict=True):
+        for score, offset, target, generator in zip(scores, offsets, targets, generators, strict=True):
             index, label = match_boxes(box_iou(target.boxes, all_anchors), *config.rpn_iou, keep_best=True)
             positive, negative = sample_boxes(label, config.rpn_samples, config.rpn_positive_share, generator)
             drawn = torch.cat([positive, negative])

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from ..core.processes import shared_count
 from ..core.records import VOID
 from .backbone import Convolution
 from .config import PanopticCascadeConfig
@@ -52,5 +53,5 @@ class SemanticHead(nn.Module):
 
 def semantic_loss(scores: Tensor, target: Tensor) -> Tensor:
     """Return the mean cross entropy of scores (B, 1 + S, H, W) over the pixels of `target` (B, H, W) but void ones."""
-    labelled = (target != VOID).sum().clamp(min=1)
+    labelled = shared_count((target != VOID).sum(), target.device)
     return F.cross_entropy(scores, target, ignore_index=VOID, reduction="sum") / labelled

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from ..core.errors import InputError
+from ..core.processes import from_next_process, process_count
 from ..core.records import VOID, PanopticLabel
 from ..core.settings import preset_values
 from ..model.augmentation import check_scales, predict_views
@@ -224,7 +225,9 @@ class SelfTraining(PanopticTraining):
         for image, (_, label) in zip(images, known, strict=True):
             sure = self.label(image)
             pairs.append((image, sure if label is None else completed(label.to(image.device), sure)))
-        varied = [self.vary(pairs, k, place) for k, (place, _) in enumerate(known)]
+        others = [*pairs[1:], self._next_process_pair(pairs[0])]
+        places = [place for place, _ in known]
+        varied = [self.vary(*frames) for frames in zip(pairs, others, places, strict=True)]
         targets = [training_target(label, self.split) for _, label in varied]
         return super().training_step(([image for image, _ in varied], targets), batch_index)
 
@@ -237,18 +240,26 @@ class SelfTraining(PanopticTraining):
         return sure_label(prediction, self.teacher, self.split, threshold, settings.semantic_share)
 
     def vary(
-        self, pairs: Sequence[tuple[Tensor, PanopticLabel]], index: int, place: tuple[int, int]
+        self, pair: tuple[Tensor, PanopticLabel], other: tuple[Tensor, PanopticLabel], place: tuple[int, int]
     ) -> tuple[Tensor, PanopticLabel]:
-        """Return a variation of a pair, with objects of the next one in the batch; `place` decides which."""
+        """Return a variation of a pair, with objects of another one; `place` decides which."""
         settings = self.settings.augmentation
         rng = np.random.default_rng([self.settings.seed, *place])
-        image, label = vary_geometry(*pairs[index], settings, rng)
-        other = pairs[(index + 1) % len(pairs)]
-        if settings.pasted_objects and len(pairs) > 1 and other[0].shape == image.shape:
+        image, label = vary_geometry(*pair, settings, rng)
+        if settings.pasted_objects and other is not pair and other[0].shape == image.shape:
             other = vary_geometry(*other, settings, rng)
             image, label = paste_objects(image, label, *other, self.split.things, settings.pasted_objects, rng)
         image, label = cut_window(vary_colours(image, settings, rng), label, settings, rng)
         return vary_resolution(image, label, settings, rng)
+
+    def _next_process_pair(self, pair: tuple[Tensor, PanopticLabel]) -> tuple[Tensor, PanopticLabel]:
+        """Return the first pair of the next process, or `pair` itself if there is none."""
+        if process_count() == 1 or not self.settings.augmentation.pasted_objects:
+            return pair
+        image, label = pair
+        sent = image, label.semantic.byte(), label.instance.int()  # as small as they can be
+        image, semantic, instance = (part.to(self.device) for part in from_next_process([part.cpu() for part in sent]))
+        return image, PanopticLabel(semantic.long(), instance.long())
 
     def optimizer_step(self, *arguments: Any, **options: Any) -> None:
         """Move the network, then the teacher towards it: before a checkpoint is written at the end of the step."""

@@ -24,11 +24,13 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..core.errors import InputError, read_json, write_atomically, write_json
+from ..core.processes import from_all_processes, from_next_process, mean_over_processes, process_index
 from ..core.settings import preset_values
 from ..model.config import Target
 from ..model.network import PanopticCascade
 from .checkpoints import AtomicCheckpoints, steps_done
 from .dataset import PseudoLabelDataset, StepSampler, collate
+from .launch import device_count, in_processes, several_processes
 from .own_objects import Cutout, cut_out, paste_cutouts
 from .validation import Validation
 
@@ -43,7 +45,9 @@ class TrainSettings:
     Parameters
     ----------
     steps, batch_size : int
-        Optimisation steps, and images per step and process.
+        Optimisation steps, and images per step and process: a step sees `batch_size` x `devices` x `nodes` images.
+    devices, nodes : int or "auto", int
+        GPUs of each node ("auto": all), or processes on its CPU where there is none, and nodes that train together.
     learning_rate, weight_decay : float
         Of AdamW.
     warmup_steps : int
@@ -70,6 +74,8 @@ class TrainSettings:
 
     steps: int = 4000
     batch_size: int = 16
+    devices: int | str = 1
+    nodes: int = 1
     learning_rate: float = 1e-4
     weight_decay: float = 1e-5
     warmup_steps: int = 0
@@ -88,7 +94,7 @@ class TrainSettings:
 
     def __post_init__(self) -> None:
         every = "log_every_steps", "checkpoint_every_steps", "validate_every_steps"
-        for name in ("steps", "batch_size", "learning_rate", *every):
+        for name in ("steps", "batch_size", "nodes", "learning_rate", *every):
             if getattr(self, name) <= 0:
                 raise InputError(f"{name} must be positive, got {getattr(self, name)}")
         if self.logger not in LOGGERS:
@@ -161,32 +167,44 @@ class PanopticTraining(LightningModule):
             If a loss is not finite; the batch is kept in the run's folder.
         """
         settings = self.settings
-        seed = (settings.seed * 1_000_003 + self.global_step) * 1_009 + self.global_rank
-        generator = torch.Generator(self.device).manual_seed(seed)
+        generators = [torch.Generator(self.device).manual_seed(seed) for seed in self._seeds(len(batch[0]))]
         if settings.own_objects_after is None or self.global_step < settings.own_objects_after:
-            losses = self.model(*batch, generator)
+            losses = self.model(*batch, generators)
         else:
             batch = self._with_own_objects(*batch)
-            losses, found = self.model(*batch, generator, settings.own_confidence)
-            self.cutouts = [cut_out(*seen) for seen in zip(batch[0], found, batch[1], strict=True)]
+            losses, found = self.model(*batch, generators, settings.own_confidence)
+            self._cut_out(*batch, found)
         losses["total"] = sum(losses.values())
-        self._check(losses, batch)
-        for name, value in losses.items():
-            self._sums[name] = self._sums.get(name, 0) + value.detach()
+        means = dict(zip(losses, mean_over_processes(torch.stack(list(losses.values())).float()), strict=True))
+        self._check(means, batch)
+        for name, value in means.items():
+            self._sums[name] = self._sums.get(name, 0) + value
         step = self.global_step + 1
         if step % self.settings.log_every_steps == 0 or step == self.settings.steps:
             self._record(step)
         return losses["total"]
 
+    def _seeds(self, count: int) -> list[int]:
+        """Return a seed for each image of this step, by its place in the batch of all processes."""
+        first = process_index() * self.settings.batch_size
+        entropy = [[self.settings.seed, self.global_step, first + i] for i in range(count)]
+        return [int(np.random.SeedSequence(numbers).generate_state(1)[0]) for numbers in entropy]
+
     def _with_own_objects(self, images: list[Tensor], targets: list[Target]) -> tuple[list[Tensor], list[Target]]:
-        """Paste some of the objects seen in the last step into the images, each time into another one's."""
-        rng = np.random.default_rng([self.settings.seed, self.global_step, self.global_rank])
-        others = self.cutouts[1:] + self.cutouts[:1]
-        drawn = [rng.permutation(len(cutouts))[: rng.integers(0, self.settings.own_objects + 1)] for cutouts in others]
-        chosen = [[cutouts[i] for i in numbers] for cutouts, numbers in zip(others, drawn, strict=True)]
-        chosen += [[]] * (len(images) - len(chosen))  # the first time
+        """Paste the objects chosen in the last step into the images."""
+        chosen = [[cutout.to(self.device) for cutout in cutouts] for cutouts in self.cutouts] or [[]] * len(images)
         pairs = [paste_cutouts(*frame) for frame in zip(images, targets, chosen, strict=True)]
         return [image for image, _ in pairs], [target for _, target in pairs]
+
+    def _cut_out(self, images: list[Tensor], targets: list[Target], found: list[tuple[Tensor, ...]]) -> None:
+        """Choose some of the objects found in each image, for the image before it in the batch of all processes."""
+        chosen = []
+        for image, target, seen, seed in zip(images, targets, found, self._seeds(len(images)), strict=True):
+            cutouts, rng = cut_out(image, seen, target), np.random.default_rng(seed)
+            numbers = rng.permutation(len(cutouts))[: rng.integers(0, self.settings.own_objects + 1)]
+            chosen.append([cutouts[i] for i in numbers])
+        following = from_next_process([vars(cutout.to("cpu")) for cutout in chosen[0]])
+        self.cutouts = [*chosen[1:], [Cutout(**fields) for fields in following]]
 
     def _check(self, losses: dict[str, Tensor], batch: tuple[list[Tensor], list[Target]]) -> None:
         """Stop if a loss is not finite, and keep the batch it came from."""
@@ -195,7 +213,8 @@ class PanopticTraining(LightningModule):
         wrong = next(name for name, value in losses.items() if not value.isfinite())
         images, targets = batch
         kept = {"images": [i.cpu() for i in images], "targets": [vars(t.to("cpu")) for t in targets]}
-        path = write_atomically(self.run_dir / "failed_batch.pt", lambda p: torch.save(kept, p))
+        name = f"failed_batch_{process_index()}.pt" if process_index() else "failed_batch.pt"
+        path = write_atomically(self.run_dir / name, lambda p: torch.save(kept, p))
         fault = f"loss {wrong} is not finite at step {self.global_step + 1}"
         raise InputError(f"{fault}: lower learning_rate, or look at the batch, kept in {path}")
 
@@ -238,13 +257,16 @@ class PanopticTraining(LightningModule):
         """Keep the history with the weights."""
         checkpoint["history"] = self.history
         checkpoint["sums"] = self._sums
-        checkpoint["cutouts"] = [[vars(cutout) for cutout in cutouts] for cutouts in self.cutouts]
+        own = [[vars(cutout.to("cpu")) for cutout in cutouts] for cutouts in self.cutouts]
+        checkpoint["cutouts"] = [cutouts for parts in from_all_processes(own) for cutouts in parts]
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Take up the history where it stopped."""
         self.history = checkpoint["history"]
         self._sums = {name: value.to(self.device) for name, value in checkpoint["sums"].items()}
-        self.cutouts = [[Cutout(**fields) for fields in cutouts] for cutouts in checkpoint["cutouts"]]
+        first = process_index() * self.settings.batch_size
+        own = checkpoint["cutouts"][first : first + self.settings.batch_size]
+        self.cutouts = [[Cutout(**fields) for fields in cutouts] for cutouts in own]
 
     def on_train_batch_start(self, *unused: Any) -> None:
         """Note how long the step had to wait for its data."""
@@ -271,11 +293,11 @@ class TrainResult:
     seconds : float
         Of the steps after `first_step`.
     waiting_share : float
-        Of them, how much the steps waited for data.
+        Of them, how much the steps waited for data; of several processes the one that waited longest.
     images_per_second : float
         0 if there was nothing left to do.
     peak_memory_mib : float
-        Of this process: on the GPU if it trained there, else resident.
+        Of this process, or the largest of several: on the GPU if it trained there, else resident.
     checkpoint : Path
         The last one.
     """
@@ -312,14 +334,16 @@ def train(
     progress : bool
         Whether to show a progress bar.
     validate : callable, optional
-        Scores the network in evaluation mode: numbers by name.
+        Scores the network in evaluation mode: numbers by name. Every process calls it.
     **trainer_options
-        For Lightning's `Trainer`: `accelerator`, `devices`, `num_nodes`, ...
+        For Lightning's `Trainer`: `accelerator`, ...
 
     Raises
     ------
     InputError
-        If a loss becomes NaN or infinite, or the checkpoint cannot be read.
+        If a loss becomes NaN or infinite, the checkpoint cannot be read, or there are not as many devices.
+    ChildProcessError
+        If one of several processes is killed; the same call goes on from the last checkpoint.
     """
     return fit(PanopticTraining(model.train(), settings), dataset, run_dir, progress, validate, **trainer_options)
 
@@ -333,9 +357,33 @@ def fit(
     **trainer_options: Any,
 ) -> TrainResult:
     """Run the steps of `module` on what `dataset` holds at places (epoch, index); arguments as for `train`."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     settings = module.settings
-    module.run_dir = Path(run_dir)
+    devices = device_count(settings.devices, trainer_options.get("accelerator", "auto"))
+    arguments = module, dataset, Path(run_dir), progress, validate, {"devices": devices, **trainer_options}
+    if devices * settings.nodes == 1:
+        return _steps(*arguments)
+    module.cpu()
+    result, weights = in_processes(_steps_and_weights, *arguments, devices=devices, nodes=settings.nodes)
+    module.load_state_dict(weights)
+    return result
+
+
+def _steps_and_weights(module: PanopticTraining, *arguments: Any) -> tuple[TrainResult, dict[str, Tensor]]:
+    """Return what `_steps` does as one of several processes, and the module's state."""
+    options = {**arguments[-1], **several_processes(arguments[-1].get("accelerator", "auto"))}
+    result = _steps(module, *arguments[:-1], options)
+    return result, {name: value.cpu() for name, value in module.state_dict().items()}
+
+
+def _steps(
+    module: PanopticTraining, dataset: Dataset, run_dir: Path, progress: bool,
+    validate: Callable[[nn.Module], dict[str, float]] | None, trainer_options: dict[str, Any],
+) -> TrainResult:  # fmt: skip
+    """Run the steps in this process, alone or as one of several."""
+    for part in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(part).setLevel(logging.WARNING)
+    settings = module.settings
+    module.run_dir = run_dir
     folder = module.run_dir / "checkpoints"
     last = folder / "last.ckpt"
     first_step = steps_done(last)
@@ -343,18 +391,19 @@ def fit(
     checkpoints = ModelCheckpoint(
         folder, "last", save_top_k=1, every_n_train_steps=settings.checkpoint_every_steps, enable_version_counter=False
     )
+    if "logger" not in trainer_options:
+        trainer_options = {**trainer_options, "logger": _logger(settings.logger, module.run_dir)}
     trainer = Trainer(
         max_steps=settings.steps,
         max_epochs=-1,
+        num_nodes=settings.nodes,
         precision=settings.precision,
         gradient_clip_val=settings.max_gradient_norm,
         callbacks=[validation, checkpoints] if validate else [checkpoints],
-        plugins=[AtomicCheckpoints()],
-        logger=_logger(settings.logger, module.run_dir),
         enable_progress_bar=progress,
         enable_model_summary=False,
         use_distributed_sampler=False,
-        **{"sync_batchnorm": torch.cuda.device_count() > 1, **trainer_options},
+        **{**trainer_options, "plugins": [AtomicCheckpoints(), *trainer_options.get("plugins", [])]},
     )
     sampler = StepSampler(
         len(dataset), settings.batch_size, settings.seed, first_step, trainer.global_rank, trainer.world_size
@@ -371,14 +420,15 @@ def fit(
     seconds = time.perf_counter() - start
     trainer.save_checkpoint(last)
     images = (settings.steps - first_step) * settings.batch_size * trainer.world_size
+    costs = from_all_processes((module.seconds_waited / seconds, _peak_memory_mib(trainer.strategy.root_device)))
     return TrainResult(
         history=module.history,
         first_step=first_step,
         validation=validation.history,
         seconds=seconds,
-        waiting_share=module.seconds_waited / seconds,
+        waiting_share=max(waited for waited, _ in costs),
         images_per_second=images / seconds,
-        peak_memory_mib=_peak_memory_mib(module.device),
+        peak_memory_mib=max(memory for _, memory in costs),
         checkpoint=last,
     )
 

@@ -22,7 +22,8 @@ class Validation(Callback):
     Parameters
     ----------
     score : callable
-        Takes the network in evaluation mode, returns numbers by name.
+        Takes the network in evaluation mode, returns numbers by name; called in every process at once, so that each may
+        look at its share (`own_share`) of what there is to see.
     every_steps : int
 
     Attributes
@@ -36,9 +37,9 @@ class Validation(Callback):
         self.history: list[dict[str, float]] = []
 
     def on_train_batch_end(self, trainer: Trainer, module: LightningModule, *unused: Any) -> None:
-        """Score, if it is time; in the first process only, as all of them have the same weights."""
+        """Score, if it is time."""
         step = trainer.global_step
-        if not trainer.is_global_zero or (step % self.every_steps and step != trainer.max_steps):
+        if step % self.every_steps and step != trainer.max_steps:
             return
         network, modes = module.judged, {m: m.training for m in module.judged.modules()}
         with torch.no_grad():

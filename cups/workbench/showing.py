@@ -36,6 +36,8 @@ def pictures_in(widget: widgets.Widget) -> Iterator[Image.Image]:
 
 def stand_in(widget: widgets.Widget, width: int = 500) -> Any:
     """Return the pictures of a widget side by side, or a line where it has none."""
+    if hasattr(widget, "wait"):  # a lab that computes in the background
+        widget.wait()
     found = list(pictures_in(widget))
     if not found:
         return Markdown("*Open this notebook in JupyterLab to use this lab.*")
