@@ -8,9 +8,11 @@ import pytest
 import torch
 
 from cups.core.errors import InputError, write_json
-from cups.core.records import PanopticLabel
+from cups.core.records import VOID, PanopticLabel
 from cups.core.rigid import invert
 from cups.core.settings import load_settings, setting, with_setting
+from cups.data.datasets import LabelledImages
+from cups.data.fixed_labels import Edit, FixedLabels
 from cups.data.stereo_folder import StereoFolder, write_label, write_sample
 from cups.data.store import CHOICE_FILE, PseudoLabelStore
 from cups.data.street_scenes import street_scene
@@ -19,7 +21,7 @@ from cups.jobs.runs import RunFolder
 from cups.stages.pipeline import PseudoLabelSettings, analyse, describe
 from cups.stages.pseudo_classes import fit_pseudo_classes
 from cups.stages.things_stuff import SplitChoice
-from cups.workbench import motion_lab, run_browser, thing_stuff_lab, threshold_lab
+from cups.workbench import label_fixer, motion_lab, run_browser, thing_stuff_lab, threshold_lab
 
 SETTINGS = PseudoLabelSettings(num_classes=6, num_object_classes=0)
 WITHOUT_UNIT = ("steps", "updates", "distance", "colour", "confidence")
@@ -378,3 +380,154 @@ def test_curves_come_from_tensorboard_too(runs):
     curves = run_browser.run_curves(run)
     assert [step for step, _ in curves["loss/total"]] == [10, 20] and len(curves) == 2
     assert run_browser.curves_figure({"long": curves}, "loss/total").layout.yaxis.type == "log"
+
+
+# Fixing labels
+
+
+@pytest.fixture
+def small_label():
+    """Return a label of two parts of class 0, an object of class 1 in two pieces, and one of class 2."""
+    semantic = torch.tensor([[0, 1, 0, 1, 2]] * 4)
+    return PanopticLabel(semantic, torch.tensor([[0, 4, 0, 4, 7]] * 4))
+
+
+@pytest.fixture
+def fixable(tmp_path):
+    """Return a store of three street scenes with their true labels, and their video."""
+    store = PseudoLabelStore.create(tmp_path / "labels", {}, num_classes=20)
+    for number in range(3):
+        sample = street_scene(number, 64, 128).sample
+        store.write(write_sample(tmp_path / "video", sample, number), sample.truth)
+    store.finish()
+    return PseudoLabelStore(store.root), StereoFolder(tmp_path / "video")
+
+
+def in_object(label: PanopticLabel) -> tuple[int, int]:
+    """Return a pixel (x, y) of the largest object."""
+    y, x = (label.instance == label.instance[label.instance > 0].mode().values).nonzero()[0].tolist()
+    return x, y
+
+
+def test_segments_are_relabelled_deleted_merged_and_split(small_label):
+    masks = label_fixer.selected_masks(small_label, [(0, 0), (2, 3), (1, 0), (3, 1), (4, 0)])
+    left, right, broken, whole = masks
+    assert [int(mask.sum()) for mask in masks] == [4, 4, 8, 4] and not (left & right).any()
+    thing = label_fixer.relabel(small_label, left, 2, to_thing=True)
+    assert thing.semantic[0].tolist() == [2, 1, 0, 1, 2] and thing.instance[0].tolist() == [8, 4, 0, 4, 7]
+    assert label_fixer.relabel(small_label, whole, 1, to_thing=True).instance[0].tolist() == [0, 4, 0, 4, 7]
+    stuff = label_fixer.relabel(small_label, broken, 0, to_thing=False)
+    assert stuff.semantic[0].tolist() == [0, 0, 0, 0, 2] and stuff.instance[0].tolist() == [0, 0, 0, 0, 7]
+    gone = label_fixer.delete(small_label, whole)
+    assert gone.semantic[0].tolist() == [0, 1, 0, 1, VOID] and gone.instance[0].tolist() == [0, 4, 0, 4, 0]
+    merged = label_fixer.merge(small_label, [whole, right, broken])
+    assert merged.semantic[0].tolist() == [0, 2, 2, 2, 2] and merged.instance[0].tolist() == [0, 7, 7, 7, 7]
+    pieces = label_fixer.split(small_label, broken)
+    assert len(pieces.instance.unique()) == 4 and torch.equal(pieces.semantic, small_label.semantic)
+    halves = label_fixer.split(small_label, left, (0, 1, 5, 1))
+    assert halves.instance[:, 0].tolist() in ([8, 8, 0, 0], [0, 0, 8, 8])
+    assert small_label.instance[0].tolist() == [0, 4, 0, 4, 7], "the label itself stays"
+
+
+@pytest.mark.parametrize(
+    ("edit", "fault"),
+    [
+        (Edit("merge", ((1, 0), (3, 1))), "two segments or more"),
+        (Edit("split", ((4, 0),)), "in one piece"),
+        (Edit("split", ((4, 0),), line=(0, 0, 0, 1)), "does not cross"),
+        (Edit("relabel", ((4, 0),), 2, True), "changes nothing"),
+        (Edit("delete", ((5, 0),)), r"pixel \(5, 0\) is outside of the label, 5 x 4"),
+    ],
+)
+def test_an_edit_that_is_not_possible_says_why(small_label, edit, fault):
+    with pytest.raises(InputError, match=fault):
+        label_fixer.apply_edit(small_label, edit)
+
+
+def test_fixes_lie_beside_the_labels_and_can_be_undone_after_they_are_saved(fixable):
+    store, video = fixable
+    files = {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file()}
+    fixer = label_fixer.LabelFixer(store, video)
+    fixer.show(0)
+    automatic, place = fixer.label, in_object(fixer.label)
+    fixer.click(*place)
+    fixer.relabel(0)
+    once = fixer.label
+    fixer.delete()
+    twice = fixer.label
+    fixer.undo()
+    assert torch.equal(fixer.label.stacked(), once.stacked())
+    fixer.redo()
+    assert torch.equal(fixer.label.stacked(), twice.stacked()) and not fixer.labels.fixed_names
+    fixer.show(2)
+    assert fixer.unsaved == store.names[:1] and store.names[0] in fixer.status.value
+    fixer.buttons["save"].click()
+    assert not fixer.unsaved and fixer.buttons["save"].disabled
+    assert all(path.read_bytes() == before for path, before in files.items())
+    fixed = FixedLabels(PseudoLabelStore(store.root))
+    assert fixed.fixed_names == store.names[:1] and fixed.names == store.names
+    assert torch.equal(fixed.read(store.names[0]).stacked(), twice.stacked())
+    assert [edit.kind for edit in fixed.read_fixed(store.names[0])[1]] == ["relabel", "delete"]
+    images = LabelledImages(video, fixed)
+    assert torch.equal(images[0][1].stacked(), twice.stacked()) and torch.equal(images[1][1].stacked(), store.read(
+        store.names[1]).stacked())  # fmt: skip
+
+    again = label_fixer.LabelFixer(store, video)
+    again.show(0)
+    again.undo()
+    assert torch.equal(again.label.stacked(), once.stacked()) and again.unsaved
+    again.restore()
+    assert torch.equal(again.label.stacked(), automatic.stacked())
+    again.save()
+    assert {path: path.read_bytes() for path in store.root.rglob("*") if path.is_file()} == files
+
+
+def test_a_fixer_says_what_it_cannot_use_and_goes_on(fixable, tmp_path):
+    store, video = fixable
+    names = store.names
+    fixer = label_fixer.LabelFixer(store, video)
+    for index in (0, 1):
+        fixer.show(index)
+        fixer.click(*in_object(fixer.label))
+        fixer.delete()
+    fixer.save()
+    (store.root / "fixed" / f"{names[0]}_semantic.png").write_bytes(b"not an image")
+    edits = store.root / "fixed" / f"{names[1]}.json"
+    edits.write_text(edits.read_text().replace("delete", "split"))
+    again = label_fixer.LabelFixer(store, video)
+    sent = []
+    again.view.send = lambda content, buffers=(): sent.append(content)
+    for index, fault in enumerate((f"{names[0]}_semantic.png: not readable", "do not lead from the automatic label")):
+        again._serve({"index": index, "view": "a", "number": index})
+        assert sent[-1]["kind"] == "error" and fault in sent[-1]["text"]
+    again._serve({"index": 2, "view": "a", "number": 3})
+    assert sent[-1]["kind"] == "frame" and again.buttons["delete"].disabled
+    with pytest.raises(InputError, match="fixed"):
+        again.show(0)
+    again.buttons["restore"].click()
+    assert FixedLabels(store).fixed_names == names[1:2] and torch.equal(again.label.stacked(), store.read(
+        names[0]).stacked())  # fmt: skip
+
+    small = street_scene(0, 32, 64).sample
+    write_sample(tmp_path / "small", small, 0)
+    other = label_fixer.LabelFixer(store, StereoFolder(tmp_path / "small"))
+    with pytest.raises(InputError, match=r"differ in size \(128 x 64 and 64 x 32\)"):
+        other.show(0)
+    empty = PseudoLabelStore.create(tmp_path / "empty", {}, num_classes=3)
+    assert "not finished" in label_fixer.LabelFixer(empty, video).view.message
+
+
+def test_a_failed_write_leaves_the_earlier_fix(fixable, monkeypatch):
+    fixed = FixedLabels(fixable[0])
+    name, label = fixed.names[0], fixed.read(fixed.names[0])
+    changed = label_fixer.apply_edit(label, edit := Edit("delete", (in_object(label),)))
+    fixed.write_fixed(name, changed, [edit])
+    files = {path: path.read_bytes() for path in fixed.folder.iterdir()}
+
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("cups.data.fixed_labels.write_json", full)
+    with pytest.raises(InputError, match=f"{name}.json: cannot be written .No space left"):
+        fixed.write_fixed(name, label, [])
+    assert {path: path.read_bytes() for path in fixed.folder.iterdir()} == files

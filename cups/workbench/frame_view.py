@@ -456,11 +456,17 @@ class View {
     this.lab = lab;
     lab.dataset.lmSuppressShortcuts = "true";
     lab.addEventListener("keydown", (event) => this.key(event));
+    lab.addEventListener("focusin", (event) => { this.focused = event.target; });
+    this.disabling = new MutationObserver(() => {  // a control that is disabled hears no keys, but keeps the focus
+      if (this.focused?.disabled && [this.focused, document.body].includes(document.activeElement)) this.root.focus({preventScroll: true});
+    });
+    this.disabling.observe(lab, {subtree: true, attributeFilter: ["disabled"]});
   }
 
   remove() {
     for (const [name, handler] of Object.entries(this.handlers)) this.model.off(name, handler);
     this.observer.disconnect();
+    this.disabling?.disconnect();
     clearTimeout(this.timer); clearTimeout(this.playTimer);
     this.strip.remove();
   }

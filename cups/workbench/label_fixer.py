@@ -244,7 +244,8 @@ def contour_layer(label: PanopticLabel) -> Layer:
     edge = np.zeros(ids.shape, bool)
     edge[:, 1:] |= ids[:, 1:] != ids[:, :-1]
     edge[1:] |= ids[1:] != ids[:-1]
-    return Layer(np.dstack([np.zeros((*ids.shape, 3), np.uint8), 255 * edge.astype(np.uint8)]), {"kind": "image"})
+    rgba = np.dstack([np.zeros((*ids.shape, 3), np.uint8), 255 * edge.astype(np.uint8)])
+    return Layer(rgba, {"kind": "classes", "entries": [["between segments", "#000000"]]})
 
 
 def label_packet(
@@ -366,15 +367,9 @@ class LabelFixer(widgets.VBox):
 
     def show(self, index: int) -> None:
         """Show a frame; raise InputError if its files cannot be used."""
+        self.view.frame = index
         with self._lock:
-            if self._open is None or self._open.index != index:
-                self._select([])
-            self._open = None
-            self.view.frame = index
-            try:
-                self._open = self._load(index)
-            finally:
-                self._refresh()
+            self._turn_to(index)
 
     def click(self, x: int, y: int, add: bool = False) -> None:
         """Select the segment at a pixel alone, or add it to the selection, or take it out of it."""
@@ -437,6 +432,7 @@ class LabelFixer(widgets.VBox):
                 draft.saved = draft.edits
             except InputError as error:
                 faults.append(str(error))
+        self._refresh()
         if faults:
             raise InputError("; ".join(faults))
 
@@ -447,6 +443,17 @@ class LabelFixer(widgets.VBox):
         if self._open is None or self._open.index != self.view.frame:
             raise InputError("no frame is open")
         return self._open
+
+    def _turn_to(self, index: int) -> OpenFrame:
+        """Open a frame; what was selected in another one is not selected any more."""
+        if self._open is None or self._open.index != index:
+            self._select([])
+        self._open = None
+        try:
+            self._open = self._load(index)
+            return self._open
+        finally:
+            self._refresh()
 
     def _load(self, index: int) -> OpenFrame:
         """Read a frame, and do again what was edited in it."""
@@ -507,6 +514,7 @@ class LabelFixer(widgets.VBox):
         """Select the segments at pixels (x, y)."""
         self.selected, self._line = list(points), []
         self.view.selected, self.view.marks = [list(point) for point in points], []
+        self._refresh()
 
     # The browser
 
@@ -525,8 +533,7 @@ class LabelFixer(widgets.VBox):
         with self._lock:
             try:
                 self._fault = ""
-                self.show(request["index"])
-                opened = self._current()
+                opened = self._turn_to(request["index"])
                 packet = label_packet(opened.name, opened.label, opened.image, self.class_names, self.max_width)
                 self.view.send_frame(request, packet, first=True, done=True)
             except InputError as error:
@@ -643,7 +650,7 @@ class LabelFixer(widgets.VBox):
             return f"click point {len(self._line) + 1} of 2 of the line"
         if self._open is None or not self.selected:
             return "no segment selected: click one" if self._open else ""
-        lines = [segment_line(segment_at(self.label, x, y), self.class_names) for x, y in self.selected]
+        lines = [segment_line(segment_at(self._open.label, x, y), self.class_names) for x, y in self.selected]
         if len(lines) == 1:
             return escape(lines[0])
         more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
