@@ -5,9 +5,7 @@
 # %% ../../nbs/workbench/09_explorer.ipynb #90837d8a
 from __future__ import annotations
 
-import ctypes
 import io
-import sys
 import threading
 from collections import deque
 from collections.abc import Callable
@@ -27,11 +25,11 @@ from .layers import LAYERS, Packet, class_names, frame_layers, pack
 from .pictures import image_rgb, panel
 from .reports import motion_report
 from .segments import history, segment_facts
-from .showing import has_front_end
+from .showing import has_front_end, release_memory
 from .sources import Frame, FrameSource, neighbours, open_source
 
 # %% auto #0
-__all__ = ['LatestFirst', 'report_html', 'quiet_label', 'segment_panel', 'release_memory', 'thumbnail', 'FrameExplorer']
+__all__ = ['LatestFirst', 'report_html', 'quiet_label', 'segment_panel', 'thumbnail', 'FrameExplorer']
 
 # %% ../../nbs/workbench/09_explorer.ipynb #fc6bcc7e
 class LatestFirst:
@@ -134,14 +132,6 @@ def segment_panel(
     return [*facts.items(), *seen]
 
 # %% ../../nbs/workbench/09_explorer.ipynb #5586a20b
-def release_memory() -> None:
-    """Give freed memory back to the system, where the C library can: the stages free much that it would keep."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
-
-
 def thumbnail(image: Tensor, width: int = 96) -> bytes:
     """Return an image (3, H, W), uint8, as a small JPEG."""
     file = io.BytesIO()

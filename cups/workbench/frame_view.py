@@ -369,7 +369,7 @@ class Strip {
 _VIEW_JS = r"""
 const HELP = "← → frame · Space play · 1–9 layer (with Shift in stack B) · c compare · + − 0 zoom · drag to move · click a segment";
 const MODES = {one: "one stack", side: "side by side", swipe: "swipe"};
-const SILENCE = "No answer from the kernel. If it was restarted, run all cells again; if it is busy, wait.";
+const SILENCE = "No answer from the kernel. If it was restarted, run all cells again; if it is busy, wait; if nothing helps, reload the page.";
 
 class View {
   constructor(model, el) {

@@ -5,8 +5,10 @@
 # %% ../../nbs/workbench/10_showing.ipynb #d4801c43
 from __future__ import annotations
 
+import ctypes
 import io
 import os
+import sys
 from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
@@ -18,12 +20,20 @@ from PIL import Image
 from ..core.errors import InputError
 
 # %% auto #0
-__all__ = ['has_front_end', 'pictures_in', 'stand_in', 'shown']
+__all__ = ['has_front_end', 'release_memory', 'pictures_in', 'stand_in', 'close_tree', 'Opener', 'shown']
 
 # %% ../../nbs/workbench/10_showing.ipynb #e172a78d
 def has_front_end() -> bool:
     """Return whether a Jupyter server or an editor runs this kernel: papermill, tests and the docs have no browser."""
     return "JPY_SESSION_NAME" in os.environ or any(name.startswith("VSCODE_") for name in os.environ)
+
+
+def release_memory() -> None:
+    """Give freed memory back to the system, where the C library can: the stages free much that it would keep."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
 
 
 def pictures_in(widget: widgets.Widget) -> Iterator[Image.Image]:
@@ -48,21 +58,67 @@ def stand_in(widget: widgets.Widget, width: int = 500) -> Any:
     return sheet
 
 
-def shown(make: Callable[[], widgets.Widget]) -> Any:
-    """Return the widget that `make` makes, for a cell to show.
+def close_tree(widget: widgets.Widget) -> None:
+    """Close a widget and those inside it, so that nothing keeps what they hold."""
+    for child in getattr(widget, "children", ()):
+        close_tree(child)
+    widget.close()
+
+
+class Opener(widgets.VBox):
+    """A button that makes a widget below it, and makes it afresh when it is pressed again.
 
     Parameters
     ----------
     make : callable
-        Takes nothing. If it raises `InputError`, its line is shown, and the cells below go on.
+        Takes nothing and returns the widget. If it raises `InputError`, its line is shown instead.
+    text : str
+        What the button says.
+    """
+
+    def __init__(self, make: Callable[[], widgets.Widget], text: str) -> None:
+        self.make = make
+        self.button = widgets.Button(description=text, icon="play", layout={"width": "max-content"})
+        self.status = widgets.HTML()
+        self.button.on_click(lambda _: self.press())
+        super().__init__([widgets.HBox([self.button, self.status])])
+        self.add_class("cups-opener")
+
+    def press(self) -> None:
+        """Make the widget; one that was made before is closed."""
+        self.button.disabled, self.status.value = True, "working …"
+        bar, *old = self.children
+        fault = ""
+        try:
+            new = [self.make()]
+        except InputError as error:
+            new, fault = [], f"<b>{escape(str(error))}</b>"
+        finally:
+            self.button.disabled = False
+        self.status.value, self.children = fault, [bar, *new]
+        for widget in old:
+            close_tree(widget)
+        release_memory()
+
+
+def shown(make: Callable[[], widgets.Widget], text: str) -> Any:
+    """Return what a cell shows for a widget that takes seconds to make.
+
+    Parameters
+    ----------
+    make : callable
+        Takes nothing and returns the widget, or raises `InputError`.
+    text : str
+        What the button says that makes it.
 
     Returns
     -------
-    Widget, Image or Markdown
-        Where there is no browser, the widget's pictures stand in for it.
+    Opener, Image or Markdown
+        A button in a browser. Where there is none, the widget's pictures stand in for it.
     """
+    if has_front_end():
+        return Opener(make, text)
     try:
-        widget = make()
+        return stand_in(make())
     except InputError as error:
-        return widgets.HTML(f"<b>{escape(str(error))}</b>") if has_front_end() else Markdown(f"**{error}**")
-    return widget if has_front_end() else stand_in(widget)
+        return Markdown(f"**{error}**")

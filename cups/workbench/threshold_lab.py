@@ -31,6 +31,7 @@ from ..stages.semantics import class_scores
 from ..stages.things_stuff import ThingStuffSplit
 from .frames import frame_pictures
 from .motion_lab import LAB_WIDTH, png_bytes
+from .showing import release_memory
 
 # %% auto #0
 __all__ = ['STAGES', 'KEPT', 'Stage', 'StageCache', 'recompute', 'Recomputer', 'diagnostic_numbers', 'changes', 'split_of',
@@ -198,6 +199,7 @@ class Recomputer:
                 self._compute(number, settings)
             except Exception as error:  # a thread that dies would leave its widget waiting for ever
                 self._tell(number, self.on_fault, " ".join(str(error).split()) or type(error).__name__)
+            release_memory()
 
     def _compute(self, number: int, settings: PseudoLabelSettings) -> None:
         """Compute one request."""

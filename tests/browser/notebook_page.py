@@ -72,9 +72,12 @@ def wait_for(check, message: str, seconds: float = PATIENCE_S) -> None:
         time.sleep(0.2)
 
 
-def copy_notebook(lab: Lab, name: str, **parameters) -> Path:
-    """Copy `nbs/explore.ipynb` without outputs, with other parameters."""
+def copy_notebook(lab: Lab, name: str, labs: bool = False, **parameters) -> Path:
+    """Copy `nbs/explore.ipynb` without outputs, with other parameters, and without its labs if they are not asked for."""
     notebook = json.loads((ROOT / "nbs" / "explore.ipynb").read_text())
+    if not labs:
+        first = next(k for k, cell in enumerate(notebook["cells"]) if "## Motion in 3D\n" in cell["source"])
+        notebook["cells"] = notebook["cells"][:first]
     for cell in notebook["cells"]:
         if cell["cell_type"] != "code":
             continue
@@ -103,15 +106,15 @@ class Page:
 
     @property
     def view(self):
-        return self.page.locator(".cups-view")
+        return self.page.locator(".cups-view").first
 
     @property
     def stage(self):
-        return self.page.locator(".cups-stage")
+        return self.view.locator(".cups-stage")
 
     def show(self) -> None:
         """Scroll to the top of the view."""
-        self.page.locator(".cups-bar").evaluate("element => element.scrollIntoView()")
+        self.view.locator(".cups-bar").evaluate("element => element.scrollIntoView()")
 
     def collapse(self) -> None:
         """Close the side bar, so that the notebook has the window."""
@@ -130,27 +133,31 @@ class Page:
     def restart_kernel(self) -> None:
         """Restart the kernel as a person does: JupyterLab does not notice a restart that it has not made."""
         self.menu("Kernel", "Restart Kernel…")
-        self.page.locator(".jp-Dialog .jp-mod-accept").click()
-        self.page.locator(".jp-Dialog").wait_for(state="detached")
-        wait_for(lambda: self.lab.kernel_of(self.notebook)["execution_state"] == "idle", "the kernel does not restart")
+        with self.page.expect_websocket():  # JupyterLab connects to the new kernel
+            self.page.locator(".jp-Dialog .jp-mod-accept").click()
+        self.page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
 
     def wait_frame(self, index: int, done: bool = False) -> None:
         """Wait until frame `index` is on screen."""
-        more = "[data-done=true]" if done else ""
-        self.page.locator(f".cups-view[data-frame='{index}']{more}").wait_for()
+
+        def there() -> bool:
+            shown, whole = (self.view.get_attribute(f"data-{name}") for name in ("frame", "done"))
+            return shown == str(index) and (whole == "true" or not done)
+
+        wait_for(there, f"frame {index} is not shown")
 
     def slide(self, label: str, value: float) -> None:
         """Move a slider to a value, as a drag does."""
-        self.page.get_by_label(label, exact=True).evaluate(
+        self.view.get_by_label(label, exact=True).evaluate(
             "(e, value) => { e.value = value; e.dispatchEvent(new Event('input', {bubbles: true})); }", value
         )
 
     def value(self, label: str) -> float:
-        return float(self.page.get_by_label(label, exact=True).input_value())
+        return float(self.view.get_by_label(label, exact=True).input_value())
 
     def pixel(self, x: float, y: float) -> list[int]:
         """Return the colour of the canvas at a place given in shares of its width and height."""
-        return self.page.locator(".cups-stage canvas").evaluate(
+        return self.stage.locator("canvas").evaluate(
             "(c, [x, y]) => [...c.getContext('2d').getImageData(x * c.width, y * c.height, 1, 1).data]", [x, y]
         )
 
@@ -159,4 +166,4 @@ class Page:
         self.show()
         box = self.stage.bounding_box()
         self.page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
-        return self.page.locator(".cups-hover").inner_text()
+        return self.view.locator(".cups-hover").inner_text()
