@@ -49,6 +49,7 @@ def fixer(window, lab, store):
     notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
     nbformat.write(notebook, lab.folder / NOTEBOOK)
     page = Page(window.new_page(), lab, NOTEBOOK)
+    page.page.get_by_text("| Idle").wait_for()
     page.run_all()
     page.wait_frame(0, done=True)
     page.page.locator(".cups-label-fixer").evaluate("element => element.scrollIntoView()")
