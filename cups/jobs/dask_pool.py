@@ -11,7 +11,9 @@ import shutil
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
+from itertools import islice
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -20,8 +22,18 @@ import cv2
 import dask
 import torch
 import yaml
-from distributed import Client, Future, Nanny, Scheduler, SpecCluster, WorkerPlugin, as_completed, get_worker
-from distributed.scheduler import KilledWorker
+from distributed import (
+    CancelledError,
+    Client,
+    Future,
+    KilledWorker,
+    Nanny,
+    Scheduler,
+    SpecCluster,
+    Status,
+    WorkerPlugin,
+    get_worker,
+)
 from threadpoolctl import threadpool_limits
 
 from ..core.errors import InputError
@@ -31,7 +43,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # %% auto #0
-__all__ = ['Item', 'Result', 'NETWORKS_BYTES', 'FRAME_BYTES', 'CLUSTERS', 'ANSWER_S', 'DEATHS', 'PER_THREAD',
+__all__ = ['Item', 'Result', 'NETWORKS_BYTES', 'FRAME_BYTES', 'CLUSTERS', 'ANSWER_S', 'DEATHS', 'FAILED_STARTS', 'PER_THREAD',
            'one_thread_from_now_on', 'Work', 'call', 'frames_in_flight', 'local_cluster', 'read_cluster',
            'queue_cluster', 'quiet', 'DaskPool']
 
@@ -104,11 +116,10 @@ def _process(number: int, workers: Workers) -> dict[str, Any]:
 def local_cluster(workers: Workers) -> SpecCluster:
     """Start a scheduler in this process, and processes that work for it."""
     options = {"host": _LOOPBACK, "port": 0, "dashboard": workers.dashboard, "dashboard_address": f"{_LOOPBACK}:0"}
-    return SpecCluster(
-        scheduler={"cls": Scheduler, "options": options},
-        workers={number: _process(number, workers) for number in range(workers.processes)},
-        silence_logs=logging.CRITICAL,
-    )
+    cluster = SpecCluster(scheduler={"cls": Scheduler, "options": options}, silence_logs=logging.CRITICAL)
+    cluster.worker_spec |= {number: _process(number, workers) for number in range(workers.processes)}
+    cluster.scale(workers.processes)  # starts them without waiting: one that dies at once is started again
+    return cluster
 
 # %% ../../nbs/jobs/10_dask_pool.ipynb #12519578
 CLUSTERS = {
@@ -190,6 +201,9 @@ ANSWER_S = 10
 DEATHS = 10
 """Workers that may die at a task before the scheduler gives it up."""
 
+FAILED_STARTS = 20
+"""Processes that may die while they start, without any work done in between, before that ends the work."""
+
 PER_THREAD = 4
 """Tasks in flight for each thread of the workers."""
 
@@ -197,7 +211,8 @@ PER_THREAD = 4
 @contextmanager
 def quiet() -> Iterator[None]:
     """Keep Dask's logs and changes of the environment inside the block."""
-    names = [name for name in logging.root.manager.loggerDict if name.startswith(("distributed", "tornado"))]
+    there = logging.root.manager.loggerDict
+    names = [name for name in there if name.startswith(("asyncio", "distributed", "tornado"))]
     loggers = {logging.getLogger(name): logging.getLogger(name).level for name in names}
     changed = ("PYTHONHASHSEED", *dask.config.get("distributed.nanny.pre-spawn-environ"))
     before = {key: os.environ.get(key) for key in changed}
@@ -242,7 +257,7 @@ class DaskPool:
             self._close.close()
             raise
         self.address = workers.scheduler or self.client.scheduler.address
-        self._counted, self._threads = 0.0, 0
+        self._looked, self._threads, self._failed_starts = 0.0, 0, 0
 
     def _connect(self, address: str) -> Client:
         """Return a client of the scheduler at an address, or of the cluster if that is empty."""
@@ -267,25 +282,38 @@ class DaskPool:
                     worker.process.process._process.kill()
         self._close.close()
 
-    def _threads_there(self) -> int:
-        """Return the number of threads of all workers, asked for at most once a second."""
-        if monotonic() - self._counted > 1:
-            with self._connected():
-                self._threads = sum(self.client.nthreads().values())
-            self._counted = monotonic()
-        return self._threads
-
     @contextmanager
     def _connected(self) -> Iterator[None]:
         """Say in one line that the scheduler is gone."""
         try:
             yield
-        except OSError:  # Dask's errors of connections, too
+        except (OSError, CancelledError):  # Dask's errors of connections are the former
             raise self._lost() from None
 
     def _lost(self) -> InputError:
         """Return the error that the scheduler is gone."""
         return InputError(f"{self.address}: the connection to the Dask scheduler was lost; the same command goes on")
+
+    def _look_after(self) -> None:
+        """Count the threads of all workers, and start those again that died while they started; once a second."""
+        if monotonic() - self._looked < 1:
+            return
+        if self.client.status != "running":
+            raise self._lost()
+        with self._connected():
+            self._threads = sum(self.client.nthreads().values())
+        self._looked = monotonic()
+        if self.cluster is None:
+            return
+        for name, worker in list(self.cluster.workers.items()):
+            if worker.status in (Status.failed, Status.closed):
+                self.cluster.workers.pop(name, None)
+                self._failed_starts += 1
+        if self._failed_starts > FAILED_STARTS:
+            fault = "worker processes die while they start; scripts need `if __name__ == '__main__':`"
+            raise InputError(f"{fault}, and there must be memory for {len(self.cluster.worker_spec)} of them")
+        if len(self.cluster.workers) < len(self.cluster.worker_spec):
+            self.cluster.scale(len(self.cluster.worker_spec))
 
     def map_unordered(
         self, function: Callable[[Item], Result], items: Sequence[Item]
@@ -295,12 +323,12 @@ class DaskPool:
         with self._connected():
             self.client.register_plugin(Work(function), name)
         try:
-            for item, result in self._run(name, items, lambda: max(1, PER_THREAD * self._threads_there())):
+            for item, result in self._run(name, items, PER_THREAD):
                 if isinstance(result, KilledWorker):
                     suspects.append(item)
                 else:
                     yield item, result
-            for item, result in self._run(name, suspects, lambda: 1):
+            for item, result in self._run(name, suspects, 0):
                 died = Failure("the processes that worked on it died again and again; out of memory?")
                 yield item, died if isinstance(result, KilledWorker) else result
         finally:
@@ -308,36 +336,49 @@ class DaskPool:
                 self.client.unregister_worker_plugin(name)
 
     def _run(
-        self, name: str, items: Sequence[Item], window: Callable[[], int]
+        self, name: str, items: Sequence[Item], per_thread: int
     ) -> Iterator[tuple[Item, Result | KilledWorker]]:
-        """Yield each item with what the plugin `name` makes of it, `window()` of them in flight."""
-        waiting, doing = iter(items), {}
-        done = as_completed(loop=self.client.loop, with_results=True, raise_errors=False)
+        """Yield each item with what the plugin `name` makes of it, at least one and `per_thread` tasks in flight."""
+        waiting, doing, done = iter(items), {}, SimpleQueue()
         try:
             while True:
-                for _ in range(window() - len(doing)):
-                    if (item := next(waiting, self)) is self:
-                        break
+                self._look_after()
+                for item in islice(waiting, max(0, max(1, per_thread * self._threads) - len(doing))):
                     future = self.client.submit(call, name, item, key=f"{name}-{uuid4().hex}", pure=False)
                     doing[future.key] = item, future
-                    done.add(future)
+                    future.add_done_callback(lambda future: done.put(future.key))
                 if not doing:
                     return
-                future, result = next(done)
-                item, _ = doing.pop(future.key)
-                yield item, self._outcome(future, result)
-                del future
+                finished = [doing.pop(key) for key in _taken(done)]
+                outcomes = self._outcomes([future for _, future in finished])
+                for (item, _), outcome in zip(finished, outcomes, strict=True):
+                    self._failed_starts = 0
+                    yield item, outcome
         finally:
             with suppress(Exception):
-                self.client.cancel([future for _, future in doing.values()])
+                self.client.cancel([future for _, future in doing.values()], force=True)
 
-    def _outcome(self, future: Future, result: Any) -> Any:
-        """Return the result of a future that is done; raise what its task raised."""
-        if future.status == "finished":
-            return result
+    def _outcomes(self, futures: list[Future]) -> list[Any]:
+        """Return the results of futures that are done, or that their workers died; raise what a task raised."""
+        try:
+            return self.client.gather(futures) if futures else []
+        except Exception:  # of one of them, or of all
+            return [self._outcome(future) for future in futures]
+
+    def _outcome(self, future: Future) -> Any:
+        """Return the result of a future, or that its workers died; raise what the task raised."""
         if future.status != "error":
-            raise self._lost()
-        _, error, traceback = result
-        if isinstance(error, KilledWorker):
+            with self._connected():
+                return future.result()
+        try:
+            return future.result()
+        except KilledWorker as error:
             return error
-        raise error.with_traceback(traceback)
+
+
+def _taken(queue: SimpleQueue[str]) -> Iterator[str]:
+    """Yield what is in a queue; wait for it for at most a second."""
+    with suppress(Empty):
+        yield queue.get(timeout=1)
+        while True:
+            yield queue.get_nowait()
