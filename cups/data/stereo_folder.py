@@ -21,7 +21,8 @@ from .inventory import Part
 from .taxonomy import Taxonomy, cityscapes_classes
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'frame_number', 'consecutive_pairs', 'StereoFolder', 'read_label', 'write_label', 'write_sample']
+__all__ = ['IMAGE_SUFFIXES', 'frame_number', 'consecutive_pairs', 'StereoFolder', 'read_label', 'label_maps', 'write_label',
+           'write_sample']
 
 # %% ../../nbs/data/20_stereo_folder.ipynb #77edd36b
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -209,12 +210,17 @@ def read_label(folder: str | Path, name: str) -> PanopticLabel:
     return PanopticLabel(**maps)
 
 
-def write_label(folder: str | Path, name: str, label: PanopticLabel) -> None:
-    """Write `<name>_instance.png` (16 bits if there are more than 255 objects) and `<name>_semantic.png`."""
+def label_maps(label: PanopticLabel) -> dict[str, np.ndarray]:
+    """Return what the files hold: `instance` (16 bits if there are more than 255 objects) and `semantic`, (H, W)."""
     instance = label.instance.cpu().numpy()
     depth = np.uint8 if instance.max(initial=0) <= 255 else np.uint16
-    write_png(Path(folder) / f"{name}_instance.png", instance.astype(depth))
-    write_png(Path(folder) / f"{name}_semantic.png", label.semantic.cpu().numpy().astype(np.uint8))
+    return {"instance": instance.astype(depth), "semantic": label.semantic.cpu().numpy().astype(np.uint8)}
+
+
+def write_label(folder: str | Path, name: str, label: PanopticLabel) -> None:
+    """Write `<name>_instance.png` and `<name>_semantic.png`."""
+    for kind, image in label_maps(label).items():
+        write_png(Path(folder) / f"{name}_{kind}.png", image)
 
 # %% ../../nbs/data/20_stereo_folder.ipynb #a9283b98
 def write_sample(root: str | Path, sample: StereoSample, number: int) -> str:
