@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from os import sched_getaffinity
 from typing import TYPE_CHECKING, TypeVar
 
@@ -98,11 +98,6 @@ class Failure:
         return cls(f"{type(error).__name__}: {line}".removesuffix(": "))
 
 # %% ../../nbs/jobs/09_cluster.ipynb #93770c6f
-def _at(index: int, function: Callable[[Item], Result], items: Sequence[Item]) -> Result:
-    """Call `function` with an item."""
-    return function(items[index])
-
-
 class Engine:
     """Calls functions with many items, a context manager.
 
@@ -166,12 +161,17 @@ class Engine:
         yield from progress(results, len(items), description)
 
     def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """Return `function(item)` of all items, in their order; in this process if no other was needed until now."""
-        items = list(items)
-        if "pool" not in vars(self) or len(items) < 2:
+        """Return `function(item)` of items that differ, in their order; without other processes if none was needed yet.
+
+        Raises
+        ------
+        InputError
+            If workers died again and again at an item, and what the function raises.
+        """
+        if "pool" not in vars(self):
             return [in_one_thread(function, item) for item in items]
-        indices = range(len(items))
-        results = dict(self.pool.map_unordered(partial(_at, function=function, items=items), indices))
-        if failed := [result for result in results.values() if isinstance(result, Failure)]:
-            raise InputError(failed[0].reason)
-        return [results[index] for index in indices]
+        results = dict(self.map_unordered(function, items))
+        for item, result in results.items():
+            if isinstance(result, Failure):
+                raise InputError(f"{item}: {result.reason}")
+        return [results[item] for item in items]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
@@ -250,7 +251,7 @@ class DaskPool:
             self.cluster = None
             if not workers.scheduler:
                 self.cluster = queue_cluster(workers.cluster) if workers.cluster else local_cluster(workers)
-                self._close.callback(self.cluster.close, timeout=ANSWER_S)
+                self._close.callback(self._close_cluster)
             self.client = self._connect(workers.scheduler)
             self._close.callback(self.client.close, timeout=ANSWER_S)
         except BaseException:
@@ -275,12 +276,25 @@ class DaskPool:
 
     def close(self, now: bool = False) -> None:
         """Close client and cluster; do not wait for tasks that run if `now`."""
-        if now and isinstance(self.cluster, SpecCluster):
-            for worker in self.cluster.workers.values():
-                if isinstance(worker, Nanny) and worker.process and worker.process.process:
-                    worker.auto_restart = False
-                    worker.process.process._process.kill()
+        if now:
+            self._kill()
         self._close.close()
+
+    def _close_cluster(self) -> None:
+        """Close the cluster."""
+        try:
+            self.cluster.close(timeout=ANSWER_S)
+        except TimeoutError:  # a process that is starting does not listen
+            self._kill()
+
+    def _kill(self) -> None:
+        """Kill the processes on this machine."""
+        nannies = self.cluster.workers.values() if self.cluster else ()
+        for nanny in [worker for worker in nannies if isinstance(worker, Nanny)]:
+            nanny.close_gracefully()  # lest it starts another process
+            if nanny.pid:
+                with suppress(ProcessLookupError):
+                    os.kill(nanny.pid, signal.SIGKILL)
 
     @contextmanager
     def _connected(self) -> Iterator[None]:
