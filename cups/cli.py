@@ -48,6 +48,9 @@ def parser() -> Parser:
     labels.add_argument("--root", required=True, metavar="DIR", help="folder the data set lies in")
     labels.add_argument("--out", required=True, metavar="DIR", help="folder to write; a started one is completed")
     labels.add_argument("--settings", metavar="YAML", help="file of settings that differ from the defaults")
+    labels.add_argument("--scheduler", default="", metavar="ADDR", help="Dask scheduler that is there: tcp://host:8786")
+    labels.add_argument("--cluster", default="", metavar="YAML", help="file of the jobs to start: kind: slurm, jobs: 8")
+    labels.add_argument("--strict", action="store_true", help="stop at the first frame that cannot be labelled")
 
     evaluate = commands.add_parser(
         "evaluate", help="score pseudo-labels against ground truth; prints JSON", formatter_class=defaults
@@ -116,13 +119,19 @@ def run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups pseudo-labels`."""
     from cups.core.settings import load_settings
     from cups.data.datasets import open_stereo_dataset
-    from cups.jobs.generate import generate
+    from cups.jobs.cluster import Engine, Workers
+    from cups.jobs.generate import generate, uses_gpu
     from cups.stages.pipeline import PseudoLabelSettings
 
     settings = load_settings(PseudoLabelSettings, options.settings) if options.settings else PseudoLabelSettings()
     dataset = open_stereo_dataset(options.dataset, options.root)
-    store = generate(dataset, options.out, settings, workers=options.workers)
-    return {"root": str(store.root), "frames": len(store.names), "things": store.split.things}
+    with Engine(Workers(options.workers, options.scheduler, options.cluster, gpus=uses_gpu(settings))) as engine:
+        store = generate(dataset, options.out, settings, engine, strict=options.strict)
+    failed = len(store.failures)
+    if failed:
+        line = f"{failed} of {len(dataset)} frames could not be labelled; see failures in {store.root}/manifest.json"
+        print(f"cups: {line}", file=sys.stderr)
+    return {"root": str(store.root), "frames": len(store), "failed": failed, "things": store.split.things}
 
 
 def run_evaluate(options: argparse.Namespace) -> dict[str, Any]:
@@ -190,7 +199,8 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0: done. 2: the input cannot be used, said in one line. 130: interrupted.
+    0: done. 2: the input cannot be used, said in one line. 3: done but for some frames, whose number is said in one
+    line. 130: interrupted; the same command goes on.
     """
     options = parser().parse_args(arguments)
     try:
@@ -202,4 +212,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cups: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
+    return 3 if isinstance(said, dict) and said.get("failed") else 0

@@ -120,7 +120,7 @@ def test_the_installed_command_fails_in_one_line(made, tmp_path):
     shutil.copytree(made / "scenes", tmp_path / "scenes")
     broken = tmp_path / "scenes" / "right" / "000001_0.png"
     truncate(broken)
-    done = cups(*label_arguments(tmp_path / "scenes", tmp_path / "out", made), "--workers", 2)
+    done = cups(*label_arguments(tmp_path / "scenes", tmp_path / "out", made), "--workers", 2, "--strict")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and str(broken) in done.stderr
 
@@ -164,8 +164,10 @@ def test_unknown_data_set(fails, copy):
 def test_missing_image(fails, copy, side):
     gone = copy / "scenes" / side / "000001_1.png"
     gone.unlink()
-    fails(*label_arguments(copy / "scenes", copy / "out", copy), words=["000001_1", side])
-    assert not (copy / "out").exists()
+    fails(*label_arguments(copy / "scenes", copy / "out", copy), "--strict", words=[gone, "no such file"])
+    shutil.rmtree(gone.parent)
+    fails(*label_arguments(copy / "scenes", copy / "nothing", copy), words=[gone.parent, "no such folder"])
+    assert not (copy / "nothing").exists()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -173,14 +175,14 @@ def test_missing_image(fails, copy, side):
 def test_unreadable_image(fails, copy, side, content):
     path = copy / "scenes" / side / "000001_0.png"
     path.write_bytes(content)
-    fails(*label_arguments(copy / "scenes", copy / "out", copy), words=[path])
+    fails(*label_arguments(copy / "scenes", copy / "out", copy), "--strict", words=[path])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_sizes_that_differ(fails, copy, side):
     path = copy / "scenes" / side / "000002_0.png"
     write_png(path, read_image(path)[:-1])
-    fails(*label_arguments(copy / "scenes", copy / "out", copy), words=[path, "192 x 95"])
+    fails(*label_arguments(copy / "scenes", copy / "out", copy), "--strict", words=[path, "192 x 95"])
 
 
 @pytest.mark.parametrize(
@@ -294,7 +296,7 @@ def test_a_run_that_failed_loses_nothing_and_goes_on(fails, made, copy):
     for path in [p for name in ("000001_0", "000002_0") for p in PseudoLabelStore(store).paths(name).values()]:
         path.unlink()
     truncate(broken)
-    fails(*label_arguments(copy / "scenes", store, copy), words=[broken])
+    fails(*label_arguments(copy / "scenes", store, copy), "--strict", words=[broken])
     assert PseudoLabelStore(store).names == ["000000_0", "000001_0"]
     assert not list(store.rglob(".writing-*")) and not list(store.rglob("000002_0*"))
 

@@ -69,9 +69,9 @@ class StereoFolder:
     Raises
     ------
     InputError
-        On opening: a folder or file is missing, an image has no partner, no two frames follow each other, or a
-        calibration value is missing or wrong. On reading a sample: an image is unreadable or of another size than
-        the calibration says.
+        On opening: a folder is missing or empty, no two frames follow each other, or a calibration value is missing
+        or wrong. On reading a sample: an image is missing on one side, unreadable or of another size than the
+        calibration says.
     """
 
     root: str | Path
@@ -114,7 +114,7 @@ class StereoFolder:
 
     @cached_property
     def files(self) -> dict[str, Path]:
-        """Left images by name, sorted."""
+        """Images by the names that either side has, sorted: the left one, or the right one where that is missing."""
         sides = {}
         for side in ("left", "right"):
             folder = self.root / side
@@ -123,10 +123,7 @@ class StereoFolder:
             sides[side] = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
             if not sides[side]:
                 raise InputError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)})")
-        for this, other in (("left", "right"), ("right", "left")):
-            if lonely := sorted(sides[this].keys() - sides[other].keys()):
-                raise InputError(f"{sides[this][lonely[0]]}: no image of the same name in {self.root / other}")
-        return sides["left"]
+        return dict(sorted((sides["right"] | sides["left"]).items()))
 
     @cached_property
     def pairs(self) -> list[tuple[str, str]]:
@@ -164,7 +161,10 @@ class StereoFolder:
     def image(self, side: str, name: str) -> torch.Tensor:
         """Read one image, (3, H, W), uint8; a grey one is repeated in all channels."""
         candidates = (self.root / side / (name + suffix) for suffix in (self.files[name].suffix, *IMAGE_SUFFIXES))
-        path = next((p for p in candidates if p.exists()), self.root / side / self.files[name].name)
+        path = next((p for p in candidates if p.exists()), None)
+        if path is None:
+            missing = self.root / side / self.files[name].name
+            raise InputError(f"{missing}: no such file, but {self.files[name]} is there")
         array = read_image(path)
         if array.dtype != np.uint8:
             raise InputError(f"{path}: expected 8 bits per channel, found {array.dtype}")
