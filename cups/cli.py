@@ -15,7 +15,7 @@ from .core.errors import InputError
 
 # %% auto #0
 __all__ = ['COMMANDS', 'Parser', 'parser', 'run_scenes', 'run_pseudo_labels', 'run_evaluate', 'run_export', 'run_predict',
-           'run_data', 'run_weights', 'main']
+           'run_data', 'run_store', 'run_weights', 'main']
 
 # %% ../nbs/cli.ipynb #35281343
 class Parser(argparse.ArgumentParser):
@@ -94,13 +94,24 @@ def parser() -> Parser:
     convert.add_argument("source", metavar="FROM", help="folder of the files as they are downloaded")
     convert.add_argument("root", metavar="DIR", help="folder to write; a started one is completed")
 
+    store = commands.add_parser("store", help="folders of pseudo-labels: check one, merge its frames, count them")
+    actions = store.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+    cares = {
+        "check": "open every file; say what is damaged or missing",
+        "merge": "finish a store: write manifest and index, remove what killed processes left",
+        "stats": "count frames, failures, bytes and pixels of the classes; prints JSON",
+    }
+    cares = [actions.add_parser(name, help=about, formatter_class=defaults) for name, about in cares.items()]
+    for command in cares:
+        command.add_argument("root", metavar="DIR", help="folder of pseudo-labels")
+
     weights = commands.add_parser("weights", help="published weights: list them, or fetch some")
     actions = weights.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
     actions.add_parser("list", help="say which there are, what they are for, and which are here")
     fetch = actions.add_parser("fetch", help="fetch weights into the cache, which $CUPS_HOME moves")
     fetch.add_argument("name", metavar="NAME", help="as `cups weights list` says")
 
-    for command in (scenes, labels, check, convert):
+    for command in (scenes, labels, check, convert, *cares):
         command.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0 is one per core")
     return top
 
@@ -178,6 +189,21 @@ def run_data(options: argparse.Namespace) -> dict[str, Any] | str:
     raise InputError(report.verdict)
 
 
+def run_store(options: argparse.Namespace) -> dict[str, Any] | str:
+    """Run `cups store check`, `cups store merge` or `cups store stats`."""
+    from cups.data.store_check import check_store, merge_store, store_stats
+
+    if options.action == "merge":
+        merge_store(options.root, options.workers)
+    if options.action != "check":
+        return store_stats(options.root, options.workers)
+    frames, faults = check_store(options.root, options.workers)
+    if not faults:
+        return f"{options.root}: {frames} frames, no fault"
+    print("\n".join(faults))
+    raise InputError(f"{options.root}: {frames} frames, {len(faults)} fault{'s' if len(faults) != 1 else ''}")
+
+
 def run_weights(options: argparse.Namespace) -> dict[str, Any] | str:
     """Run `cups weights list` or `cups weights fetch`."""
     from cups.weights import fetch, listing
@@ -192,6 +218,7 @@ COMMANDS = {
     "export": run_export,
     "predict": run_predict,
     "data": run_data,
+    "store": run_store,
     "weights": run_weights,
 }
 

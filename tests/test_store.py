@@ -1,6 +1,7 @@
 """The store of pseudo-labels under kills, with many writers, many frames and many objects."""
 
 import json
+import platform
 import signal
 import subprocess
 import sys
@@ -8,13 +9,16 @@ from collections import Counter
 from functools import reduce
 from operator import add
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 import torch
 
-from cups.core.errors import InputError, read_image
+from cups.cli import main
+from cups.core.errors import InputError, read_image, write_png
 from cups.core.records import VOID, PanopticLabel
 from cups.data.store import INDEX_FILE, PseudoLabelStore, shard_of
+from cups.data.store_check import check_store
 from cups.stages.things_stuff import class_statistics
 
 SETTINGS = {"seed": 3, "matching": {"sizes": [640, 1280]}}
@@ -285,3 +289,100 @@ def test_a_thousand_frames_are_listed_without_being_opened(tmp_path, accesses):
     accesses.clear()
     assert store.missing([*names, "more"]) == ["more"]
     assert accesses.keys() == {"os.listdir"} and accesses["os.listdir"] <= 257
+
+
+DAMAGES = {
+    "cut off": lambda files, root: cut(files["semantic"]),
+    "another image": lambda files, root: write_png(files["instance"], read_image(files["instance"]) + 1),
+    "another size": lambda files, root: write_png(files["semantic"], read_image(files["semantic"])[:9]),
+    "unknown class": lambda files, root: wrong_class(files),
+    "lost image": lambda files, root: files["instance"].unlink(),
+    "lost JSON": lambda files, root: files["json"].unlink(),
+    "broken JSON": lambda files, root: cut(files["json"]),
+    "no statistics": lambda files, root: edit(files["json"], statistics={}),
+    "other statistics": lambda files, root: edit(files["json"], statistics=dict.fromkeys(
+        ("pixels", "proposals", "pixels_inside_proposals"), [1] * 9)),
+    "wrong shard": lambda files, root: [move_to(path, root / "frames" / "zz") for path in files.values()],
+    "stray file": lambda files, root: (files["json"].parent / "thumbs.db").touch(),
+    "broken failure": lambda files, root: files["json"].with_name("b.failure").write_text("{}"),
+    "lost index": lambda files, root: (root / INDEX_FILE).unlink(),
+    "cut index": lambda files, root: cut(root / INDEX_FILE),
+}  # fmt: skip
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def edit(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def move_to(path, folder):
+    target = folder.with_name("00" if path.parent.name != "00" else "01")
+    target.mkdir(exist_ok=True)
+    path.rename(target / path.name)
+
+
+def wrong_class(files):
+    """Replace the image together with its checksum."""
+    write_png(files["semantic"], read_image(files["semantic"]) * 0 + 77)
+    record = json.loads(files["json"].read_text())
+    record["crc32"]["semantic"] = crc32(files["semantic"].read_bytes())
+    files["json"].write_text(json.dumps(record))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_check_finds_every_damage(tmp_path, damage, capsys):
+    store = filled(tmp_path)
+    store.write_failure("unreadable", "left.png: not readable")
+    store.finish()
+    assert check_store(tmp_path, 1) == (4, [])
+    DAMAGES[damage](store.paths(NAMES[1]), tmp_path)
+    assert main(["store", "check", str(tmp_path), "--workers", "1"]) == 2
+    said = capsys.readouterr()
+    lines = said.out.splitlines()
+    assert lines and all(line.startswith(str(tmp_path)) for line in lines)
+    assert f"{len(lines)} fault" in said.err and said.err.count("\n") == 1
+    named = {"stray file": "thumbs.db", "broken failure": "b.failure"}
+    assert named.get(damage, INDEX_FILE if "index" in damage else NAMES[1]) in lines[0]
+
+
+def test_check_finds_an_index_that_disagrees(tmp_path):
+    store = filled(tmp_path)
+    store.finish()
+    for path in store.paths(NAMES[0]).values():
+        path.unlink()
+    assert len(check_store(tmp_path, 1)[1]) == 1
+    hidden = filled(tmp_path / "other", NAMES[4:5])
+    for path in hidden.paths(NAMES[4]).values():
+        (target := tmp_path / path.relative_to(hidden.root)).parent.mkdir(exist_ok=True)
+        path.rename(target)
+    edit(path := store.paths(NAMES[1])["json"], statistics=frame(store, 2)["statistics"])
+    faults = check_store(tmp_path, 1)[1]
+    assert [word for word in ("lacks 1", "not complete, 1", "other pixels of 1") if word in " ".join(faults)] == [
+        "lacks 1", "not complete, 1", "other pixels of 1",
+    ]  # fmt: skip
+    assert len(faults) == 4 and faults[0].startswith(str(path))
+
+
+def frame(store, number):
+    return json.loads(store.paths(NAMES[number])["json"].read_text())
+
+
+def test_merge_and_stats_from_the_command_line(tmp_path, capsys):
+    store = filled(tmp_path)
+    for number in (7, 8):
+        store.write_failure(NAMES[number], f"/data/left/{number}.png: 3 x {number} pixels (cut off)")
+    left_over = store.paths(NAMES[0])["json"].with_name(f".writing-{platform.node()}-{2**22 + 1}-abcdefgh.png")
+    left_over.touch()
+    assert main(["store", "stats", str(tmp_path), "--workers", "1"]) == 0
+    assert json.loads(capsys.readouterr().out)["finished"] is False
+    assert main(["store", "merge", str(tmp_path), "--workers", "2"]) == 0
+    stats = json.loads(capsys.readouterr().out)
+    assert not left_over.exists()
+    assert stats["frames"] == 4 and stats["finished"] and stats["things"] == [7, 8]
+    assert stats["failures"] == {"N x N pixels": 2}
+    assert sum(stats["class_shares"]) == pytest.approx(1, abs=1e-4) and len(stats["class_shares"]) == 9
+    assert stats["bytes"] == sum(map(len, contents(tmp_path).values()))
+    assert main(["store", "stats", str(tmp_path / "frames")]) == 2

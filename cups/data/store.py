@@ -335,6 +335,23 @@ class PseudoLabelStore:
         index = self._index()
         return self._complete() if index is None else index.names
 
+    @property
+    def shards(self) -> list[Path]:
+        """Folders of the shards that there are, sorted."""
+        frames = self.root / "frames"
+        shards = sorted(os.listdir(frames)) if frames.is_dir() else []
+        return [frames / shard for shard in shards if re.fullmatch("[0-9a-f]{2}", shard)]
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether `finish` was called; frames may have been written since."""
+        return "split" in self._manifest
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether there is an index, and the manifest sums up the frames that are there now."""
+        return self._index() is not None
+
     def __len__(self) -> int:
         index = self._index()
         return len(self._complete()) if index is None else len(index)
@@ -345,7 +362,7 @@ class PseudoLabelStore:
     @property
     def failures(self) -> dict[str, str]:
         """Why frames that are not complete could not be labelled, by name, sorted; a later run tries them again."""
-        if self._index() is not None:
+        if self.is_indexed:
             return dict(self._manifest["failures"])
         failed = sorted(name for _, names in self._listed().values() for name in names)
         return {name: read_failure(self._path(name, ".failure")) for name in failed}
@@ -452,7 +469,7 @@ class PseudoLabelStore:
         InputError
             If there is no complete frame.
         """
-        if self._index() is None:
+        if not self.is_indexed:
             return self._merged()[1]
         return ClassStatistics(**{key: torch.tensor(value) for key, value in self._manifest["statistics"].items()})
 
@@ -489,7 +506,7 @@ class PseudoLabelStore:
         """
         if threshold is None:
             kept = self.settings.get("thing_threshold", 0.08)
-            threshold = self.threshold if "split" in self._manifest else kept
+            threshold = self.threshold if self.is_finished else kept
         shards: dict[str, MergedShard] = {}
         for _ in range(_ROUNDS):
             shards = self._merge_shards(shards, map)
@@ -507,7 +524,7 @@ class PseudoLabelStore:
         InputError
             If the store is not finished.
         """
-        if "split" not in self._manifest:
+        if not self.is_finished:
             raise InputError(f"{self.root}: not finished, things and stuff are not known yet")
         return ThingStuffSplit.from_dict(self._manifest["split"])
 
@@ -590,17 +607,16 @@ class PseudoLabelStore:
             checksum = None
         self._manifest = self._read_manifest() | summary | {"index": checksum}
         write_json(self.root / "manifest.json", self._manifest)
-        return self._index() is not None
+        return self.is_indexed
 
     def _tidy(self) -> None:
         """Remove what killed processes left behind, and failures of frames that were labelled after all."""
-        for shard, (complete, _) in self._listed().items():
-            folder = self.root / "frames" / shard
-            remove_left_over(folder, self.root / "manifest.json")
+        manifest = self.root / "manifest.json"
+        for folder in (self.root, *self.shards):
+            remove_left_over(folder, manifest)
             for path in folder.glob("*.failure"):
-                if path.name.removesuffix(".failure") in complete:
+                if self.is_complete(path.name.removesuffix(".failure")):
                     _remove(path)
-        remove_left_over(self.root, self.root / "manifest.json")
 
     def _read_manifest(self) -> dict[str, Any]:
         """Read the manifest and check that it is one."""
@@ -615,9 +631,7 @@ class PseudoLabelStore:
 
     def _listed(self) -> dict[str, tuple[list[str], list[str]]]:
         """List every shard: its complete and its failed frames."""
-        frames = self.root / "frames"
-        shards = sorted(os.listdir(frames)) if frames.is_dir() else []
-        return {shard: list_shard(frames / shard) for shard in shards if re.fullmatch("[0-9a-f]{2}", shard)}
+        return {folder.name: list_shard(folder) for folder in self.shards}
 
     def _complete(self) -> list[str]:
         """List the names of all complete frames, sorted."""
