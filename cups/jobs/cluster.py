@@ -170,7 +170,7 @@ class Engine:
         """
         if "pool" not in vars(self):
             return [in_one_thread(function, item) for item in items]
-        results = dict(self.map_unordered(function, items))
+        results = dict(self.pool.map_unordered(function, items))
         for item, result in results.items():
             if isinstance(result, Failure):
                 raise InputError(f"{item}: {result.reason}")
