@@ -112,9 +112,8 @@ def clustering_frames(names: Sequence[str], settings: PseudoLabelSettings) -> li
 
 
 def read_descriptions(folder: Path, frames: Sequence[Frame]) -> list[Tensor]:
-    """Return the records of frames, put together in their order; frames without one are left out."""
-    paths = [folder / f"{name}.safetensors" for _, name in frames]
-    records = [load_file(path) for path in paths if path.exists()]
+    """Return the records of frames, put together in their order."""
+    records = [load_file(folder / f"{name}.safetensors") for _, name in frames]
     return [torch.cat([record[key] for record in records]) for key in RECORDS]
 
 
@@ -156,7 +155,8 @@ def find_classes(
     if len(failed) == len(frames):
         raise none_labelled(len(frames), failed)
     numbers = settings.num_classes, settings.num_object_classes
-    return fit_pseudo_classes(*read_descriptions(folder, frames), *numbers, settings.seed, known)
+    good = [frame for frame in frames if frame[1] not in failed]
+    return fit_pseudo_classes(*read_descriptions(folder, good), *numbers, settings.seed, known)
 
 
 def in_turn(frames: Iterator[Frame], shuffled: bool) -> list[Frame]:
