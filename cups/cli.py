@@ -15,7 +15,7 @@ from .core.errors import InputError
 
 # %% auto #0
 __all__ = ['COMMANDS', 'Parser', 'parser', 'run_scenes', 'run_pseudo_labels', 'run_evaluate', 'run_export', 'run_predict',
-           'run_data', 'run_weights', 'main']
+           'run_data', 'run_store', 'run_weights', 'main']
 
 # %% ../nbs/cli.ipynb #35281343
 class Parser(argparse.ArgumentParser):
@@ -48,6 +48,9 @@ def parser() -> Parser:
     labels.add_argument("--root", required=True, metavar="DIR", help="folder the data set lies in")
     labels.add_argument("--out", required=True, metavar="DIR", help="folder to write; a started one is completed")
     labels.add_argument("--settings", metavar="YAML", help="file of settings that differ from the defaults")
+    labels.add_argument("--scheduler", default="", metavar="ADDR", help="Dask scheduler that is there: tcp://host:8786")
+    labels.add_argument("--cluster", default="", metavar="YAML", help="file of the jobs to start: kind: slurm, jobs: 8")
+    labels.add_argument("--strict", action="store_true", help="stop at the first frame that cannot be labelled")
 
     evaluate = commands.add_parser(
         "evaluate", help="score pseudo-labels against ground truth; prints JSON", formatter_class=defaults
@@ -91,13 +94,24 @@ def parser() -> Parser:
     convert.add_argument("source", metavar="FROM", help="folder of the files as they are downloaded")
     convert.add_argument("root", metavar="DIR", help="folder to write; a started one is completed")
 
+    store = commands.add_parser("store", help="folders of pseudo-labels: check one, merge its frames, count them")
+    actions = store.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+    cares = {
+        "check": "open every file; say what is damaged or missing",
+        "merge": "finish a store: write manifest and index, remove what killed processes left",
+        "stats": "count frames, failures, bytes and pixels of the classes; prints JSON",
+    }
+    cares = [actions.add_parser(name, help=about, formatter_class=defaults) for name, about in cares.items()]
+    for command in cares:
+        command.add_argument("root", metavar="DIR", help="folder of pseudo-labels")
+
     weights = commands.add_parser("weights", help="published weights: list them, or fetch some")
     actions = weights.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
     actions.add_parser("list", help="say which there are, what they are for, and which are here")
     fetch = actions.add_parser("fetch", help="fetch weights into the cache, which $CUPS_HOME moves")
     fetch.add_argument("name", metavar="NAME", help="as `cups weights list` says")
 
-    for command in (scenes, labels, check, convert):
+    for command in (scenes, labels, check, convert, *cares):
         command.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0 is one per core")
     return top
 
@@ -116,13 +130,19 @@ def run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups pseudo-labels`."""
     from cups.core.settings import load_settings
     from cups.data.datasets import open_stereo_dataset
-    from cups.jobs.generate import generate
+    from cups.jobs.cluster import Engine, Workers
+    from cups.jobs.generate import generate, uses_gpu
     from cups.stages.pipeline import PseudoLabelSettings
 
     settings = load_settings(PseudoLabelSettings, options.settings) if options.settings else PseudoLabelSettings()
     dataset = open_stereo_dataset(options.dataset, options.root)
-    store = generate(dataset, options.out, settings, workers=options.workers)
-    return {"root": str(store.root), "frames": len(store.names), "things": store.split.things}
+    with Engine(Workers(options.workers, options.scheduler, options.cluster, gpus=uses_gpu(settings))) as engine:
+        store = generate(dataset, options.out, settings, engine, strict=options.strict)
+    failed = len(store.failures)
+    if failed:
+        line = f"{failed} of {len(dataset)} frames could not be labelled; see failures in {store.root}/manifest.json"
+        print(f"cups: {line}", file=sys.stderr)
+    return {"root": str(store.root), "frames": len(store), "failed": failed, "things": store.split.things}
 
 
 def run_evaluate(options: argparse.Namespace) -> dict[str, Any]:
@@ -169,6 +189,21 @@ def run_data(options: argparse.Namespace) -> dict[str, Any] | str:
     raise InputError(report.verdict)
 
 
+def run_store(options: argparse.Namespace) -> dict[str, Any] | str:
+    """Run `cups store check`, `cups store merge` or `cups store stats`."""
+    from cups.data.store_check import check_store, merge_store, store_stats
+
+    if options.action == "merge":
+        merge_store(options.root, options.workers)
+    if options.action != "check":
+        return store_stats(options.root, options.workers)
+    frames, faults = check_store(options.root, options.workers)
+    if not faults:
+        return f"{options.root}: {frames} frames, no fault"
+    print("\n".join(faults))
+    raise InputError(f"{options.root}: {frames} frames, {len(faults)} fault{'s' if len(faults) != 1 else ''}")
+
+
 def run_weights(options: argparse.Namespace) -> dict[str, Any] | str:
     """Run `cups weights list` or `cups weights fetch`."""
     from cups.weights import fetch, listing
@@ -183,6 +218,7 @@ COMMANDS = {
     "export": run_export,
     "predict": run_predict,
     "data": run_data,
+    "store": run_store,
     "weights": run_weights,
 }
 
@@ -190,7 +226,8 @@ COMMANDS = {
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code.
 
-    0: done. 2: the input cannot be used, said in one line. 130: interrupted.
+    0: done. 2: the input cannot be used, said in one line. 3: done but for some frames, whose number is said in one
+    line. 130: interrupted; the same command goes on.
     """
     options = parser().parse_args(arguments)
     try:
@@ -202,4 +239,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("cups: interrupted; the same command goes on from here", file=sys.stderr)
         return 130
-    return 0
+    return 3 if isinstance(said, dict) and said.get("failed") else 0

@@ -9,9 +9,12 @@ import hashlib
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache, wraps
 from http.client import HTTPException
 from pathlib import Path
+from threading import Lock
 from typing import TypeVar
 
 import torch
@@ -26,7 +29,7 @@ Network = TypeVar("Network", bound=nn.Module)
 # %% auto #0
 __all__ = ['Network', 'OFFERED_AT', 'REGISTRY', 'TRIES', 'PAUSE_S', 'TIMEOUT_S', 'CHUNK', 'Weights', 'weights_folder',
            'total_length', 'receive', 'receive_all', 'check', 'fetch', 'weights_file', 'device_called', 'ready',
-           'listing']
+           'loaded_once', 'listing']
 
 # %% ../nbs/weights.ipynb #eb725004
 @dataclass(frozen=True)
@@ -211,6 +214,18 @@ def device_called(name: str) -> str:
 def ready(network: Network, device: str) -> Network:
     """Return a network for inference: in evaluation mode, without gradients, on a device, channels last."""
     return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
+
+
+def loaded_once(load: Callable[..., Network]) -> Callable[..., Network]:
+    """Keep the network that a function returned last; threads that call it at once wait for one of them."""
+    kept, lock = lru_cache(maxsize=1)(load), Lock()
+
+    @wraps(load)
+    def call(*arguments: str) -> Network:
+        with lock:
+            return kept(*arguments)
+
+    return call
 
 
 def listing() -> str:

@@ -14,7 +14,7 @@ import torch
 from cups.cli import main
 from cups.core.errors import read_image, write_png
 from cups.core.records import PanopticLabel
-from cups.data.stereo_folder import StereoFolder, read_label
+from cups.data.stereo_folder import StereoFolder
 from cups.data.store import PseudoLabelStore
 from cups.model.files import numbered_split, save_network
 from cups.model.network import panoptic_cascade
@@ -120,7 +120,7 @@ def test_the_installed_command_fails_in_one_line(made, tmp_path):
     shutil.copytree(made / "scenes", tmp_path / "scenes")
     broken = tmp_path / "scenes" / "right" / "000001_0.png"
     truncate(broken)
-    done = cups(*label_arguments(tmp_path / "scenes", tmp_path / "out", made), "--workers", 2)
+    done = cups(*label_arguments(tmp_path / "scenes", tmp_path / "out", made), "--workers", 2, "--strict")
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.count("\n") == 1 and str(broken) in done.stderr
 
@@ -164,8 +164,10 @@ def test_unknown_data_set(fails, copy):
 def test_missing_image(fails, copy, side):
     gone = copy / "scenes" / side / "000001_1.png"
     gone.unlink()
-    fails(*label_arguments(copy / "scenes", copy / "out", copy), words=["000001_1", side])
-    assert not (copy / "out").exists()
+    fails(*label_arguments(copy / "scenes", copy / "out", copy), "--strict", words=[gone, "no such file"])
+    shutil.rmtree(gone.parent)
+    fails(*label_arguments(copy / "scenes", copy / "nothing", copy), words=[gone.parent, "no such folder"])
+    assert not (copy / "nothing").exists()
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
@@ -173,14 +175,14 @@ def test_missing_image(fails, copy, side):
 def test_unreadable_image(fails, copy, side, content):
     path = copy / "scenes" / side / "000001_0.png"
     path.write_bytes(content)
-    fails(*label_arguments(copy / "scenes", copy / "out", copy), words=[path])
+    fails(*label_arguments(copy / "scenes", copy / "out", copy), "--strict", words=[path])
 
 
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_sizes_that_differ(fails, copy, side):
     path = copy / "scenes" / side / "000002_0.png"
     write_png(path, read_image(path)[:-1])
-    fails(*label_arguments(copy / "scenes", copy / "out", copy), words=[path, "192 x 95"])
+    fails(*label_arguments(copy / "scenes", copy / "out", copy), "--strict", words=[path, "192 x 95"])
 
 
 @pytest.mark.parametrize(
@@ -246,6 +248,8 @@ def test_output_that_cannot_be_written(fails, copy, place):
 @pytest.mark.parametrize("where", ["labels", "scenes/truth"])
 def test_truncated_label(fails, copy, where, kind):
     path = copy / where / f"000001_0_{kind}.png"
+    if where == "labels":
+        path = PseudoLabelStore(copy / "labels").paths("000001_0")[kind]
     truncate(path)
     before = contents(copy / "labels")
     fails("evaluate", "--labels", copy / "labels", "--truth", copy / "scenes", words=[path])
@@ -266,7 +270,7 @@ def test_stores_that_cannot_be_evaluated(fails, copy):
     evaluate = ("evaluate", "--truth", copy / "scenes", "--labels")
     fails(*evaluate, copy / "scenes", words=["manifest.json", "no such file"])
     started = PseudoLabelStore.create(copy / "started", {}, CLASSES)
-    started.write("000000_0", read_label(copy / "labels", "000000_0"))
+    started.write("000000_0", PseudoLabelStore(copy / "labels").read("000000_0"))
     fails(*evaluate, copy / "started", words=["started", "not finished"])
     elsewhere = PseudoLabelStore.create(copy / "elsewhere", {}, CLASSES)
     elsewhere.write("other_0", PanopticLabel(*torch.zeros(2, 96, 192, dtype=torch.long)))
@@ -289,12 +293,12 @@ def test_a_run_that_failed_loses_nothing_and_goes_on(fails, made, copy):
     whole = broken.read_bytes()
     shutil.rmtree(copy / "labels")
     store = shutil.copytree(made / "labels", copy / "labels")
-    for path in store.glob("00000[12]_0*"):
+    for path in [p for name in ("000001_0", "000002_0") for p in PseudoLabelStore(store).paths(name).values()]:
         path.unlink()
     truncate(broken)
-    fails(*label_arguments(copy / "scenes", store, copy), words=[broken])
+    fails(*label_arguments(copy / "scenes", store, copy), "--strict", words=[broken])
     assert PseudoLabelStore(store).names == ["000000_0", "000001_0"]
-    assert not list(store.glob(".writing-*")) and not list(store.glob("000002_0*"))
+    assert not list(store.rglob(".writing-*")) and not list(store.rglob("000002_0*"))
 
     broken.write_bytes(whole)
     assert main(label_arguments(copy / "scenes", store, copy)) == 0

@@ -144,10 +144,10 @@ def test_labels_of_a_killed_job_are_those_of_an_undisturbed_one(trained, tmp_pat
     cups = [sys.executable, "-c", "from cups.cli import main; raise SystemExit(main())", "pseudo-labels", *options]
     subprocess.run([*cups, "--out", str(tmp_path / "whole"), "--workers", "1"], check=True, capture_output=True)
     killed = subprocess.Popen([*cups, "--out", str(tmp_path / "killed"), "--workers", "2"], start_new_session=True)
-    while killed.poll() is None and not list((tmp_path / "killed").glob("*_0.json")):
+    while killed.poll() is None and not list((tmp_path / "killed").rglob("*_0.json")):
         time.sleep(0.05)
     assert killed.poll() is None, "it was faster than the test"
     os.killpg(killed.pid, signal.SIGKILL)
-    assert len(list((tmp_path / "killed").glob("*_0.json"))) < SMALL["num_scenes"]
+    assert len(list((tmp_path / "killed").rglob("*_0.json"))) < SMALL["num_scenes"]
     subprocess.run([*cups, "--out", str(tmp_path / "killed")], check=True, capture_output=True)
     assert files(tmp_path / "killed") == files(tmp_path / "whole")

@@ -146,19 +146,25 @@ def test_cityscapes_takes_the_nearest_calibration(cityscapes):
     far = NearestCamera(["a_1_100", "a_1_200"])
     assert [far(f"a_1_{n}") for n in (79, 80, 120, 121, 180)] == [None, "a_1_100", "a_1_100", None, "a_1_200"]
     (folder / "bochum_000000_000600_camera.json").rename(folder / "bochum_000000_000700_camera.json")
-    fails(lambda: CityscapesSequences(cityscapes), folder, "no calibration file of clip bochum_000000 within 20 frames")
+    dataset = CityscapesSequences(cityscapes)
+    assert len(dataset) == 8 and dataset[2].calibration.baseline_m == 0.2  # of 598 it is said when it is read
+    fails(lambda: dataset[4], folder, "no calibration file of clip bochum_000000 within 20 frames")
     shutil.rmtree(cityscapes / "camera")
     fails(lambda: CityscapesSequences(cityscapes), "camera/train/aachen: no calibration file of clip aachen_000000")
 
 
-def test_cityscapes_missing_images_are_holes(cityscapes):
+def test_cityscapes_frames_without_a_partner_are_named(cityscapes):
+    names = CityscapesSequences(cityscapes).names
     (cityscapes / RIGHT).unlink()
     dataset = CityscapesSequences(cityscapes)
-    assert dataset.names[0] == "bochum_000000_000313"  # of frames 19, 20, 21 the middle one has no right image
+    assert dataset.names == names
+    for index in (0, 1):  # the middle one of frames 19, 20, 21 has no right image
+        fails(lambda index=index: dataset[index], f"{cityscapes / RIGHT}: no such file")
+    assert dataset[2].name == "bochum_000000_000313"
     parts = [part for part in cityscapes_sequences.inventory(cityscapes) if part.split == "train"]
     assert [(path, part.kind) for path, part in lonely(parts)] == [(cityscapes / LEFT, "right images")]
-    (cityscapes / "rightImg8bit_sequence/train/bochum/bochum_000000_000314_rightImg8bit.png").unlink()
-    fails(lambda: dataset[0], "bochum_000000_000314_rightImg8bit.png: no such file")
+    (cityscapes / LEFT).unlink()  # a frame that neither camera has is a hole
+    assert CityscapesSequences(cityscapes).names == names[2:]
     shutil.rmtree(cityscapes / "rightImg8bit_sequence" / "train" / "aachen")
     fails(lambda: CityscapesSequences(cityscapes), "rightImg8bit_sequence/train/aachen: no right images")
 
@@ -195,6 +201,9 @@ def test_cityscapes_faults_in_folders(cityscapes, tmp_path):
     lone = cityscapes / LEFT
     lone.parent.mkdir(parents=True)
     shutil.copy(cityscapes / RIGHT, lone)
+    for path in (cityscapes / RIGHT).parent.iterdir():
+        if path.name != (cityscapes / RIGHT).name:
+            path.unlink()
     fails(lambda: CityscapesSequences(cityscapes), cityscapes, "no two frames follow each other")
 
 
@@ -274,7 +283,8 @@ def test_kitti_faults(kitti, tmp_path):
     fails(lambda: dataset.left(0), f"{image}: not readable as an image")
     image.unlink()
     fails(lambda: dataset.left(0), f"{image}: no such file")
-    assert KittiRaw(kitti).names[0] == "2011_09_26_drive_0001_sync_0000000001"
+    assert KittiRaw(kitti).names == dataset.names
+    fails(lambda: KittiRaw(kitti)[0], f"{image}: no such file")
     shutil.rmtree(kitti / DRIVE / "image_03")
     fails(lambda: KittiRaw(kitti), f"{kitti / DRIVE / 'image_03'}: no right images")
 

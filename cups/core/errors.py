@@ -7,8 +7,11 @@ from __future__ import annotations
 
 import json
 import os
+import platform
+import re
 import tempfile
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +20,8 @@ import numpy as np
 from PIL import Image
 
 # %% auto #0
-__all__ = ['InputError', 'write_atomically', 'write_json', 'write_png', 'cache_folder', 'read_json', 'read_image']
+__all__ = ['InputError', 'write_atomically', 'write_bytes', 'json_bytes', 'write_json', 'png_file', 'write_png',
+           'remove_left_over', 'cache_folder', 'read_json', 'read_image']
 
 # %% ../../nbs/core/00_errors.ipynb #8e84f718
 class InputError(ValueError):
@@ -43,7 +47,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> Path:
     temporary = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=".writing-", suffix=path.suffix)
+        prefix = f".writing-{platform.node()}-{os.getpid()}-"
+        handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
         temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
@@ -57,14 +62,69 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> Path:
     return path
 
 
+def write_bytes(path: str | Path, content: bytes) -> Path:
+    """Write the bytes of a file, atomically."""
+    return write_atomically(path, lambda p: p.write_bytes(content))
+
+
+def json_bytes(value: Any) -> bytes:
+    """Return `value` as the bytes of a file of indented JSON."""
+    return (json.dumps(value, indent=1) + "\n").encode()
+
+
 def write_json(path: str | Path, value: Any) -> Path:
     """Write `value` as indented JSON, atomically."""
-    return write_atomically(path, lambda p: p.write_text(json.dumps(value, indent=1) + "\n"))
+    return write_bytes(path, json_bytes(value))
+
+
+def png_file(image: np.ndarray) -> bytes:
+    """Return an array (H, W) of uint8 or uint16, or (H, W, 3) of uint8, as the bytes of a PNG file."""
+    file = BytesIO()
+    Image.fromarray(image).save(file, format="PNG", compress_level=4)
+    return file.getvalue()
 
 
 def write_png(path: str | Path, image: np.ndarray) -> Path:
     """Write an array (H, W) of uint8 or uint16, or (H, W, 3) of uint8, as PNG, atomically."""
-    return write_atomically(path, lambda p: Image.fromarray(image).save(p, format="PNG", compress_level=4))
+    return write_bytes(path, png_file(image))
+
+# %% ../../nbs/core/00_errors.ipynb #99486116
+_LEFT_OVER = re.compile(r"\.writing-(?P<host>.*)-(?P<process>\d+)-[a-z0-9_]{8}(\..*)?")
+_DAY_S = 24 * 60 * 60
+
+
+def _is_running(process: int) -> bool:
+    """Say whether this host has a process of that number."""
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except OSError:  # it is somebody else's
+        return True
+    return True
+
+
+def remove_left_over(folder: str | Path, written_now: str | Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote.
+
+    Parameters
+    ----------
+    folder : str or Path
+        Those in subfolders stay.
+    written_now : str or Path
+        A file of the same file system that was written just now: its time is the file server's.
+    """
+    now = os.stat(written_now).st_mtime
+    for name in os.listdir(folder):
+        if not (found := _LEFT_OVER.fullmatch(name)):
+            continue
+        path = Path(folder, name)
+        try:
+            here = found["host"] == platform.node()
+            if not _is_running(int(found["process"])) if here else path.stat().st_mtime < now - _DAY_S:
+                path.unlink()
+        except OSError:  # it has gone, or is not ours to remove; it harms nobody
+            continue
 
 # %% ../../nbs/core/00_errors.ipynb #35b714ef
 def cache_folder() -> Path:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import types
 from dataclasses import asdict, fields, is_dataclass, replace
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin, get_type_hints
 
@@ -17,8 +18,8 @@ from .errors import InputError
 Settings = TypeVar("Settings")
 
 # %% auto #0
-__all__ = ['Settings', 'settings_from_dict', 'checked', 'tuples', 'settings_to_dict', 'changed_settings', 'setting',
-           'with_setting', 'preset_values', 'load_settings']
+__all__ = ['Settings', 'PACKAGES', 'settings_from_dict', 'checked', 'tuples', 'settings_to_dict', 'changed_settings', 'setting',
+           'with_setting', 'preset_values', 'load_settings', 'package_versions']
 
 # %% ../../nbs/core/04_settings.ipynb #ac02457d
 def settings_from_dict(cls: type[Settings], values: dict[str, Any], path: str = "") -> Settings:
@@ -146,3 +147,12 @@ def load_settings(cls: type[Settings], path: str | Path) -> Settings:
         return settings_from_dict(cls, values or {})
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
+
+# %% ../../nbs/core/04_settings.ipynb #c47968cb
+PACKAGES = ("cups", "torch", "torchvision", "lightning", "opencv-python-headless", "scikit-learn", "numpy")
+"""Packages whose versions can change a result."""
+
+
+def package_versions() -> dict[str, str]:
+    """Return the versions of `PACKAGES` that are installed."""
+    return {name: version(name) for name in PACKAGES}

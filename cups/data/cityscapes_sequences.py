@@ -153,8 +153,8 @@ class CityscapesSequences(StereoClips):
     Raises
     ------
     InputError
-        On opening: a folder or a calibration file is missing, a file has another name, or no two frames follow each
-        other. On reading: a file is unreadable or does not fit the others.
+        On opening: a folder or all calibration files are missing, a file has another name, or no two frames follow
+        each other. On reading: a file is missing, unreadable or does not fit the others.
     """
 
     fps = 17.0
@@ -170,12 +170,12 @@ class CityscapesSequences(StereoClips):
         if missing := [city for city in (f"right{folder[4:]}" for folder in left) if city not in right]:
             raise InputError(f"{root / missing[0]}: no right images, but there are left ones")
         frames = frame_files(left, root, "_leftImg8bit.png").keys()
-        frames &= frame_files(right, root, "_rightImg8bit.png").keys()
+        right = {folder: names for folder, names in right.items() if f"left{folder[5:]}" in left}
+        frames |= frame_files(right, root, "_rightImg8bit.png").keys()
         super().__init__(root, frames, Fit(height=height))
         self.nearest = NearestCamera(list(frame_files(cameras, root, "_camera.json")))
-        for name in self.names:
-            if self.nearest(name) is None:
-                self.camera_file(name)  # says what is missing
+        if all(self.nearest(name) is None for name in self.names):
+            self.camera_file(self.names[0])  # says what is missing
 
     def path(self, side: str, name: str) -> Path:
         """Return the file of a frame; the side is "left" or "right"."""

@@ -147,7 +147,7 @@ class KittiRaw(StereoClips):
     ------
     InputError
         On opening: a folder is missing, a calibration file is missing or wrong, or no two frames follow each other.
-        On reading: an image is unreadable, or of another size than the calibration says.
+        On reading: an image is missing, unreadable, or of another size than the calibration says.
     """
 
     fps = 10.0
@@ -158,11 +158,12 @@ class KittiRaw(StereoClips):
         left, right = (_frames(listed) for listed in list_files(root, *patterns))
         if not left:
             raise InputError(f"{root}: no images <day>/<drive>_sync/image_02/data/*.png of KITTI's raw recordings")
-        kept = {name for name in left if not left_out(name[:21], int(name[-10:]))}
-        if missing := {name[:-11] for name in kept} - {name[:-11] for name in right}:
+        kept = {name for name in left | right if not left_out(name[:21], int(name[-10:]))}
+        drives = [{name[:-11] for name in kept & side.keys()} for side in (left, right)]
+        if missing := drives[0] - drives[1]:
             drive = min(missing)
             raise InputError(f"{root / drive[:10] / drive / 'image_03'}: no right images, but there are left ones")
-        super().__init__(root, kept & right.keys(), Fit(crop=(height, width)))
+        super().__init__(root, (name for name in kept if name[:-11] in drives[0]), Fit(crop=(height, width)))
         days = sorted({name[:10] for name in self.names})
         self.cameras = {day: read_calibration(root / day / "calib_cam_to_cam.txt") for day in days}
 

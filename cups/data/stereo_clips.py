@@ -94,15 +94,15 @@ class StereoClips(ABC):
     ----------
     root : str or Path
     frames : iterable of str
-        Names of the frames that both cameras have; they end in the number of the frame in its clip.
+        Names of the frames that a camera has; they end in the number of the frame in its clip.
     fit : Fit
         What is done with the images.
 
     Raises
     ------
     InputError
-        On opening: if no two frames follow each other. On reading: an image is unreadable, or those of a sample differ
-        in size.
+        On opening: if no two frames follow each other. On reading: an image is missing or unreadable, or those of a
+        sample differ in size.
     """
 
     fps: float
@@ -111,7 +111,7 @@ class StereoClips(ABC):
     def __init__(self, root: str | Path, frames: Iterable[str], fit: Fit) -> None:
         self.root, self.fit, self.pairs = Path(root), fit, consecutive_pairs(list(frames))
         if not self.pairs:
-            raise InputError(f"{root}: no two frames follow each other that both cameras have")
+            raise InputError(f"{root}: no two frames follow each other")
 
     @abstractmethod
     def path(self, side: str, name: str) -> Path:

@@ -21,7 +21,8 @@ from .inventory import Part
 from .taxonomy import Taxonomy, cityscapes_classes
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'frame_number', 'consecutive_pairs', 'StereoFolder', 'read_label', 'write_label', 'write_sample']
+__all__ = ['IMAGE_SUFFIXES', 'frame_number', 'consecutive_pairs', 'StereoFolder', 'read_label', 'label_maps', 'write_label',
+           'write_sample']
 
 # %% ../../nbs/data/20_stereo_folder.ipynb #77edd36b
 IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
@@ -68,9 +69,9 @@ class StereoFolder:
     Raises
     ------
     InputError
-        On opening: a folder or file is missing, an image has no partner, no two frames follow each other, or a
-        calibration value is missing or wrong. On reading a sample: an image is unreadable or of another size than
-        the calibration says.
+        On opening: a folder is missing or empty, no two frames follow each other, or a calibration value is missing
+        or wrong. On reading a sample: an image is missing on one side, unreadable or of another size than the
+        calibration says.
     """
 
     root: str | Path
@@ -113,7 +114,7 @@ class StereoFolder:
 
     @cached_property
     def files(self) -> dict[str, Path]:
-        """Left images by name, sorted."""
+        """Images by the names that either side has, sorted: the left one, or the right one where that is missing."""
         sides = {}
         for side in ("left", "right"):
             folder = self.root / side
@@ -122,10 +123,7 @@ class StereoFolder:
             sides[side] = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
             if not sides[side]:
                 raise InputError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)})")
-        for this, other in (("left", "right"), ("right", "left")):
-            if lonely := sorted(sides[this].keys() - sides[other].keys()):
-                raise InputError(f"{sides[this][lonely[0]]}: no image of the same name in {self.root / other}")
-        return sides["left"]
+        return dict(sorted((sides["right"] | sides["left"]).items()))
 
     @cached_property
     def pairs(self) -> list[tuple[str, str]]:
@@ -163,7 +161,10 @@ class StereoFolder:
     def image(self, side: str, name: str) -> torch.Tensor:
         """Read one image, (3, H, W), uint8; a grey one is repeated in all channels."""
         candidates = (self.root / side / (name + suffix) for suffix in (self.files[name].suffix, *IMAGE_SUFFIXES))
-        path = next((p for p in candidates if p.exists()), self.root / side / self.files[name].name)
+        path = next((p for p in candidates if p.exists()), None)
+        if path is None:
+            missing = self.root / side / self.files[name].name
+            raise InputError(f"{missing}: no such file, but {self.files[name]} is there")
         array = read_image(path)
         if array.dtype != np.uint8:
             raise InputError(f"{path}: expected 8 bits per channel, found {array.dtype}")
@@ -209,12 +210,17 @@ def read_label(folder: str | Path, name: str) -> PanopticLabel:
     return PanopticLabel(**maps)
 
 
-def write_label(folder: str | Path, name: str, label: PanopticLabel) -> None:
-    """Write `<name>_instance.png` (16 bits if there are more than 255 objects) and `<name>_semantic.png`."""
+def label_maps(label: PanopticLabel) -> dict[str, np.ndarray]:
+    """Return what the files hold: `instance` (16 bits if there are more than 255 objects) and `semantic`, (H, W)."""
     instance = label.instance.cpu().numpy()
     depth = np.uint8 if instance.max(initial=0) <= 255 else np.uint16
-    write_png(Path(folder) / f"{name}_instance.png", instance.astype(depth))
-    write_png(Path(folder) / f"{name}_semantic.png", label.semantic.cpu().numpy().astype(np.uint8))
+    return {"instance": instance.astype(depth), "semantic": label.semantic.cpu().numpy().astype(np.uint8)}
+
+
+def write_label(folder: str | Path, name: str, label: PanopticLabel) -> None:
+    """Write `<name>_instance.png` and `<name>_semantic.png`."""
+    for kind, image in label_maps(label).items():
+        write_png(Path(folder) / f"{name}_{kind}.png", image)
 
 # %% ../../nbs/data/20_stereo_folder.ipynb #a9283b98
 def write_sample(root: str | Path, sample: StereoSample, number: int) -> str:

@@ -5,56 +5,234 @@
 # %% ../../nbs/jobs/04_generate.ipynb #25cd5c90
 from __future__ import annotations
 
+import fcntl
+import os
+import random
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from ..core.errors import InputError, write_atomically
 from ..core.settings import settings_to_dict
 from ..data.datasets import StereoDataset
 from ..data.store import PseudoLabelStore
-from .parallel import parallel_map
+from .cluster import Engine, Failure, Workers
 from ..stages.pipeline import PseudoLabelSettings, analyse, describe, known_clusters
 from ..stages.pseudo_classes import PseudoClasses, fit_pseudo_classes
 from ..stages.semantics import Clusters
+from ..weights import device_called, weights_file
 
 # %% auto #0
-__all__ = ['describe_one', 'find_classes', 'label_one', 'generate']
+__all__ = ['Frame', 'RECORDS', 'uses_gpu', 'check_networks', 'second_run', 'describe_one', 'work_through', 'clustering_frames',
+           'read_descriptions', 'find_classes', 'in_turn', 'none_labelled', 'label_one', 'label_missing', 'generate']
 
 # %% ../../nbs/jobs/04_generate.ipynb #517b7790
-def describe_one(index: int, dataset: StereoDataset, settings: PseudoLabelSettings) -> tuple[Tensor, Tensor, Tensor]:
-    """Describe sample `index`."""
-    return describe(dataset[index], settings)
+def uses_gpu(settings: PseudoLabelSettings) -> bool:
+    """Return whether a stage runs a network that may use a GPU."""
+    stages = getattr(settings, settings.matcher), getattr(settings, settings.features)
+    return any(getattr(stage, "device", "cpu") != "cpu" for stage in stages)
+
+
+def check_networks(settings: PseudoLabelSettings, here: bool = True) -> None:
+    """Fetch the weights of the stages that need some; look for their device if they run on this machine.
+
+    Raises
+    ------
+    InputError
+        If weights cannot be had, or the device is not there.
+    """
+    for stage in (getattr(settings, settings.matcher), getattr(settings, settings.features)):
+        if hasattr(stage, "weights"):
+            weights_file(stage.weights)
+            if here:
+                device_called(stage.device)
+
+# %% ../../nbs/jobs/04_generate.ipynb #955bed03
+@contextmanager
+def second_run(root: str | Path) -> Iterator[bool]:
+    """Say whether another run works on a folder already."""
+    folder = os.open(root, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            locked = False
+        except BlockingIOError:
+            locked = True
+        except OSError:  # some network drives cannot lock a folder
+            locked = False
+        yield locked
+    finally:
+        os.close(folder)
+
+# %% ../../nbs/jobs/04_generate.ipynb #c4e9c5b1
+Frame = tuple[int, str]
+"""Index and name of a sample."""
+
+RECORDS = ("vectors", "inside", "sizes")
+"""What the first pass keeps of a frame, see `describe`."""
+
+
+def describe_one(frame: Frame, dataset: StereoDataset, folder: Path, settings: PseudoLabelSettings) -> Failure | None:
+    """Describe a frame and keep the record in a folder, unless it is there."""
+    index, name = frame
+    path = folder / f"{name}.safetensors"
+    if path.exists():
+        return None
+    try:
+        found = describe(dataset[index], settings)
+    except Exception as error:
+        return Failure.of(error)
+    record = {key: tensor.contiguous() for key, tensor in zip(RECORDS, found, strict=True)}
+    write_atomically(path, lambda temporary: save_file(record, temporary))
+    return None
+
+
+def work_through(
+    engine: Engine, function: partial[Failure | None], frames: Sequence[Frame], strict: bool, description: str
+) -> Iterator[tuple[str, str]]:
+    """Yield the names of the frames that failed, and why; stop at the first if `strict`."""
+    for (_, name), failure in engine.map_unordered(function, frames, description):
+        if failure is not None:
+            if strict:
+                raise InputError(f"{name}: {failure.reason}")
+            yield name, failure.reason
+
+
+def clustering_frames(names: Sequence[str], settings: PseudoLabelSettings) -> list[Frame]:
+    """Return the frames that show what the classes are: spread evenly over the data set."""
+    count = min(len(names), settings.clustering_frames)
+    return [(index, names[index]) for index in np.linspace(0, len(names) - 1, count).round().astype(int).tolist()]
+
+
+def read_descriptions(folder: Path, frames: Sequence[Frame]) -> list[Tensor]:
+    """Return the records of frames, put together in their order."""
+    records = [load_file(folder / f"{name}.safetensors") for _, name in frames]
+    return [torch.cat([record[key] for record in records]) for key in RECORDS]
 
 
 def find_classes(
-    dataset: StereoDataset, settings: PseudoLabelSettings, workers: int = 0, known: Clusters | None = None
+    dataset: StereoDataset,
+    folder: Path,
+    settings: PseudoLabelSettings,
+    engine: Engine,
+    known: Clusters | None = None,
+    strict: bool = False,
+    shuffled: bool = False,
 ) -> PseudoClasses:
-    """Find the classes on frames that are spread evenly over the data set, but for those of pixels if `known`."""
-    frames = min(len(dataset), settings.clustering_frames)
-    indices = np.linspace(0, len(dataset) - 1, frames).round().astype(int).tolist()
-    work = partial(describe_one, dataset=dataset, settings=settings)
-    parts = zip(*parallel_map(work, indices, workers, "describing frames"), strict=True)
-    numbers = settings.num_classes, settings.num_object_classes
-    return fit_pseudo_classes(*map(torch.cat, parts), *numbers, settings.seed, known)
+    """Find the classes on frames that are spread evenly over the data set, but for those of pixels if `known`.
 
-# %% ../../nbs/jobs/04_generate.ipynb #955bed03
+    Parameters
+    ----------
+    dataset : StereoDataset
+    folder : Path
+        Where the frames' records are kept; those of an earlier call are taken.
+    settings : PseudoLabelSettings
+    engine : Engine
+        Calls `describe_one`.
+    known : Clusters, optional
+        Classes of pixels that come with the features.
+    strict : bool
+        Whether a frame that cannot be used ends the work; else it is left out.
+    shuffled : bool
+        Whether to take the frames in any order.
+
+    Raises
+    ------
+    InputError
+        If no frame can be used.
+    """
+    frames = clustering_frames(dataset.names, settings)
+    work = partial(describe_one, dataset=dataset, folder=folder, settings=settings)
+    todo = in_turn((frame for frame in frames if not (folder / f"{frame[1]}.safetensors").exists()), shuffled)
+    failed = dict(work_through(engine, work, todo, strict, "describing frames"))
+    if len(failed) == len(frames):
+        raise none_labelled(len(frames), failed)
+    numbers = settings.num_classes, settings.num_object_classes
+    good = [frame for frame in frames if frame[1] not in failed]
+    return fit_pseudo_classes(*read_descriptions(folder, good), *numbers, settings.seed, known)
+
+
+def in_turn(frames: Iterator[Frame], shuffled: bool) -> list[Frame]:
+    """Return frames in their order, or in one that no other process has."""
+    frames = list(frames)
+    if shuffled:
+        random.Random(os.urandom(8)).shuffle(frames)
+    return frames
+
+
+def none_labelled(count: int, failed: dict[str, str]) -> InputError:
+    """Return the error that no frame of `count` can be used."""
+    return InputError(f"none of {count} frames can be used; the first: {failed[min(failed)]}")
+
+# %% ../../nbs/jobs/04_generate.ipynb #2c45aeda
 def label_one(
-    index: int, dataset: StereoDataset, store: PseudoLabelStore, classes: PseudoClasses, settings: PseudoLabelSettings
-) -> None:
-    """Label sample `index` and store the label."""
-    analysis = analyse(dataset[index], classes, settings)
-    store.write(analysis.sample.name, analysis.label)
+    frame: Frame, dataset: StereoDataset, store: PseudoLabelStore, classes: PseudoClasses, settings: PseudoLabelSettings
+) -> Failure | None:
+    """Label a frame and store the label, unless it is there."""
+    index, name = frame
+    if store.is_complete(name):
+        return None
+    try:
+        analysis = analyse(dataset[index], classes, settings)
+    except Exception as error:
+        return Failure.of(error)
+    store.write(name, analysis.label)
+    return None
+
+
+def label_missing(
+    dataset: StereoDataset, store: PseudoLabelStore, classes: PseudoClasses, settings: PseudoLabelSettings,
+    engine: Engine, strict: bool = False, shuffled: bool = False,
+) -> None:  # fmt: skip
+    """Label the frames that are not in the store yet; keep why others could not be labelled.
+
+    Raises
+    ------
+    InputError
+        If the store cannot be written, no frame can be used, or one cannot and `strict`.
+    """
+    names = dataset.names
+    missing = set(store.missing(names))
+    frames = in_turn(((index, name) for index, name in enumerate(names) if name in missing), shuffled)
+    work, failed = partial(label_one, dataset=dataset, store=store, classes=classes, settings=settings), {}
+    for name, reason in work_through(engine, work, frames, strict, "labelling frames"):
+        store.write_failure(name, reason)
+        failed[name] = reason
+    if len(failed) == len(names):
+        raise none_labelled(len(names), failed)
+
+# %% ../../nbs/jobs/04_generate.ipynb #2152af6c
+def _classes(
+    dataset: StereoDataset, root: Path, settings: PseudoLabelSettings, engine: Engine,
+    classes: PseudoClasses | None, known: Clusters | None, strict: bool, shuffled: bool,
+) -> PseudoClasses:  # fmt: skip
+    """Return the classes that are kept in the store; keep those that were given or are found."""
+    kept, folder = root / "classes.safetensors", root / "descriptions"
+    if not kept.exists():
+        try:
+            classes = classes or find_classes(dataset, folder, settings, engine, known, strict, shuffled)
+            classes.save(kept)
+        except (InputError, OSError):
+            if not kept.exists():  # else another run was faster and has removed the records
+                raise
+    shutil.rmtree(folder, ignore_errors=True)
+    return PseudoClasses.load(kept)
 
 
 def generate(
     dataset: StereoDataset,
     root: str | Path,
     settings: PseudoLabelSettings | None = None,
-    workers: int = 0,
+    workers: int | Engine = 0,
     classes: PseudoClasses | None = None,
+    strict: bool = False,
 ) -> PseudoLabelStore:
     """Label a data set; go on where an earlier call stopped.
 
@@ -63,13 +241,17 @@ def generate(
     dataset : StereoDataset
         What to label.
     root : str or Path
-        Folder of the pseudo-label store.
+        Folder of the pseudo-label store. On a cluster, all workers must see it and the data set under the same path.
     settings : PseudoLabelSettings, optional
         The default ones if None.
-    workers : int
-        Number of processes; 0 takes one per core. The labels do not depend on it.
+    workers : int or Engine
+        Number of processes, or who else does the work; 0 takes one per core, or per GPU if networks run. The labels do
+        not depend on it.
     classes : PseudoClasses, optional
         Classes found before, on another data set. By default they are found on this one and kept in the store.
+    strict : bool
+        Whether the first frame that cannot be labelled ends the work; else its reason is kept in `failures` of the
+        store.
 
     Returns
     -------
@@ -79,18 +261,18 @@ def generate(
     Raises
     ------
     InputError
-        If a file of the data set is unusable, or the folder cannot be written or holds labels of other settings.
+        If no frame can be labelled, or one cannot and `strict`; weights are missing; or the folder cannot be written
+        or holds labels of other settings.
     """
-    settings = settings or PseudoLabelSettings()
-    kept = Path(root) / "classes.safetensors"
-    known = None if classes or kept.exists() else known_clusters(settings)
+    settings, root = settings or PseudoLabelSettings(), Path(root)
+    if not isinstance(workers, Engine):
+        with Engine(Workers(workers, gpus=uses_gpu(settings))) as engine:
+            return generate(dataset, root, settings, engine, classes, strict)
+    check_networks(settings, here=not workers.workers.elsewhere)
+    known = None if classes or (root / "classes.safetensors").exists() else known_clusters(settings)
     store = PseudoLabelStore.create(root, settings_to_dict(settings), settings.total_classes)
-    if not kept.exists():
-        (classes or find_classes(dataset, settings, workers, known)).save(kept)
-    label = partial(label_one, dataset=dataset, store=store, classes=PseudoClasses.load(kept), settings=settings)
-    missing = set(store.missing(dataset.names))
-    indices = [index for index, name in enumerate(dataset.names) if name in missing]
-    for _ in parallel_map(label, indices, workers, "labelling frames"):
-        pass
-    store.finish(settings.thing_threshold)
+    with second_run(root) as shuffled:
+        found = _classes(dataset, root, settings, workers, classes, known, strict, shuffled)
+        label_missing(dataset, store, found, settings, workers, strict, shuffled)
+        store.finish(settings.thing_threshold, map=workers.map)
     return PseudoLabelStore(root)

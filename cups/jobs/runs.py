@@ -9,22 +9,18 @@ import os
 import platform
 import subprocess
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ..core.errors import InputError, read_json, write_json
+from ..core.settings import package_versions
 
 # %% auto #0
-__all__ = ['PACKAGES', 'git_state', 'environment', 'RunFolder']
+__all__ = ['git_state', 'environment', 'RunFolder']
 
 # %% ../../nbs/jobs/01_runs.ipynb #a5dd6005
-PACKAGES = ("cups", "torch", "torchvision", "lightning", "opencv-python-headless", "scikit-learn", "numpy")
-"""Packages whose versions can change a result."""
-
-
 def git_state(folder: str | Path = ".") -> str | None:
     """Return the commit checked out in `folder`, with `+changes` if files differ from it; None outside a checkout."""
     try:
@@ -42,7 +38,7 @@ def environment() -> dict[str, Any]:
     gpus = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
     return {
         "python": platform.python_version(),
-        "packages": {name: version(name) for name in PACKAGES},
+        "packages": package_versions(),
         "git": git_state(),
         "platform": platform.platform(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),

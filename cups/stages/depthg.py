@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
 
 import torch
@@ -20,7 +19,7 @@ from ..core.geometry import depth_from_disparity
 from ..core.images import normalised
 from ..core.records import Matches, StereoSample
 from .semantics import Clusters
-from ..weights import device_called, ready, weights_file
+from ..weights import device_called, loaded_once, ready, weights_file
 
 # %% auto #0
 __all__ = ['Attention', 'Mlp', 'Block', 'VisionTransformer', 'CodeNetwork', 'ClusterProbe', 'DepthG', 'window_starts',
@@ -277,7 +276,7 @@ def depthg_for(tensors: dict[str, Tensor], path: str | Path) -> DepthG:
     return fill(DepthG(channels, depth, patch_px, grid, code, num_clusters), needed, path)
 
 
-@lru_cache(maxsize=1)
+@loaded_once
 def load_depthg(weights: str, device: str) -> DepthG:
     """Return the network with the weights of a file or of the registry, in evaluation mode."""
     path = weights_file(weights)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +14,7 @@ from ..core.checkpoints import fill, read_tensors
 from ..core.errors import InputError
 from ..core.geometry import visible
 from ..core.records import Matches, StereoSample
-from ..weights import device_called, ready, weights_file
+from ..weights import device_called, loaded_once, ready, weights_file
 
 # %% auto #0
 __all__ = ['SmurfSettings', 'load_smurf', 'SmurfMatcher', 'matches_of']
@@ -44,7 +43,7 @@ class SmurfSettings:
             raise InputError(f"smurf setting updates must be positive, got {self.updates}")
 
 
-@lru_cache(maxsize=1)
+@loaded_once
 def load_smurf(weights: str, device: str) -> nn.Module:
     """Return the network, a `Smurf`, with the weights of a file or of the registry, in evaluation mode."""
     from cups.stages.smurf_network import Smurf

@@ -49,7 +49,7 @@ def motion_report(diagnostics: dict[str, Any]) -> str:
     Parameters
     ----------
     diagnostics : dict
-        Of a frame's pseudo-label, as a store's manifest holds them under the frame's name.
+        Of a frame's pseudo-label, as a store keeps them with it.
     """
     proposals = diagnostics.get("proposals", {})
     objects = proposals.get("objects", [])

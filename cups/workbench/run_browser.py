@@ -367,7 +367,7 @@ def run_label(run: Run, name: str, image: Tensor) -> tuple[PanopticLabel, np.nda
     for path in (located(run, str(run.parameters.get("labels", ""))), run.path / "test_labels", run.path / "labels"):
         if path is not None and (path / "manifest.json").exists():
             store = PseudoLabelStore(path)
-            if not store.missing([name]):
+            if store.is_complete(name):
                 return store.read(name), _colours(run.metrics.get("pseudo_labels"))
     return None
 

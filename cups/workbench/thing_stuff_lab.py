@@ -97,10 +97,10 @@ def line_threshold(shape: Mapping[str, Any]) -> float:
     return round(min(max((shape["y0"] + shape["y1"]) / 2, 0.0), 0.99), 3)
 
 # %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #65a9d81e
-def frames_of_class(pixels: Mapping[str, Tensor], number: int, count: int) -> list[str]:
-    """Return the names of at most `count` frames that have most pixels (K,) of a class."""
-    names = [name for name, counts in pixels.items() if counts[number] > 0]
-    return sorted(names, key=lambda name: (-int(pixels[name][number]), name))[:count]
+def frames_of_class(names: Sequence[str], pixels: Tensor, number: int, count: int) -> list[str]:
+    """Return the names of at most `count` of N frames that have most pixels (N, K) of a class."""
+    most, places = pixels[:, number].sort(descending=True, stable=True)
+    return [names[place] for place in places[:count][most[:count] > 0].tolist()]
 
 
 def class_window(label: PanopticLabel, number: int, margin: float = 0.25) -> tuple[slice, slice]:
@@ -139,16 +139,16 @@ def class_example(label: PanopticLabel, number: int, image: Tensor | None = None
 
 
 def class_examples(
-    store: PseudoLabelStore, pixels: Mapping[str, Tensor], number: int, video: StereoDataset | None = None,
-    count: int = 8, side_px: int = 150,
+    store: PseudoLabelStore, frames: Sequence[str], number: int, video: StereoDataset | None = None,
+    side_px: int = 150,
 ) -> np.ndarray:  # fmt: skip
     """Return a strip of examples of a class (side, W, 3), uint8, best first; a white square if it never occurs.
 
     Parameters
     ----------
     store : PseudoLabelStore
-    pixels : mapping
-        What `store.class_pixels` returns.
+    frames : sequence of str
+        Names of the frames to take them from.
     number : int
         Of the class.
     video : StereoDataset, optional
@@ -156,7 +156,7 @@ def class_examples(
     """
     places = {} if video is None else {name: index for index, name in enumerate(video.names)}
     squares = []
-    for name in frames_of_class(pixels, number, count):
+    for name in frames:
         label = store.read(name)
         image = video.left(places[name]) if name in places else None
         if image is not None and image.shape[1:] != label.semantic.shape:
@@ -184,8 +184,8 @@ class ThingStuffLab(widgets.VBox):
     def __init__(self, store: PseudoLabelStore, video: StereoDataset | None = None) -> None:
         self.store, self.video = store, video
         self.measured, self.choice = store.measured_split, store.choice
-        self.pixels = store.class_pixels()
-        self.totals = sum(self.pixels.values(), torch.zeros(store.num_classes, dtype=torch.int64))
+        self.names, self.pixels = store.class_pixels()
+        self.totals = self.pixels.sum(0)
         self.clicked: int | None = None
         start = store.threshold if self.choice.threshold is None else self.choice.threshold
         wide = {"description_width": "initial"}
@@ -220,11 +220,15 @@ class ThingStuffLab(widgets.VBox):
         self.clicked, self.kind.disabled = number, False
         self._describe()
         try:
-            strip = class_examples(self.store, self.pixels, number, self.video)
+            strip = class_examples(self.store, self._best_frames(number), number, self.video)
         except InputError as error:
             self.status.value = f"<b>{escape(str(error))}</b>"
             return
         self.examples.value = png_bytes(strip)
+
+    def _best_frames(self, number: int) -> list[str]:
+        """Return the names of the frames that show most of a class."""
+        return frames_of_class(self.names, self.pixels, number, 8)
 
     def save(self) -> None:
         """Keep the choice beside the store's manifest."""
@@ -300,7 +304,7 @@ class ThingStuffLab(widgets.VBox):
         number = self.clicked
         share = float(self.measured.share[self.measured.order == number])
         kind = "thing" if number in self.split.things else "stuff"
-        frames = sum(bool(counts[number] > 0) for counts in self.pixels.values())
+        frames = int((self.pixels[:, number] > 0).sum())
         pixels = f"{int(self.totals[number]):,} pixels in {frames} frames"
         self.about.value = f"&nbsp; <b>class {number}</b>: {kind}, share {share:.3f}, {pixels}"
 

@@ -9,6 +9,7 @@ import pytest
 from notebook_page import PATIENCE_S, Page, copy_notebook, wait_for
 
 from cups.data.stereo_folder import write_sample
+from cups.data.store import PseudoLabelStore
 from cups.data.street_scenes import street_clip
 
 SIZE = (96, 192)
@@ -298,9 +299,7 @@ def test_thumbnails_choose_frames(video):
 
 
 def test_bad_folder_and_empty_store_say_so(window, lab, tmp_path):
-    store = tmp_path / "store"
-    store.mkdir()
-    (store / "manifest.json").write_text(json.dumps({"num_classes": 5, "settings": {}, "packages": []}))
+    store = PseudoLabelStore.create(tmp_path / "store", {}, 5).root
     for scene in street_clip((5,), 1, *SIZE):
         write_sample(tmp_path / "video", scene.sample, 0)
     wrong = {"no such folder": {"data_root": str(tmp_path / "none")},

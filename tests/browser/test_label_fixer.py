@@ -21,7 +21,7 @@ from cups.data.stereo_folder import StereoFolder
 from cups.data.store import PseudoLabelStore
 from cups.workbench.label_fixer import LabelFixer
 
-fixer = LabelFixer(PseudoLabelStore("labels"), StereoFolder("video"))
+fixer = LabelFixer(PseudoLabelStore("fixer_labels"), StereoFolder("fixer_video"))
 fixer
 """
 
@@ -29,15 +29,15 @@ fixer
 @pytest.fixture(scope="module")
 def store(lab) -> PseudoLabelStore:
     """Write a video and labels for it into JupyterLab's folder; the images of a frame are damaged afterwards."""
-    made = PseudoLabelStore.create(lab.folder / "labels", {}, num_classes=40)
+    made = PseudoLabelStore.create(lab.folder / "fixer_labels", {}, num_classes=40)
     for number in range(FRAMES):
         scene = street_clip((7, number), 1, 192, 384)[0]
-        name = write_sample(lab.folder / "video", scene.sample, number)
+        name = write_sample(lab.folder / "fixer_video", scene.sample, number)
         made.write(name, scene.sample.truth)
     made.finish()
-    names = StereoFolder(lab.folder / "video").names
+    names = StereoFolder(lab.folder / "fixer_video").names
     assert made.names == names
-    image = lab.folder / "video" / "left" / f"{names[DAMAGED]}.png"
+    image = lab.folder / "fixer_video" / "left" / f"{names[DAMAGED]}.png"
     image.write_bytes(image.read_bytes()[:1000])
     return made
 
