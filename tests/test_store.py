@@ -302,9 +302,9 @@ DAMAGES = {
     "no statistics": lambda files, root: edit(files["json"], statistics={}),
     "other statistics": lambda files, root: edit(files["json"], statistics=dict.fromkeys(
         ("pixels", "proposals", "pixels_inside_proposals"), [1] * 9)),
-    "wrong shard": lambda files, root: [move_to(path, root / "frames" / "zz") for path in files.values()],
+    "wrong shard": lambda files, root: [move_away(path) for path in files.values()],
     "stray file": lambda files, root: (files["json"].parent / "thumbs.db").touch(),
-    "broken failure": lambda files, root: files["json"].with_name("b.failure").write_text("{}"),
+    "broken failure": lambda files, root: next(root.rglob("*.failure")).write_text("{}"),
     "lost index": lambda files, root: (root / INDEX_FILE).unlink(),
     "cut index": lambda files, root: cut(root / INDEX_FILE),
 }  # fmt: skip
@@ -318,8 +318,8 @@ def edit(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def move_to(path, folder):
-    target = folder.with_name("00" if path.parent.name != "00" else "01")
+def move_away(path):
+    target = path.parent.with_name("00" if path.parent.name != "00" else "01")
     target.mkdir(exist_ok=True)
     path.rename(target / path.name)
 
@@ -344,7 +344,7 @@ def test_check_finds_every_damage(tmp_path, damage, capsys):
     lines = said.out.splitlines()
     assert lines and all(line.startswith(str(tmp_path)) for line in lines)
     assert f"{len(lines)} fault" in said.err and said.err.count("\n") == 1
-    named = {"stray file": "thumbs.db", "broken failure": "b.failure"}
+    named = {"stray file": "thumbs.db", "broken failure": ".failure"}
     assert named.get(damage, INDEX_FILE if "index" in damage else NAMES[1]) in lines[0]
 
 
