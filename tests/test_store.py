@@ -61,7 +61,7 @@ def start_writer(folder):
 def kill_amid_frames(process):
     process.stdin.write("\n" * 20)
     process.stdin.flush()
-    for _ in range(5):
+    for _ in range(6):  # when it names the sixth frame, five are written
         process.stdout.readline()
     process.send_signal(signal.SIGKILL)
     process.communicate()
