@@ -37,9 +37,11 @@ def release_memory() -> None:
 
 
 def pictures_in(widget: widgets.Widget) -> Iterator[Image.Image]:
-    """Yield the pictures that a widget shows, from top to bottom."""
+    """Yield the pictures that a widget shows, from top to bottom, but for empty ones."""
     if isinstance(widget, widgets.Image) and widget.value and widget.layout.display != "none":
-        yield Image.open(io.BytesIO(widget.value)).convert("RGB")
+        picture = Image.open(io.BytesIO(widget.value)).convert("RGB")
+        if any(low < high for low, high in picture.getextrema()):
+            yield picture
     for child in getattr(widget, "children", ()):
         yield from pictures_in(child)
 
