@@ -5,6 +5,7 @@
 # %% ../../nbs/jobs/10_dask_pool.ipynb #4d3a86ec
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import shutil
@@ -32,6 +33,7 @@ from distributed import (
     Scheduler,
     SpecCluster,
     Status,
+    Worker,
     WorkerPlugin,
     get_worker,
 )
@@ -44,9 +46,9 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # %% auto #0
-__all__ = ['Item', 'Result', 'NETWORKS_BYTES', 'FRAME_BYTES', 'CLUSTERS', 'ANSWER_S', 'DEATHS', 'FAILED_STARTS', 'PER_THREAD',
-           'one_thread_from_now_on', 'Work', 'call', 'frames_in_flight', 'local_cluster', 'read_cluster',
-           'queue_cluster', 'quiet', 'DaskPool']
+__all__ = ['Item', 'Result', 'KEPT_BYTES', 'LARGE_BYTES', 'NETWORKS_BYTES', 'FRAME_BYTES', 'CLUSTERS', 'ANSWER_S', 'DEATHS',
+           'FAILED_STARTS', 'PER_THREAD', 'one_thread_from_now_on', 'keep_freed_memory', 'Work', 'call',
+           'frames_in_flight', 'local_cluster', 'read_cluster', 'queue_cluster', 'quiet', 'DaskPool']
 
 # %% ../../nbs/jobs/10_dask_pool.ipynb #0ec9bfcf
 def one_thread_from_now_on() -> None:
@@ -59,6 +61,22 @@ def one_thread_from_now_on() -> None:
         thread.calls_in_one_thread = True
 
 
+KEPT_BYTES = 256 << 20
+"""Memory that a worker may keep when it is freed, at the top of the heap."""
+
+LARGE_BYTES = 32 << 20
+"""Arrays from this size on go back to the system when they are freed; the largest size that every glibc takes."""
+
+
+def keep_freed_memory() -> None:
+    """Let this process keep freed memory; does nothing without glibc."""
+    trim_threshold, mmap_threshold = -1, -3  # numbers of malloc.h
+    with suppress(OSError, AttributeError):
+        libc = ctypes.CDLL("libc.so.6")
+        libc.mallopt(trim_threshold, KEPT_BYTES)
+        libc.mallopt(mmap_threshold, LARGE_BYTES)
+
+
 class Work(WorkerPlugin):
     """A function that a worker can call by name.
 
@@ -69,6 +87,10 @@ class Work(WorkerPlugin):
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
+
+    def setup(self, worker: Worker) -> None:
+        """Get a worker ready."""
+        keep_freed_memory()
 
 
 def call(name: str, item: Any) -> Any:
