@@ -27,9 +27,12 @@ import sys
 from test_store import NAMES, SETTINGS, label
 from cups.data.store import PseudoLabelStore
 store = PseudoLabelStore.create(sys.argv[1], SETTINGS, 9)
-for name in store.missing(NAMES):
-    store.write(name, label(NAMES.index(name)))
+names = store.missing(NAMES)
+for name in names:
     print(name, flush=True)
+    sys.stdin.readline()  # whoever started this sets the pace
+    store.write(name, label(NAMES.index(name)))
+store.finish()
 """
 NAMES = [f"clip_{n:04d}" for n in range(150)]
 HERE = Path(__file__).parent
@@ -49,6 +52,21 @@ def contents(folder):
     return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
+def start_writer(folder):
+    """Start a process that waits for a line before each frame, and none any more when the input is closed."""
+    command = [sys.executable, "-c", WRITER, str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE)
+
+
+def kill_amid_frames(process):
+    process.stdin.write("\n" * 20)
+    process.stdin.flush()
+    for _ in range(5):
+        process.stdout.readline()
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+
+
 def filled(folder, names=NAMES[:4]):
     """Return a store that holds frames of noise."""
     store = PseudoLabelStore.create(folder, SETTINGS, 9)
@@ -66,31 +84,23 @@ def whole(tmp_path_factory):
 
 
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(whole, tmp_path):
-    command = [sys.executable, "-c", WRITER, str(tmp_path / "killed")]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE) as process:
-        for _ in range(5):
-            process.stdout.readline()
-        process.send_signal(signal.SIGKILL)
-    store = PseudoLabelStore(tmp_path / "killed")
-    assert 5 <= len(store.names) < len(NAMES)
+    kill_amid_frames(start_writer(tmp_path))
+    store = PseudoLabelStore(tmp_path)
+    assert 5 <= len(store.names) <= 20
     for name in store.names:
         assert torch.equal(store.read(name).stacked(), label(NAMES.index(name)).stacked())
-    subprocess.run(command, check=True, capture_output=True, cwd=HERE)
-
-    PseudoLabelStore(tmp_path / "killed").finish()
-    assert contents(tmp_path / "killed") == whole
+    start_writer(tmp_path).communicate()
+    assert contents(tmp_path) == whole
 
 
 def test_two_runs_on_one_folder_join_and_one_may_be_killed(whole, tmp_path):
-    command = [sys.executable, "-c", WRITER + "store.finish()", str(tmp_path)]
-    runs = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE) for _ in range(2)]
+    runs = [start_writer(tmp_path) for _ in range(3)]
     for run in runs:
-        run.stdout.readline()
-    runs[0].send_signal(signal.SIGKILL)
-    runs.append(subprocess.Popen(command, stdout=subprocess.PIPE, text=True, cwd=HERE))
-    for run in runs:
-        run.communicate()
-    assert [run.returncode for run in runs] == [-signal.SIGKILL, 0, 0]
+        run.stdout.readline()  # now each has all frames before it
+    for run in runs[1:]:
+        run.stdin.close()
+    kill_amid_frames(runs[0])
+    assert [run.wait() for run in runs] == [-signal.SIGKILL, 0, 0]
     PseudoLabelStore(tmp_path).finish()
     assert contents(tmp_path) == whole
 
@@ -302,9 +312,9 @@ DAMAGES = {
     "no statistics": lambda files, root: edit(files["json"], statistics={}),
     "other statistics": lambda files, root: edit(files["json"], statistics=dict.fromkeys(
         ("pixels", "proposals", "pixels_inside_proposals"), [1] * 9)),
-    "wrong shard": lambda files, root: [move_to(path, root / "frames" / "zz") for path in files.values()],
+    "wrong shard": lambda files, root: [move_away(path) for path in files.values()],
     "stray file": lambda files, root: (files["json"].parent / "thumbs.db").touch(),
-    "broken failure": lambda files, root: files["json"].with_name("b.failure").write_text("{}"),
+    "broken failure": lambda files, root: next(root.rglob("*.failure")).write_text("{}"),
     "lost index": lambda files, root: (root / INDEX_FILE).unlink(),
     "cut index": lambda files, root: cut(root / INDEX_FILE),
 }  # fmt: skip
@@ -318,8 +328,8 @@ def edit(path, **values):
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
 
 
-def move_to(path, folder):
-    target = folder.with_name("00" if path.parent.name != "00" else "01")
+def move_away(path):
+    target = path.parent.with_name("00" if path.parent.name != "00" else "01")
     target.mkdir(exist_ok=True)
     path.rename(target / path.name)
 
@@ -344,7 +354,7 @@ def test_check_finds_every_damage(tmp_path, damage, capsys):
     lines = said.out.splitlines()
     assert lines and all(line.startswith(str(tmp_path)) for line in lines)
     assert f"{len(lines)} fault" in said.err and said.err.count("\n") == 1
-    named = {"stray file": "thumbs.db", "broken failure": "b.failure"}
+    named = {"stray file": "thumbs.db", "broken failure": ".failure"}
     assert named.get(damage, INDEX_FILE if "index" in damage else NAMES[1]) in lines[0]
 
 

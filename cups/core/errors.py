@@ -51,8 +51,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> Path:
         handle, name = tempfile.mkstemp(dir=path.parent, prefix=prefix, suffix=path.suffix)
         os.close(handle)
         temporary = Path(name)
-        temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
         write(temporary)
+        temporary.chmod(0o644)  # mkstemp and safetensors make files that only their owner can read
         temporary.replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None

@@ -83,8 +83,10 @@ def list_shard(folder: str | Path) -> tuple[list[str], list[str]]:
         raise InputError(f"{folder}: cannot be listed ({error.strerror})") from None
     marked = (file.removesuffix(".json") for file in files if file.endswith(".json"))
     complete = {name for name in marked if all(f"{name}_{kind}.png" in files for kind in KINDS)}
-    failed = {file.removesuffix(".failure") for file in files if file.endswith(".failure")}
-    return sorted(complete), sorted(failed - complete)
+    failed = {file.removesuffix(".failure") for file in files if file.endswith(".failure")} - complete
+    shard = os.path.basename(folder)  # a frame of another shard would not be found by its name
+    complete, failed = (sorted(name for name in names if shard_of(name) == shard) for names in (complete, failed))
+    return complete, failed
 
 
 def read_frame(path: str | Path) -> dict[str, Any]:
@@ -505,8 +507,7 @@ class PseudoLabelStore:
             If there is no complete frame, or a file cannot be used.
         """
         if threshold is None:
-            kept = self.settings.get("thing_threshold", 0.08)
-            threshold = self.threshold if self.is_finished else kept
+            threshold = self.threshold if self.is_finished else self.settings.get("thing_threshold", 0.08)
         shards: dict[str, MergedShard] = {}
         for _ in range(_ROUNDS):
             shards = self._merge_shards(shards, map)

@@ -63,22 +63,21 @@ def frame_faults(folder: Path, name: str, num_classes: int) -> list[str]:
         Number K of pseudo-classes.
     """
     path = folder / f"{name}.json"
-    faults = [] if shard_of(name) == folder.name else [f"{path}: belongs into shard {shard_of(name)}"]
     try:
         checksums, statistics = read_frame(path)["crc32"], frame_statistics(path, num_classes)
         checksums = checksums if isinstance(checksums, dict) else {}
     except InputError as error:
-        return [*faults, str(error)]
+        return [str(error)]
     found = (_image_fault(folder / f"{name}_{kind}.png", checksums.get(kind)) for kind in KINDS)
-    if images := [fault for fault in found if fault]:
-        return faults + images
+    if faults := [fault for fault in found if fault]:
+        return faults
     try:
         counted = class_statistics(read_label(folder, name), num_classes)
     except InputError as error:
-        return [*faults, str(error) if str(folder) in str(error) else f"{folder / name}_semantic.png: {error}"]
+        return [str(error) if str(folder) in str(error) else f"{folder / name}_semantic.png: {error}"]
     if any(not torch.equal(value, getattr(statistics, key)) for key, value in vars(counted).items()):
-        faults.append(f"{path}: its statistics are not those of its images")
-    return faults
+        return [f"{path}: its statistics are not those of its images"]
+    return []
 
 # %% ../../nbs/data/45_store_check.ipynb #a405fd1f
 @dataclass(frozen=True)
@@ -100,20 +99,23 @@ class CheckedShard:
     faults: list[str]
 
 
-def _stray_faults(folder: Path, complete: Sequence[str], failed: Sequence[str]) -> list[str]:
+def _stray_faults(folder: Path, complete: Sequence[str]) -> list[str]:
     """Return a line for each file that is neither a complete frame's nor a temporary one, and each bad failure."""
-    known = {f"{name}{end}" for name in complete for end in (".json", ".failure", *(f"_{k}.png" for k in KINDS))}
-    faults = []
+    endings, faults = (".json", ".failure", *(f"_{kind}.png" for kind in KINDS)), []
+    known = {name + ending for name in complete for ending in endings}
     for file in sorted({file for file in os.listdir(folder) if not file.startswith(".writing-")} - known):
-        if file.removesuffix(".failure") in failed:
+        ending = next((ending for ending in endings if file.endswith(ending)), None)
+        if ending is None:
+            faults.append(f"{folder / file}: belongs to no frame")
+        elif (shard := shard_of(file.removesuffix(ending))) != folder.name:
+            faults.append(f"{folder / file}: belongs into shard {shard}")
+        elif ending != ".failure":
+            faults.append(f"{folder / file}: its frame is not complete")
+        else:
             try:
                 read_failure(folder / file)
             except InputError as error:
                 faults.append(str(error))
-        elif file.endswith((".json", *(f"_{kind}.png" for kind in KINDS))):
-            faults.append(f"{folder / file}: its frame is not complete")
-        else:
-            faults.append(f"{folder / file}: belongs to no frame")
     return faults
 
 
@@ -127,9 +129,9 @@ def check_shard(folder: Path, num_classes: int) -> CheckedShard:
     num_classes : int
         Number K of pseudo-classes.
     """
-    names, failed = list_shard(folder)
+    names, _ = list_shard(folder)
     pixels = torch.full((len(names), num_classes), -1, dtype=torch.int32)
-    faults = _stray_faults(folder, names, failed)
+    faults = _stray_faults(folder, names)
     for row, name in enumerate(names):
         faults += frame_faults(folder, name, num_classes)
         try:
