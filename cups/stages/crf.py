@@ -110,10 +110,10 @@ def mean_field(log_probs: Tensor, image: Tensor, settings: CrfSettings) -> Tenso
     unary = log_probs.permute(1, 2, 0).contiguous()
     probs = unary.softmax(-1)
     # Most of the time would go into asking the system for memory, if these were made anew in every step.
-    energy, heard, narrow = torch.empty_like(probs), torch.empty_like(probs), torch.empty_like(probs, dtype=alike.dtype)
+    energy, narrow = torch.empty_like(probs), torch.empty_like(probs, dtype=alike.dtype)
     for _ in range(settings.steps):
         smoothed(probs, settings.smoothness_px, settings.smoothness_weight, energy)
-        heard.copy_(alike(narrow.copy_(probs).flatten(0, 1)).view_as(probs))
+        heard = probs.copy_(alike(narrow.copy_(probs).flatten(0, 1)).view_as(probs))
         energy.add_(unary).add_(heard, alpha=settings.appearance_weight)
         torch.softmax(energy, -1, out=probs)
     return probs.flatten(0, 1)
@@ -168,5 +168,5 @@ def dense_crf(scores: ClassScores, image: Tensor, settings: CrfSettings | None =
             f"image for the CRF must be (3, {height}, {width}) of uint8 like the scores, "
             f"got {tuple(image.shape)} of {str(image.dtype).removeprefix('torch.')}"
         )
-    log_probs = scores.log_probs.detach().float().log_softmax(dim=0)
+    log_probs = scores.log_probs.detach().float()  # any constant may be added to a pixel's
     return ENGINES[settings.engine](log_probs, image, settings).argmax(1).view(height, width)
