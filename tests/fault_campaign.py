@@ -66,7 +66,8 @@ class Counted:
     def __getitem__(self, index: int):
         second = (self.place / "out" / "classes.safetensors").exists()
         log = os.open(self.place / "reads.log", os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        os.write(log, f"{'labelling' if second else 'describing'} {self.names[index]}\n".encode())
+        with suppress(OSError):  # a limit of file sizes is meant for the store
+            os.write(log, f"{'labelling' if second else 'describing'} {self.names[index]}\n".encode())
         os.close(log)
         return self.folder[index]
 
