@@ -268,6 +268,8 @@ class Campaign:
         there = contents(place / "out")
         other = sorted(name for name in there.keys() | self.whole.keys() if there.get(name) != self.whole.get(name))
         outcome.check(not other, f"{len(other)} files differ: {', '.join(other[:3])}")
+        own = [name for name in there if (place / "out" / name).stat().st_mode & 0o444 != 0o444]
+        outcome.check(not own, f"only their owner can read {', '.join(own[:3])}")
 
     def runs_to_the_end(self, place: Path, outcome: Outcome, *more: object, said: str = "") -> None:
         """Run once more without a fault; all must be there."""

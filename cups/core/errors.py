@@ -18,7 +18,6 @@ from typing import Any
 import cv2
 import numpy as np
 from PIL import Image
-from safetensors import SafetensorError
 
 # %% auto #0
 __all__ = ['InputError', 'write_atomically', 'write_bytes', 'json_bytes', 'write_json', 'png_file', 'write_png',
@@ -29,14 +28,6 @@ class InputError(ValueError):
     """Input that cannot be used. The message is one line that names the file or setting and the fault."""
 
 # %% ../../nbs/core/00_errors.ipynb #72b7b256
-def _reason(error: OSError | SafetensorError) -> str:
-    """Return why a file could not be written."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    number = re.search(r"\(os error (\d+)\)", str(error))  # all that safetensors keeps of the error
-    return os.strerror(int(number[1])) if number else str(error)
-
-
 def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> Path:
     """Call `write` with a temporary path beside `path`, then rename the result to `path`.
 
@@ -45,7 +36,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> Path:
     path : str or Path
         The destination. Missing parent folders are made.
     write : callable
-        Receives the temporary path (with the destination's suffix) and writes the whole file there.
+        Receives the temporary path (with the destination's suffix) and writes the whole file there, itself: what a
+        library writes under yet another name and renames would be left behind by a killed process.
 
     Raises
     ------
@@ -63,8 +55,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> Path:
         temporary.chmod(0o644)  # mkstemp makes files that only their owner can read
         write(temporary)
         temporary.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"{path}: cannot be written ({_reason(error)})") from None
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     finally:
         if temporary is not None:
             temporary.unlink(missing_ok=True)

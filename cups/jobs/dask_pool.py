@@ -330,7 +330,7 @@ class DaskPool:
             self.cluster.scale(len(self.cluster.worker_spec))
 
     def _tell(self, work: Work, name: str) -> None:
-        """Give the workers what they will call. One that dies meanwhile fails the call; then the others get it again."""
+        """Give the workers what they will call. One that dies then fails the call: the others get it again."""
         for _ in range(DEATHS):
             if self.client.status != "running":
                 break
