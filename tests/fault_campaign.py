@@ -43,6 +43,7 @@ from cups.data.stereo_folder import StereoFolder
 HERE = Path(__file__).parent
 PROGRAM = [sys.executable, "-c", "from fault_campaign import run; run()", "pseudo-labels", "--dataset", "counted"]
 SETTINGS = """num_classes: 6
+num_object_classes: 2
 clustering_vectors: 60
 clustering_frames: 12
 classical: {full_height_px: 96, flow_finest_scale: 2}
@@ -161,6 +162,7 @@ class Scheduler:
         """Start all, and wait until the scheduler listens."""
         options = ["scheduler", "--host", "127.0.0.1", "--port", str(self.port), "--no-dashboard"]
         worker = ["worker", self.address, "--nthreads", "1", "--no-dashboard", "--local-directory", str(self.folder)]
+        worker += ["--death-timeout", "60"]  # else one that never saw its scheduler waits for ever
         self.processes = [self._start(options), *(self._start(worker) for _ in range(WORKERS))]
         if not wait_for(self._listens, 120):
             raise RuntimeError("no scheduler starts here")
@@ -181,7 +183,7 @@ class Scheduler:
         """Kill the scheduler; return a fault if workers go on without it."""
         self.processes[0].kill()
         self.processes[0].wait()
-        left = [nanny for nanny in self.processes[1:] if not wait_for(lambda nanny=nanny: nanny.poll() is not None, 90)]
+        left = [nanny for nanny in self.processes[1:] if not wait_for(lambda nanny=nanny: nanny.poll() is not None, 180)]
         return ["workers outlive their scheduler"] if left else []
 
     def stop(self) -> None:
