@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import time
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from shutil import copytree
@@ -302,3 +302,26 @@ def test_errors_of_the_work_come_as_they_are():
     with pytest.raises(InputError, match=r"^some/file: item 0 cannot be used$"), Engine(Workers(2)) as engine:
         engine.map([].append, [1])  # in this process: nothing was started yet
         list(engine.map_unordered(refuse, [0, 0, 0]))
+
+
+class Deadly:
+    """A function that kills the first worker that unpacks it."""
+
+    def __init__(self, folder):
+        self.folder = folder
+
+    def __call__(self, item):
+        return item * item
+
+    def __setstate__(self, state):
+        self.__dict__ = state
+        with suppress(FileExistsError):
+            (self.folder / "first").touch(exist_ok=False)
+            os.kill(os.getpid(), signal.SIGKILL)
+
+
+def test_a_worker_that_dies_before_it_knows_what_to_do_is_replaced(tmp_path):
+    with Engine(Workers(2)) as engine:
+        engine.pool.client.wait_for_workers(2)
+        assert dict(engine.map_unordered(Deadly(tmp_path), range(4))) == {0: 0, 1: 1, 2: 4, 3: 9}
+    assert (tmp_path / "first").exists()

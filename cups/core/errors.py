@@ -36,7 +36,8 @@ def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> Path:
     path : str or Path
         The destination. Missing parent folders are made.
     write : callable
-        Receives the temporary path (with the destination's suffix) and writes the whole file there.
+        Receives the temporary path (with the destination's suffix) and writes the whole file there, itself: what a
+        library writes under yet another name and renames would be left behind by a killed process.
 
     Raises
     ------

@@ -18,7 +18,7 @@ from zlib import crc32
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from cups.core.errors import (
@@ -27,7 +27,6 @@ from cups.core.errors import (
     png_file,
     read_json,
     remove_left_over,
-    write_atomically,
     write_bytes,
     write_json,
 )
@@ -216,7 +215,7 @@ class Index:
     def write(self, path: Path, summary: bytes) -> int:
         """Write the file; return a checksum of its content and of what else is said of the same frames."""
         checksum = crc32(self.pixels.numpy(), crc32(self.packed.numpy(), crc32(summary)))
-        write_atomically(path, lambda p: save_file(vars(self), p, {"crc32": str(checksum)}))
+        write_bytes(path, save(vars(self), {"crc32": str(checksum)}))
         return checksum
 
 

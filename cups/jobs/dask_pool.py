@@ -351,13 +351,22 @@ class DaskPool:
         if len(self.cluster.workers) < len(self.cluster.worker_spec):
             self.cluster.scale(len(self.cluster.worker_spec))
 
+    def _tell(self, work: Work, name: str) -> None:
+        """Give the workers what they will call. One that dies then fails the call: the others get it again."""
+        for _ in range(DEATHS):
+            if self.client.status != "running":
+                break
+            with suppress(OSError, CancelledError):
+                self.client.register_plugin(work, name)
+                return
+        raise self._lost()
+
     def map_unordered(
         self, function: Callable[[Item], Result], items: Sequence[Item]
     ) -> Iterator[tuple[Item, Result | Failure]]:
         """Yield each item with `function(item)`, in any order; see `Engine.map_unordered`."""
         name, suspects = f"cups-{uuid4().hex}", []
-        with self._connected():
-            self.client.register_plugin(Work(function), name)
+        self._tell(Work(function), name)
         try:
             for item, result in self._run(name, items, PER_THREAD):
                 if isinstance(result, KilledWorker):

@@ -16,10 +16,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..core.errors import InputError, write_atomically
+from ..core.errors import InputError, write_bytes
 from ..core.settings import settings_to_dict
 from ..data.datasets import StereoDataset
 from ..data.store import PseudoLabelStore
@@ -90,7 +90,7 @@ def describe_one(frame: Frame, dataset: StereoDataset, folder: Path, settings: P
     except Exception as error:
         return Failure.of(error)
     record = {key: tensor.contiguous() for key, tensor in zip(RECORDS, found, strict=True)}
-    write_atomically(path, lambda temporary: save_file(record, temporary))
+    write_bytes(path, save(record))
     return None
 
 

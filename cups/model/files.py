@@ -11,11 +11,11 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 from torch import Tensor
 
 from ..core.checkpoints import fill, read_tensors
-from ..core.errors import InputError, write_atomically
+from ..core.errors import InputError, write_bytes
 from ..core.settings import settings_from_dict, settings_to_dict
 from .config import PanopticCascadeConfig
 from .network import PanopticCascade
@@ -31,7 +31,7 @@ def save_network(path: str | Path, model: PanopticCascade, split: ThingStuffSpli
     # one entry: safetensors writes several in an order that changes from run to run
     metadata = {"cups": json.dumps({"config": settings_to_dict(model.config), "split": split.to_dict()})}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
-    return write_atomically(path, lambda p: save_file(weights, p, metadata))
+    return write_bytes(path, save(weights, metadata))
 
 
 def saved_parts(path: Path) -> tuple[PanopticCascadeConfig, ThingStuffSplit] | None:

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
-from ..core.errors import InputError, write_atomically
+from ..core.errors import InputError, write_bytes
 from ..core.geometry import depth_from_disparity
 from ..core.records import VOID, Calibration, Matches, PanopticLabel, Proposals, Record
 from .semantics import Clusters, class_scores, fit_clusters
@@ -63,7 +63,7 @@ class PseudoClasses(Record):
         """Write the classes as a safetensors file, atomically."""
         parts = {"pixels": self.pixels, "objects": self.objects}
         tensors = {f"{p}.{k}": v.cpu().contiguous() for p, part in parts.items() if part for k, v in vars(part).items()}
-        return write_atomically(path, lambda p: save_file({"share": self.share.cpu(), **tensors}, p))
+        return write_bytes(path, save({"share": self.share.cpu(), **tensors}))
 
     @classmethod
     def load(cls, path: str | Path) -> PseudoClasses:

@@ -14,12 +14,12 @@ import cv2
 import numpy as np
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from sklearn.cluster import AgglomerativeClustering
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
-from ..core.errors import InputError, write_atomically
+from ..core.errors import InputError, write_bytes
 from ..core.images import to_array
 from ..core.records import Calibration, ClassScores, Matches, Record, StereoSample
 
@@ -302,7 +302,7 @@ class Clusters(Record):
     def save(self, path: str | Path) -> Path:
         """Write the clusters as a safetensors file, atomically."""
         tensors = {name: value.detach().cpu().contiguous() for name, value in vars(self).items()}
-        return write_atomically(path, lambda p: save_file(tensors, p))
+        return write_bytes(path, save(tensors))
 
     @classmethod
     def load(cls, path: str | Path) -> Clusters:
