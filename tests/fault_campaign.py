@@ -183,8 +183,8 @@ class Scheduler:
         """Kill the scheduler; return a fault if workers go on without it."""
         self.processes[0].kill()
         self.processes[0].wait()
-        left = [nanny for nanny in self.processes[1:] if not wait_for(lambda nanny=nanny: nanny.poll() is not None, 180)]
-        return ["workers outlive their scheduler"] if left else []
+        gone = wait_for(lambda: all(nanny.poll() is not None for nanny in self.processes[1:]), 180)
+        return [] if gone else ["workers outlive their scheduler"]
 
     def stop(self) -> None:
         """Kill all."""
