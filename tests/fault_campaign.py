@@ -183,9 +183,8 @@ class Scheduler:
         """Kill the scheduler; return a fault if workers go on without it."""
         self.processes[0].kill()
         self.processes[0].wait()
-        nannies = self.processes[1:]
-        ended = wait_for(lambda: all(nanny.poll() is not None for nanny in nannies), 180)
-        return [] if ended else ["workers outlive their scheduler"]
+        gone = wait_for(lambda: all(nanny.poll() is not None for nanny in self.processes[1:]), 180)
+        return [] if gone else ["workers outlive their scheduler"]
 
     def stop(self) -> None:
         """Kill all."""
