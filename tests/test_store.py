@@ -86,7 +86,7 @@ def whole(tmp_path_factory):
 def test_a_killed_run_goes_on_and_gives_the_same_bytes(whole, tmp_path):
     kill_amid_frames(start_writer(tmp_path))
     store = PseudoLabelStore(tmp_path)
-    assert 5 <= len(store.names) <= 20
+    assert 4 <= len(store.names) <= 20  # a name is said before its frame is written
     for name in store.names:
         assert torch.equal(store.read(name).stacked(), label(NAMES.index(name)).stacked())
     start_writer(tmp_path).communicate()
