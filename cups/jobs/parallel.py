@@ -21,7 +21,7 @@ Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # %% auto #0
-__all__ = ['Item', 'Result', 'one_thread', 'in_one_thread', 'progress', 'parallel_map']
+__all__ = ['Item', 'Result', 'one_thread', 'in_one_thread', 'in_notebook', 'progress', 'parallel_map']
 
 # %% ../../nbs/jobs/02_parallel.ipynb #2a729912
 @contextmanager
@@ -44,10 +44,15 @@ def in_one_thread(function: Callable[[Item], Result], item: Item) -> Result:
         return function(item)
 
 
+def in_notebook() -> bool:
+    """Return whether a notebook's kernel runs this process."""
+    ipython = sys.modules.get("IPython")
+    return hasattr(ipython and ipython.get_ipython(), "kernel")
+
+
 def progress(items: Iterable[Item], total: int, description: str) -> Iterator[Item]:
     """Pass items through under a progress bar; quiet where standard error is neither a terminal nor a notebook."""
-    notebook = "ipykernel" in sys.modules
-    return tqdm(items, total=total, desc=description, disable=not (notebook or sys.stderr.isatty()))
+    return tqdm(items, total=total, desc=description, disable=not (in_notebook() or sys.stderr.isatty()))
 
 
 def parallel_map(
