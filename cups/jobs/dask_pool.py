@@ -353,7 +353,7 @@ class DaskPool:
 
     def _tell(self, work: Work, name: str) -> None:
         """Give the workers what they will call. One that dies then fails the call: the others get it again."""
-        for _ in range(DEATHS):
+        for _ in range(DEATHS + 1):
             if self.client.status != "running":
                 break
             with suppress(OSError, CancelledError):
