@@ -14,8 +14,10 @@ from typing import Any, NoReturn
 from .core.errors import InputError
 
 # %% auto #0
-__all__ = ['COMMANDS', 'Parser', 'parser', 'run_scenes', 'run_pseudo_labels', 'run_evaluate', 'run_export', 'run_predict',
-           'run_data', 'run_store', 'run_weights', 'main']
+__all__ = ['Commands', 'DEFAULTS', 'COMMANDS', 'Parser', 'add_workers', 'add_actions', 'add_scenes', 'run_scenes',
+           'add_pseudo_labels', 'run_pseudo_labels', 'add_evaluate', 'run_evaluate', 'add_export', 'run_export',
+           'add_predict', 'run_predict', 'add_data', 'run_data', 'add_store', 'run_store', 'add_weights', 'run_weights',
+           'parser', 'main']
 
 # %% ../nbs/cli.ipynb #35281343
 class Parser(argparse.ArgumentParser):
@@ -25,97 +27,36 @@ class Parser(argparse.ArgumentParser):
         """Print the fault and how to get help; exit with code 2."""
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
+# %% ../nbs/cli.ipynb #47de4ba5
+Commands = Any
+"""What `argparse` returns for `add_subparsers`; it has no public name."""
 
-def parser() -> Parser:
-    """Return the parser of all commands."""
-    top = Parser(prog="cups", description="Unsupervised panoptic segmentation from stereo video.")
-    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    defaults = argparse.ArgumentDefaultsHelpFormatter
+DEFAULTS = argparse.ArgumentDefaultsHelpFormatter
 
+
+def add_workers(command: argparse.ArgumentParser) -> None:
+    """Add the option that says how many processes work."""
+    command.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0 is one per core")
+
+
+def add_actions(command: argparse.ArgumentParser) -> Commands:
+    """Return what adds the actions of a command."""
+    return command.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
+
+# %% ../nbs/cli.ipynb #c3976950
+def add_scenes(commands: Commands) -> None:
+    """Add `cups scenes`."""
     scenes = commands.add_parser(
-        "scenes", help="render street scenes as a stereo folder with ground truth", formatter_class=defaults
+        "scenes", help="render street scenes as a stereo folder with ground truth", formatter_class=DEFAULTS
     )
     scenes.add_argument("--out", required=True, metavar="DIR", help="folder to write; a started one is completed")
     scenes.add_argument("--count", type=int, default=20, metavar="N", help="number of scenes, two frames each")
     scenes.add_argument("--seed", type=int, default=0, metavar="S", help="scenes of different seeds differ")
     scenes.add_argument("--height", type=int, default=192, metavar="PX", help="height of the images in pixels")
     scenes.add_argument("--width", type=int, default=384, metavar="PX", help="width of the images in pixels")
+    add_workers(scenes)
 
-    labels = commands.add_parser(
-        "pseudo-labels", help="make panoptic pseudo-labels for stereo video", formatter_class=defaults
-    )
-    labels.add_argument("--dataset", default="stereo_folder", metavar="NAME", help="kind of data set")
-    labels.add_argument("--root", required=True, metavar="DIR", help="folder the data set lies in")
-    labels.add_argument("--out", required=True, metavar="DIR", help="folder to write; a started one is completed")
-    labels.add_argument("--settings", metavar="YAML", help="file of settings that differ from the defaults")
-    labels.add_argument("--scheduler", default="", metavar="ADDR", help="Dask scheduler that is there: tcp://host:8786")
-    labels.add_argument("--cluster", default="", metavar="YAML", help="file of the jobs to start: kind: slurm, jobs: 8")
-    labels.add_argument("--strict", action="store_true", help="stop at the first frame that cannot be labelled")
 
-    evaluate = commands.add_parser(
-        "evaluate", help="score pseudo-labels against ground truth; prints JSON", formatter_class=defaults
-    )
-    evaluate.add_argument("--labels", required=True, metavar="DIR", help="folder of finished pseudo-labels")
-    evaluate.add_argument("--truth", required=True, metavar="DIR", help="ground truth, or a data set that has it")
-    evaluate.add_argument("--dataset", default="stereo_folder", metavar="NAME", help="kind of data set")
-    evaluate.add_argument("--classes", type=int, metavar="N", help="27, 19 or 7 to judge in; else those of the truth")
-    evaluate.add_argument("--truth-classes", type=int, metavar="N", help="classes the ground truth is read in")
-    evaluate.add_argument("--height", type=int, metavar="PX", help="resize the ground truth to this height")
-    evaluate.add_argument("--without", nargs="+", default=[], metavar="NAME", help="classes left out of the scores")
-
-    export = commands.add_parser(
-        "export", help="write pseudo-labels in COCO's panoptic format", formatter_class=defaults
-    )
-    export.add_argument("labels", metavar="LABELS", help="folder of finished pseudo-labels")
-    export.add_argument("out", metavar="OUT", help="folder to write")
-    export.add_argument("--classes", metavar="JSON", help="file with the names of the classes by number")
-
-    predict = commands.add_parser(
-        "predict", help="segment images; writes COCO's panoptic format and pictures", formatter_class=defaults
-    )
-    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    predict.add_argument("--weights", required=True, metavar="FILE", help="a network, or a name of `cups weights list`")
-    predict.add_argument("--out", required=True, metavar="DIR", help="folder to write; a started one is completed")
-    predict.add_argument("--classes", metavar="JSON", help="file with the names of the classes by number")
-    predict.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="sizes to look at them in")
-    predict.add_argument("--mirror", action="store_true", help="look at them mirrored, too")
-    predict.add_argument("--min-confidence", type=float, default=0.5, metavar="P", help="leave out objects below it")
-    predict.add_argument("--device", default="auto", metavar="NAME", help="cpu or cuda; auto: the GPU if there is one")
-
-    data = commands.add_parser("data", help="data sets: list them, check the files of one, convert one")
-    actions = data.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
-    actions.add_parser("list", help="say which there are, and what they are for")
-    check = actions.add_parser("check", help="count, match and open the files of a data set", formatter_class=defaults)
-    check.add_argument("name", metavar="NAME", help="as `cups data list` says")
-    check.add_argument("root", metavar="DIR", help="folder the data set lies in")
-    check.add_argument("--full", action="store_true", help="open every file, not 20 of each kind")
-    convert = actions.add_parser("convert", help="write a data set as it is read here", formatter_class=defaults)
-    convert.add_argument("name", metavar="NAME", choices=["waymo"], help="waymo: from TFRecord files")
-    convert.add_argument("source", metavar="FROM", help="folder of the files as they are downloaded")
-    convert.add_argument("root", metavar="DIR", help="folder to write; a started one is completed")
-
-    store = commands.add_parser("store", help="folders of pseudo-labels: check one, merge its frames, count them")
-    actions = store.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
-    cares = {
-        "check": "open every file; say what is damaged or missing",
-        "merge": "finish a store: write manifest and index, remove what killed processes left",
-        "stats": "count frames, failures, bytes and pixels of the classes; prints JSON",
-    }
-    cares = [actions.add_parser(name, help=about, formatter_class=defaults) for name, about in cares.items()]
-    for command in cares:
-        command.add_argument("root", metavar="DIR", help="folder of pseudo-labels")
-
-    weights = commands.add_parser("weights", help="published weights: list them, or fetch some")
-    actions = weights.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
-    actions.add_parser("list", help="say which there are, what they are for, and which are here")
-    fetch = actions.add_parser("fetch", help="fetch weights into the cache, which $CUPS_HOME moves")
-    fetch.add_argument("name", metavar="NAME", help="as `cups weights list` says")
-
-    for command in (scenes, labels, check, convert, *cares):
-        command.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0 is one per core")
-    return top
-
-# %% ../nbs/cli.ipynb #47de4ba5
 def run_scenes(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups scenes`."""
     from cups.jobs.scenes import render_scenes
@@ -124,6 +65,21 @@ def run_scenes(options: argparse.Namespace) -> dict[str, Any]:
         options.out, options.count, options.seed, options.height, options.width, workers=options.workers
     )
     return {"root": str(folder.root), "samples": len(folder)}
+
+# %% ../nbs/cli.ipynb #e8a2f8b2
+def add_pseudo_labels(commands: Commands) -> None:
+    """Add `cups pseudo-labels`."""
+    labels = commands.add_parser(
+        "pseudo-labels", help="make panoptic pseudo-labels for stereo video", formatter_class=DEFAULTS
+    )
+    labels.add_argument("--dataset", default="stereo_folder", metavar="NAME", help="kind of data set")
+    labels.add_argument("--root", required=True, metavar="DIR", help="folder the data set lies in")
+    labels.add_argument("--out", required=True, metavar="DIR", help="folder to write; a started one is completed")
+    labels.add_argument("--settings", metavar="YAML", help="file of settings that differ from the defaults")
+    labels.add_argument("--scheduler", default="", metavar="ADDR", help="Dask scheduler that is there: tcp://host:8786")
+    labels.add_argument("--cluster", default="", metavar="YAML", help="file of the jobs to start: kind: slurm, jobs: 8")
+    labels.add_argument("--strict", action="store_true", help="stop at the first frame that cannot be labelled")
+    add_workers(labels)
 
 
 def run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
@@ -144,6 +100,20 @@ def run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
         print(f"cups: {line}", file=sys.stderr)
     return {"root": str(store.root), "frames": len(store), "failed": failed, "things": store.split.things}
 
+# %% ../nbs/cli.ipynb #f47a912d
+def add_evaluate(commands: Commands) -> None:
+    """Add `cups evaluate`."""
+    evaluate = commands.add_parser(
+        "evaluate", help="score pseudo-labels against ground truth; prints JSON", formatter_class=DEFAULTS
+    )
+    evaluate.add_argument("--labels", required=True, metavar="DIR", help="folder of finished pseudo-labels")
+    evaluate.add_argument("--truth", required=True, metavar="DIR", help="ground truth, or a data set that has it")
+    evaluate.add_argument("--dataset", default="stereo_folder", metavar="NAME", help="kind of data set")
+    evaluate.add_argument("--classes", type=int, metavar="N", help="27, 19 or 7 to judge in; else those of the truth")
+    evaluate.add_argument("--truth-classes", type=int, metavar="N", help="classes the ground truth is read in")
+    evaluate.add_argument("--height", type=int, metavar="PX", help="resize the ground truth to this height")
+    evaluate.add_argument("--without", nargs="+", default=[], metavar="NAME", help="classes left out of the scores")
+
 
 def run_evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups evaluate`."""
@@ -153,11 +123,36 @@ def run_evaluate(options: argparse.Namespace) -> dict[str, Any]:
     return score_store(options.labels, truth, judged_classes(truth, options.classes), options.without)
 
 
+def add_export(commands: Commands) -> None:
+    """Add `cups export`."""
+    export = commands.add_parser(
+        "export", help="write pseudo-labels in COCO's panoptic format", formatter_class=DEFAULTS
+    )
+    export.add_argument("labels", metavar="LABELS", help="folder of finished pseudo-labels")
+    export.add_argument("out", metavar="OUT", help="folder to write")
+    export.add_argument("--classes", metavar="JSON", help="file with the names of the classes by number")
+
+
 def run_export(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups export`."""
     from cups.data.coco_panoptic import export_store
 
     return {"written": str(export_store(options.labels, options.out, options.classes))}
+
+# %% ../nbs/cli.ipynb #aba950da
+def add_predict(commands: Commands) -> None:
+    """Add `cups predict`."""
+    predict = commands.add_parser(
+        "predict", help="segment images; writes COCO's panoptic format and pictures", formatter_class=DEFAULTS
+    )
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
+    predict.add_argument("--weights", required=True, metavar="FILE", help="a network, or a name of `cups weights list`")
+    predict.add_argument("--out", required=True, metavar="DIR", help="folder to write; a started one is completed")
+    predict.add_argument("--classes", metavar="JSON", help="file with the names of the classes by number")
+    predict.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="sizes to look at them in")
+    predict.add_argument("--mirror", action="store_true", help="look at them mirrored, too")
+    predict.add_argument("--min-confidence", type=float, default=0.5, metavar="P", help="leave out objects below it")
+    predict.add_argument("--device", default="auto", metavar="NAME", help="cpu or cuda; auto: the GPU if there is one")
 
 
 def run_predict(options: argparse.Namespace) -> dict[str, Any]:
@@ -169,6 +164,23 @@ def run_predict(options: argparse.Namespace) -> dict[str, Any]:
         options.min_confidence,
     )  # fmt: skip
     return {"written": str(written)}
+
+# %% ../nbs/cli.ipynb #08903c29
+def add_data(commands: Commands) -> None:
+    """Add `cups data`."""
+    data = commands.add_parser("data", help="data sets: list them, check the files of one, convert one")
+    actions = add_actions(data)
+    actions.add_parser("list", help="say which there are, and what they are for")
+    check = actions.add_parser("check", help="count, match and open the files of a data set", formatter_class=DEFAULTS)
+    check.add_argument("name", metavar="NAME", help="as `cups data list` says")
+    check.add_argument("root", metavar="DIR", help="folder the data set lies in")
+    check.add_argument("--full", action="store_true", help="open every file, not 20 of each kind")
+    add_workers(check)
+    convert = actions.add_parser("convert", help="write a data set as it is read here", formatter_class=DEFAULTS)
+    convert.add_argument("name", metavar="NAME", choices=["waymo"], help="waymo: from TFRecord files")
+    convert.add_argument("source", metavar="FROM", help="folder of the files as they are downloaded")
+    convert.add_argument("root", metavar="DIR", help="folder to write; a started one is completed")
+    add_workers(convert)
 
 
 def run_data(options: argparse.Namespace) -> dict[str, Any] | str:
@@ -188,6 +200,21 @@ def run_data(options: argparse.Namespace) -> dict[str, Any] | str:
     print("\n".join(report.lines))
     raise InputError(report.verdict)
 
+# %% ../nbs/cli.ipynb #8abe171f
+def add_store(commands: Commands) -> None:
+    """Add `cups store`."""
+    store = commands.add_parser("store", help="folders of pseudo-labels: check one, merge its frames, count them")
+    actions = add_actions(store)
+    cares = {
+        "check": "open every file; say what is damaged or missing",
+        "merge": "finish a store: write manifest and index, remove what killed processes left",
+        "stats": "count frames, failures, bytes and pixels of the classes; prints JSON",
+    }
+    for name, about in cares.items():
+        care = actions.add_parser(name, help=about, formatter_class=DEFAULTS)
+        care.add_argument("root", metavar="DIR", help="folder of pseudo-labels")
+        add_workers(care)
+
 
 def run_store(options: argparse.Namespace) -> dict[str, Any] | str:
     """Run `cups store check`, `cups store merge` or `cups store stats`."""
@@ -203,6 +230,15 @@ def run_store(options: argparse.Namespace) -> dict[str, Any] | str:
     print("\n".join(faults))
     raise InputError(f"{options.root}: {frames} frames, {len(faults)} fault{'s' if len(faults) != 1 else ''}")
 
+# %% ../nbs/cli.ipynb #d901193e
+def add_weights(commands: Commands) -> None:
+    """Add `cups weights`."""
+    weights = commands.add_parser("weights", help="published weights: list them, or fetch some")
+    actions = add_actions(weights)
+    actions.add_parser("list", help="say which there are, what they are for, and which are here")
+    fetch = actions.add_parser("fetch", help="fetch weights into the cache, which $CUPS_HOME moves")
+    fetch.add_argument("name", metavar="NAME", help="as `cups weights list` says")
+
 
 def run_weights(options: argparse.Namespace) -> dict[str, Any] | str:
     """Run `cups weights list` or `cups weights fetch`."""
@@ -210,17 +246,27 @@ def run_weights(options: argparse.Namespace) -> dict[str, Any] | str:
 
     return listing() if options.action == "list" else {"name": options.name, "path": str(fetch(options.name))}
 
-
+# %% ../nbs/cli.ipynb #c952b375
 COMMANDS = {
-    "scenes": run_scenes,
-    "pseudo-labels": run_pseudo_labels,
-    "evaluate": run_evaluate,
-    "export": run_export,
-    "predict": run_predict,
-    "data": run_data,
-    "store": run_store,
-    "weights": run_weights,
+    "scenes": (add_scenes, run_scenes),
+    "pseudo-labels": (add_pseudo_labels, run_pseudo_labels),
+    "evaluate": (add_evaluate, run_evaluate),
+    "export": (add_export, run_export),
+    "predict": (add_predict, run_predict),
+    "data": (add_data, run_data),
+    "store": (add_store, run_store),
+    "weights": (add_weights, run_weights),
 }
+"""By name: what adds the options of a command, and what runs it."""
+
+
+def parser() -> Parser:
+    """Return the parser of all commands."""
+    top = Parser(prog="cups", description="Unsupervised panoptic segmentation from stereo video.")
+    commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
+    for add, _ in COMMANDS.values():
+        add(commands)
+    return top
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -230,8 +276,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     line. 130: interrupted; the same command goes on.
     """
     options = parser().parse_args(arguments)
+    _, run = COMMANDS[options.command]
     try:
-        said = COMMANDS[options.command](options)
+        said = run(options)
         print(said if isinstance(said, str) else json.dumps(said, indent=1))
     except InputError as error:
         print(f"cups: error: {error}", file=sys.stderr)
