@@ -8,6 +8,7 @@ import time
 import urllib.error
 import urllib.request
 from dataclasses import dataclass
+from itertools import combinations
 from pathlib import Path
 
 from jupyter_client import BlockingKernelClient
@@ -70,6 +71,16 @@ def wait_for(check, message: str, seconds: float = PATIENCE_S) -> None:
     while not check():
         assert time.monotonic() < end, message
         time.sleep(0.2)
+
+
+def overlapping(boxes: list[dict]) -> list[tuple[dict, dict]]:
+    """Return the pairs of boxes that lie on one another by more than half a pixel both ways."""
+
+    def shared(a: dict, b: dict, start: str, size: str) -> float:
+        return min(a[start] + a[size], b[start] + b[size]) - max(a[start], b[start])
+
+    pairs = combinations(boxes, 2)
+    return [(a, b) for a, b in pairs if shared(a, b, "x", "width") > 0.5 and shared(a, b, "y", "height") > 0.5]
 
 
 def copy_notebook(lab: Lab, name: str, labs: bool = False, **parameters) -> Path:

@@ -6,7 +6,7 @@ import time
 from pathlib import Path
 
 import pytest
-from notebook_page import PATIENCE_S, Page, copy_notebook, wait_for
+from notebook_page import PATIENCE_S, Page, copy_notebook, overlapping, wait_for
 
 from cups.data.stereo_folder import write_sample
 from cups.data.store import PseudoLabelStore
@@ -46,12 +46,6 @@ def video(window, lab, tmp_path_factory):
     page.wait_frame(0, done=True)
     yield page
     page.page.close()
-
-
-def boxes_overlap(a: dict, b: dict) -> bool:
-    across = min(a["x"] + a["width"], b["x"] + b["width"]) - max(a["x"], b["x"])
-    down = min(a["y"] + a["height"], b["y"] + b["height"]) - max(a["y"], b["y"])
-    return across > 0.5 and down > 0.5
 
 
 def test_first_frame(street, artefacts):
@@ -100,9 +94,8 @@ def test_controls_do_not_overlap(street, artefacts):
         controls = page.view.locator(".cups-bar > *, .cups-layers input, .cups-layers button, .cups-stage").all()
         boxes = [control.bounding_box() for control in controls if control.is_visible()]
         assert len(boxes) > 30
-        for k, box in enumerate(boxes):
-            assert box["x"] >= 0 and box["x"] + box["width"] <= 1280
-            assert not any(boxes_overlap(box, other) for other in boxes[:k])
+        assert all(box["x"] >= 0 and box["x"] + box["width"] <= 1280 for box in boxes)
+        assert not overlapping(boxes)
         page.show()
         page.page.screenshot(path=artefacts / f"mode_{mode}.png")
     page.view.get_by_label("Comparison").select_option("one")

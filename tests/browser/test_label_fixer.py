@@ -5,7 +5,7 @@ import re
 import nbformat
 import pytest
 import torch
-from notebook_page import Page, wait_for
+from notebook_page import Page, overlapping, wait_for
 
 from cups.core.records import VOID
 from cups.data.fixed_labels import FixedLabels
@@ -98,11 +98,7 @@ def test_it_fits_the_window_and_its_controls_do_not_overlap(fixer, artefacts):
     controls = [control for control in found.locator("button, select, input").all() if control.is_visible()]
     boxes = [control.bounding_box() for control in controls]
     assert len(boxes) >= 16 and all(b["x"] + b["width"] <= 1280 for b in boxes)
-    for number, one in enumerate(boxes):
-        for other in boxes[:number]:
-            across = min(one["x"] + one["width"], other["x"] + other["width"]) - max(one["x"], other["x"])
-            down = min(one["y"] + one["height"], other["y"] + other["height"]) - max(one["y"], other["y"])
-            assert across <= 0.5 or down <= 0.5
+    assert not overlapping(boxes)
     for control in controls:
         labelled = "e => e.ariaLabel || e.title || e.textContent.trim() || (e.labels && e.labels[0]?.textContent)"
         assert control.evaluate(labelled)

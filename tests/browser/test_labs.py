@@ -6,7 +6,7 @@ import shutil
 
 import nbformat
 import pytest
-from notebook_page import Page, wait_for
+from notebook_page import Page, overlapping, wait_for
 
 from cups.data.stereo_folder import StereoFolder
 from cups.data.store import CHOICE_FILE, PseudoLabelStore
@@ -95,11 +95,7 @@ def test_a_lab_fits_the_window_and_its_controls_do_not_overlap(labs, artefacts, 
     controls = found.locator("button, select, input, .noUi-base, textarea").all()
     boxes = [control.bounding_box() for control in controls if control.is_visible()]
     assert len(boxes) >= 3 and all(box["x"] + box["width"] <= 1280 for box in boxes)
-    for number, one in enumerate(boxes):
-        for other in boxes[:number]:
-            across = min(one["x"] + one["width"], other["x"] + other["width"]) - max(one["x"], other["x"])
-            down = min(one["y"] + one["height"], other["y"] + other["height"]) - max(one["y"], other["y"])
-            assert across <= 0.5 or down <= 0.5
+    assert not overlapping(boxes)
     assert box["height"] <= 700
 
 
