@@ -5,6 +5,7 @@
 # %% ../../nbs/workbench/05_sources.ipynb #6305c52d
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass, field, fields
@@ -240,7 +241,7 @@ def classes_of(samples: Sequence[StereoSample], settings: PseudoLabelSettings) -
 
 
 @dataclass
-class StageSource:
+class StageSource(ABC):
     """What the sources below have in common: the stages, and frames kept for a while.
 
     Parameters
@@ -268,9 +269,9 @@ class StageSource:
         """Return the classes of objects that sizes tell apart."""
         return range(self.settings.num_classes, self.settings.total_classes)
 
+    @abstractmethod
     def sample(self, index: int) -> StereoSample:
         """Return the images of a frame."""
-        raise NotImplementedError
 
     def seconds(self, index: int) -> float | None:
         """Return the time to the next frame, None if it is not known."""
