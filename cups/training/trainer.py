@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from lightning import LightningModule, Trainer
+from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
 from torch import Tensor, nn
@@ -382,39 +382,12 @@ def _steps(
     """Run the steps in this process, alone or as one of several."""
     for part in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(part).setLevel(logging.WARNING)
-    settings = module.settings
-    module.run_dir = run_dir
-    folder = module.run_dir / "checkpoints"
-    last = folder / "last.ckpt"
+    settings, module.run_dir = module.settings, run_dir
+    last = run_dir / "checkpoints" / "last.ckpt"
     first_step = steps_done(last)
     validation = Validation(validate or (lambda network: {}), settings.validate_every_steps)
-    checkpoints = ModelCheckpoint(
-        folder, "last", save_top_k=1, every_n_train_steps=settings.checkpoint_every_steps, enable_version_counter=False
-    )
-    if "logger" not in trainer_options:
-        trainer_options = {**trainer_options, "logger": _logger(settings.logger, module.run_dir)}
-    trainer = Trainer(
-        max_steps=settings.steps,
-        max_epochs=-1,
-        num_nodes=settings.nodes,
-        precision=settings.precision,
-        gradient_clip_val=settings.max_gradient_norm,
-        callbacks=[validation, checkpoints] if validate else [checkpoints],
-        enable_progress_bar=progress,
-        enable_model_summary=False,
-        use_distributed_sampler=False,
-        **{**trainer_options, "plugins": [AtomicCheckpoints(), *trainer_options.get("plugins", [])]},
-    )
-    sampler = StepSampler(
-        len(dataset), settings.batch_size, settings.seed, first_step, trainer.global_rank, trainer.world_size
-    )
-    loader = DataLoader(
-        dataset,
-        batch_sampler=sampler,
-        num_workers=settings.workers,
-        collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
-    )
+    trainer = _trainer(settings, run_dir, [validation] if validate else [], progress, trainer_options)
+    loader = _loader(dataset, settings, first_step, trainer)
     start = time.perf_counter()
     trainer.fit(module, loader, ckpt_path=last if first_step else None, weights_only=True)
     seconds = time.perf_counter() - start
@@ -430,6 +403,45 @@ def _steps(
         images_per_second=images / seconds,
         peak_memory_mib=max(memory for _, memory in costs),
         checkpoint=last,
+    )
+
+
+def _trainer(
+    settings: TrainSettings, run_dir: Path, callbacks: list[Callback], progress: bool, options: dict[str, Any]
+) -> Trainer:
+    """Return Lightning's trainer, which keeps checkpoints and a log in the run's folder."""
+    checkpoints = ModelCheckpoint(
+        run_dir / "checkpoints",
+        "last",
+        save_top_k=1,
+        every_n_train_steps=settings.checkpoint_every_steps,
+        enable_version_counter=False,
+    )
+    if "logger" not in options:
+        options = {**options, "logger": _logger(settings.logger, run_dir)}
+    return Trainer(
+        max_steps=settings.steps,
+        max_epochs=-1,
+        num_nodes=settings.nodes,
+        precision=settings.precision,
+        gradient_clip_val=settings.max_gradient_norm,
+        callbacks=[*callbacks, checkpoints],
+        enable_progress_bar=progress,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        **{**options, "plugins": [AtomicCheckpoints(), *options.get("plugins", [])]},
+    )
+
+
+def _loader(dataset: Dataset, settings: TrainSettings, first_step: int, trainer: Trainer) -> DataLoader:
+    """Return the batches of this process, from a step on."""
+    process = trainer.global_rank, trainer.world_size
+    return DataLoader(
+        dataset,
+        batch_sampler=StepSampler(len(dataset), settings.batch_size, settings.seed, first_step, *process),
+        num_workers=settings.workers,
+        collate_fn=collate,
+        pin_memory=torch.cuda.is_available(),
     )
 
 
