@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from sklearn.cluster import AgglomerativeClustering
 from threadpoolctl import threadpool_limits
 from torch import Tensor
 
@@ -25,7 +24,7 @@ from ..core.records import Calibration, ClassScores, Matches, Record, StereoSamp
 
 # %% auto #0
 __all__ = ['GroundPlane', 'fit_ground_plane', 'run_reduce', 'breaks', 'object_extents', 'FeatureSource', 'OnTheSpotSettings',
-           'OnTheSpotFeatures', 'sample_features', 'Clusters', 'fit_clusters', 'class_scores']
+           'OnTheSpotFeatures', 'sample_features', 'Clusters', 'joined_centres', 'fit_clusters', 'class_scores']
 
 # %% ../../nbs/stages/12_semantics.ipynb #6666a206
 @dataclass(frozen=True)
@@ -242,12 +241,6 @@ class OnTheSpotFeatures:
         return torch.from_numpy(np.stack(small)).to(sample.left_0.device)
 
 # %% ../../nbs/stages/12_semantics.ipynb #f1dfc727
-try:
-    from cuml.cluster import KMeans
-except ImportError:
-    from sklearn.cluster import KMeans
-
-
 def sample_features(features: Tensor, count: int, name: str, seed: int = 0) -> Tensor:
     """Draw feature vectors of one frame, without replacement.
 
@@ -321,6 +314,22 @@ class Clusters(Record):
             raise InputError(f"{path}: does not hold clusters ({error})") from None
 
 
+def joined_centres(rows: np.ndarray, num_centres: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return centres (M, C) of k-means clusters of rows (N, C), and which of K classes each belongs to, (M,)."""
+    # Only here, since these packages take memory that no process needs which labels frames.
+    from sklearn.cluster import AgglomerativeClustering
+
+    try:
+        from cuml.cluster import KMeans
+    except ImportError:
+        from sklearn.cluster import KMeans
+    kmeans = KMeans(n_clusters=num_centres, n_init=1, max_iter=50, random_state=seed).fit(rows)
+    centres = np.asarray(kmeans.cluster_centers_, dtype=np.float32)
+    if num_centres == num_classes:
+        return centres, np.arange(num_centres)
+    return centres, AgglomerativeClustering(n_clusters=num_classes, linkage="ward").fit_predict(centres)
+
+
 def fit_clusters(
     features: Tensor, num_classes: int = 27, seed: int = 0, num_centres: int = 400, alpha: float = 1.0
 ) -> Clusters:
@@ -335,29 +344,26 @@ def fit_clusters(
     seed : int
         Of the k-means initialisation.
     num_centres : int
-        Number M >= K of k-means clusters that are joined into K classes; less where N is small.
+        Number M >= K of k-means clusters that are joined into K classes; less where few vectors differ.
     alpha : float
         Sharpness of the class scores.
 
     Raises
     ------
     InputError
-        If there are fewer feature vectors than classes, or a feature is not finite.
+        If there are fewer different feature vectors than classes, or a feature is not finite.
     """
     rows = features.detach().cpu().float().numpy()
-    if len(rows) < num_classes:
-        raise InputError(f"{num_classes} classes cannot be found in {len(rows)} feature vectors")
     if not np.isfinite(rows).all():
         raise InputError("features to cluster are not all finite")
     rows = rows[np.lexsort(rows.T)]
+    different = min(len(rows), 1) + int((rows[1:] != rows[:-1]).any(axis=1).sum())
+    if different < num_classes:
+        raise InputError(f"{num_classes} classes cannot be found in {different} different feature vectors")
     mean, scale = rows.mean(axis=0), np.maximum(rows.std(axis=0), 1e-6)
-    num_centres = min(num_centres, max(num_classes, len(rows) // 20))
+    num_centres = min(num_centres, different, max(num_classes, len(rows) // 20))
     with threadpool_limits(1):
-        kmeans = KMeans(n_clusters=num_centres, n_init=1, max_iter=50, random_state=seed).fit((rows - mean) / scale)
-        centres = np.asarray(kmeans.cluster_centers_, dtype=np.float32)
-        classes = np.arange(num_centres)
-        if num_centres > num_classes:
-            classes = AgglomerativeClustering(n_clusters=num_classes, linkage="ward").fit_predict(centres)
+        centres, classes = joined_centres((rows - mean) / scale, num_centres, num_classes, seed)
     return Clusters(
         torch.from_numpy(mean),
         torch.from_numpy(scale),
@@ -391,6 +397,8 @@ def class_scores(features: Tensor, clusters: Clusters, size: tuple[int, int]) ->
     distances = vectors.square().sum(1, keepdim=True) - 2 * vectors @ clusters.centres.T
     shares = (-clusters.alpha * (distances + clusters.centres.square().sum(1))).softmax(dim=1)
     member = torch.nn.functional.one_hot(clusters.classes, clusters.num_classes).to(shares)
-    log_probs = (shares @ member).clamp(min=1e-6).log().T.view(1, -1, height, width)
+    log_probs = (shares @ member).clamp(min=1e-6).log()
+    log_probs = log_probs.view(1, height, width, -1).permute(0, 3, 1, 2)  # the classes of a pixel stay side by side
     log_probs = torch.nn.functional.interpolate(log_probs, size=size, mode="bilinear", align_corners=False)
-    return ClassScores(log_probs[0].log_softmax(dim=0))
+    log_probs = log_probs[0].permute(1, 2, 0)
+    return ClassScores(torch.log_softmax(log_probs, -1, out=log_probs).permute(2, 0, 1))
