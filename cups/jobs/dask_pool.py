@@ -61,20 +61,21 @@ def one_thread_from_now_on() -> None:
         thread.calls_in_one_thread = True
 
 
-KEPT_BYTES = 256 << 20
+KEPT_BYTES = 128 << 20
 """Memory that a worker may keep when it is freed, at the top of the heap."""
 
-LARGE_BYTES = 32 << 20
-"""Arrays from this size on go back to the system when they are freed; the largest size that every glibc takes."""
+LARGE_BYTES = 16 << 20
+"""Arrays from this size on go back to the system when they are freed."""
 
 
 def keep_freed_memory() -> None:
     """Let this process keep freed memory; does nothing without glibc."""
-    trim_threshold, mmap_threshold = -1, -3  # numbers of malloc.h
+    trim_threshold, mmap_threshold, most_heaps = -1, -3, -8  # numbers of malloc.h
     with suppress(OSError, AttributeError):
         libc = ctypes.CDLL("libc.so.6")
         libc.mallopt(trim_threshold, KEPT_BYTES)
         libc.mallopt(mmap_threshold, LARGE_BYTES)
+        libc.mallopt(most_heaps, 1)
 
 
 class Work(WorkerPlugin):

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 
 import cv2
 import numpy as np
@@ -22,7 +23,7 @@ from ..core.records import ClassScores
 from .permutohedral import GaussianFilter
 
 # %% auto #0
-__all__ = ['ENGINES', 'CrfSettings', 'smoothed', 'blur_rows', 'mean_field', 'mean_field_pydensecrf', 'dense_crf']
+__all__ = ['STRIP_ROWS', 'ENGINES', 'CrfSettings', 'smoothed', 'reach', 'mean_field', 'mean_field_pydensecrf', 'dense_crf']
 
 # %% ../../nbs/stages/15_crf.ipynb #9fae2429
 @dataclass(frozen=True)
@@ -72,32 +73,27 @@ class CrfSettings:
                 raise InputError(f"CRF setting {name} must be positive, got {value}")
 
 # %% ../../nbs/stages/15_crf.ipynb #e96f9fd5
-def smoothed(maps: Tensor, deviation_px: float, weight: float, out: Tensor) -> Tensor:
-    """Blur maps (H, W, K) by a Gaussian and multiply them by a weight; the result is in `out`. Borders are mirrored."""
-    radius = int(3 * deviation_px + 0.999)
+def smoothed(maps: Tensor, deviation_px: float, weight: float) -> Tensor:
+    """Return maps (H, W, K) blurred by a Gaussian and multiplied by a weight. Borders are mirrored."""
+    radius = reach(deviation_px)
     offsets = torch.arange(-radius, radius + 1, dtype=torch.float32)
     taps = (-(offsets**2) / (2 * deviation_px**2)).exp()
     taps = weight**0.5 * taps / taps.sum()
     if maps.device.type == "cpu":
-        blur_rows(maps.numpy(), taps.numpy(), out.numpy())
-        return out
+        return torch.from_numpy(cv2.sepFilter2D(maps.numpy(), -1, taps.numpy(), taps.numpy()))
     taps, mode = taps.to(maps.device), "reflect" if min(maps.shape[:2]) > radius else "replicate"
     planes = F.pad(maps.permute(2, 0, 1)[:, None], [radius] * 4, mode=mode)
     planes = F.conv2d(F.conv2d(planes, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1))
-    return out.copy_(planes[:, 0].permute(1, 2, 0))
+    return planes[:, 0].permute(1, 2, 0)
 
 
-def blur_rows(maps: np.ndarray, taps: np.ndarray, out: np.ndarray, strip_rows: int = 64) -> None:
-    """Filter maps (H, W, K) by `taps` along both sides into `out`, strip by strip, in as many threads as torch has."""
-    radius = len(taps) // 2
+def reach(deviation_px: float) -> int:
+    """Return how many pixels away a Gaussian still counts."""
+    return int(3 * deviation_px + 0.999)
 
-    def strip(first: int) -> None:
-        above, last = max(first - radius, 0), first + strip_rows
-        rows = cv2.sepFilter2D(maps[above : last + radius], -1, taps, taps)
-        out[first:last] = rows[first - above : last - above]
 
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        list(pool.map(strip, range(0, len(maps), strip_rows)))
+STRIP_ROWS = 64
+"""Rows of an image that are worked on at once on the CPU; what is made of them stays in the cache."""
 
 
 def mean_field(log_probs: Tensor, image: Tensor, settings: CrfSettings) -> Tensor:
@@ -109,13 +105,24 @@ def mean_field(log_probs: Tensor, image: Tensor, settings: CrfSettings) -> Tenso
     alike = GaussianFilter(torch.cat([places, colours]).flatten(1).T)
     unary = log_probs.permute(1, 2, 0).contiguous()
     probs = unary.softmax(-1)
-    # Most of the time would go into asking the system for memory, if these were made anew in every step.
-    energy, narrow = torch.empty_like(probs), torch.empty_like(probs, dtype=alike.dtype)
-    for _ in range(settings.steps):
-        smoothed(probs, settings.smoothness_px, settings.smoothness_weight, energy)
-        heard = probs.copy_(alike(narrow.copy_(probs).flatten(0, 1)).view_as(probs))
-        energy.add_(unary).add_(heard, alpha=settings.appearance_weight)
-        torch.softmax(energy, -1, out=probs)
+    narrow = probs.to(alike.dtype)
+    halo, rows = reach(settings.smoothness_px), STRIP_ROWS if probs.device.type == "cpu" else height
+
+    def step(first: int, above: Tensor, below: Tensor, sums: Tensor) -> None:
+        own = slice(first, first + rows)
+        near = torch.cat([above, probs[own], below])
+        near = smoothed(near, settings.smoothness_px, settings.smoothness_weight)
+        energy = near[len(above) : len(near) - len(below)].add_(unary[own])
+        heard = alike.spread(sums, slice(first * width, (first + rows) * width)).view_as(energy)
+        energy.add_(heard, alpha=settings.appearance_weight)
+        narrow[own] = torch.softmax(energy, -1, out=probs[own])
+
+    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
+        for _ in range(settings.steps):
+            firsts = range(0, height, rows)
+            above = [probs[max(first - halo, 0) : first].clone() for first in firsts]
+            below = [probs[first + rows : first + rows + halo].clone() for first in firsts]
+            list(pool.map(partial(step, sums=alike.gathered(narrow.flatten(0, 1))), firsts, above, below))
     return probs.flatten(0, 1)
 
 # %% ../../nbs/stages/15_crf.ipynb #e3e663ed

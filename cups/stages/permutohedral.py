@@ -61,9 +61,9 @@ def simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
     Returns
     -------
-    corner : Tensor, (D + 1, N), int64
+    corner : Tensor, (D + 1, N), int32
         The corner that is a multiple of D + 1 in every coordinate.
-    rank : Tensor, (D + 1, N), int64
+    rank : Tensor, (D + 1, N), int8
         Order of the coordinates by how far they lie beyond it.
     weights : Tensor, (D + 1, N)
         Barycentric coordinates, those of `corner` first.
@@ -72,18 +72,20 @@ def simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     d = len(point) - 1
     nearest = (point / (d + 1)).round()
     beyond = point - nearest * (d + 1)
-    rank = nearest.sum(0).long().repeat(d + 1, 1)
+    rank = nearest.sum(0).to(torch.int8).repeat(d + 1, 1)
     for i in range(d + 1):
         for j in range(i + 1, d + 1):
             less = beyond[i] < beyond[j]
             rank[i] += less
             rank[j] += ~less
-    wrap = (rank < 0).long() - (rank > d).long()
+    wrap = (rank < 0).to(torch.int8) - (rank > d).to(torch.int8)
     rank += wrap * (d + 1)
-    corner = (nearest.long() + wrap) * (d + 1)
+    corner = (nearest.int() + wrap) * (d + 1)
     share = (point - corner) / (d + 1)
     weights = torch.zeros(d + 2, point.shape[1], device=point.device)
-    weights.scatter_add_(0, d - rank, share).scatter_add_(0, d + 1 - rank, -share)
+    for sign, place in ((1, d), (-1, d + 1)):
+        for ranks, shares in zip(rank, share, strict=True):
+            weights.scatter_add_(0, (place - ranks.long())[None], sign * shares[None])
     weights[0] += 1 + weights[d + 1]
     return corner, rank, weights[: d + 1]
 
@@ -98,7 +100,7 @@ def numbered_corners(corner: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
 
     Returns
     -------
-    numbers : Tensor, (D + 1, N), int64
+    numbers : Tensor, (N, D + 1), int64
     steps : list of int
         What a step along each of the D + 1 axes adds to the number.
     """
@@ -109,11 +111,14 @@ def numbered_corners(corner: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
         units.append(units[-1] * span)
     if units[-1] >= 1 << 62:
         raise InputError("the kernel is too narrow for the range of its features")
-    unit = torch.tensor(units[:-1], device=corner.device)[:, None]
-    first = ((corner[:d] - low[:, None]) * unit).sum(0)
-    whole = sum(units[:-1])
-    numbers = [first + r * whole - (d + 1) * ((rank[:d] > d - r) * unit).sum(0) for r in range(d + 1)]
-    return torch.stack(numbers), [(d + 1) * u - whole for u in units[:-1]] + [-whole]
+    units, whole = units[:-1], sum(units[:-1])
+    numbers = torch.zeros(corner.shape[1], d + 1, dtype=torch.int64, device=corner.device)
+    for places, ranks, start, unit in zip(corner, rank, low.tolist(), units, strict=False):
+        first = (places.long() - start) * unit
+        for r, number in enumerate(numbers.T):
+            number += first - (d + 1) * unit * (ranks > d - r)
+    numbers += whole * torch.arange(d + 1, device=corner.device)
+    return numbers, [(d + 1) * unit - whole for unit in units] + [-whole]
 
 # %% ../../nbs/stages/14_permutohedral.ipynb #dc025918
 def blurs(known: Tensor, steps: list[int]) -> list[Bags]:
@@ -158,27 +163,32 @@ class GaussianFilter:
     def __init__(self, features: Tensor, dtype: torch.dtype = torch.float16) -> None:
         corner, rank, weights = simplices(features)
         numbers, steps = numbered_corners(corner, rank)
-        corners, count = numbers.shape
-        ascending, order = numbers.T.flatten().sort(stable=True)
+        count, corners = numbers.shape
+        ascending, order = numbers.flatten().sort(stable=True)
         known, place, sizes = torch.unique_consecutive(ascending, return_inverse=True, return_counts=True)
-        index = torch.empty_like(place).index_put_((order,), place)
-        shares = weights.T.flatten()
-        self.splat = Bags((order // corners).int(), (sizes.cumsum(0) - sizes).int(), shares[order])
-        starts = corners * torch.arange(count, device=features.device)
-        self.slice = Bags(index.int(), starts.int(), shares / (1 + 2.0 ** (1 - corners)))
+        del corner, rank, numbers, ascending  # each takes as much as several maps
+        self.corners = torch.empty_like(place, dtype=torch.int32).index_put_((order,), place.int()).view(count, corners)
+        self.shares = weights.T / (1 + 2.0 ** (1 - corners))
+        points = (order // corners).int()
+        self.splat = Bags(points, (sizes.cumsum(0) - sizes).int(), weights.T.flatten()[order])
+        del weights, place, order
         self.blurs = blurs(known, steps)
-        norm = (self._sums(torch.ones(count, 1, device=features.device)) + 1e-20).rsqrt()[:, 0]
-        self.splat = Bags(self.splat.rows, self.splat.starts, (self.splat.weights * norm[order // corners]).to(dtype))
-        sliced = self.slice.weights * norm.repeat_interleave(corners)
-        self.slice = Bags(self.slice.rows, self.slice.starts, sliced.to(dtype))
+        norm = (self(torch.ones(count, 1, device=features.device)) + 1e-20).rsqrt()
+        self.shares = (self.shares * norm).to(dtype)
+        self.splat = Bags(points, self.splat.starts, (self.splat.weights * norm[points, 0]).to(dtype))
         self.blurs = [Bags(b.rows, b.starts, b.weights.to(dtype)) for b in self.blurs]
         self.dtype = dtype
 
-    def _sums(self, values: Tensor) -> Tensor:
-        for step in (self.splat, *self.blurs, self.slice):
+    def gathered(self, values: Tensor) -> Tensor:
+        """Return the blurred sums (M, K) at the lattice's corners, of values (N, K) of the filter's type."""
+        for step in (self.splat, *self.blurs):
             values = step(values)
         return values
 
+    def spread(self, sums: Tensor, points: slice = slice(None)) -> Tensor:
+        """Return the filtered values (n, K) of some points, from the sums at the corners."""
+        return F.embedding_bag(self.corners[points], sums, mode="sum", per_sample_weights=self.shares[points])
+
     def __call__(self, values: Tensor) -> Tensor:
         """Filter values (N, K) of the filter's type."""
-        return self._sums(values)
+        return self.spread(self.gathered(values))
