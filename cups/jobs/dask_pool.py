@@ -5,7 +5,6 @@
 # %% ../../nbs/jobs/10_dask_pool.ipynb #4d3a86ec
 from __future__ import annotations
 
-import ctypes
 import logging
 import os
 import shutil
@@ -40,15 +39,16 @@ from distributed import (
 from threadpoolctl import threadpool_limits
 
 from ..core.errors import InputError
+from ..core.memory import keep_freed_memory, release_memory
 from .cluster import Failure, Workers
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
 # %% auto #0
-__all__ = ['Item', 'Result', 'KEPT_BYTES', 'LARGE_BYTES', 'NETWORKS_BYTES', 'FRAME_BYTES', 'CLUSTERS', 'ANSWER_S', 'DEATHS',
-           'FAILED_STARTS', 'PER_THREAD', 'one_thread_from_now_on', 'keep_freed_memory', 'Work', 'call',
-           'frames_in_flight', 'local_cluster', 'read_cluster', 'queue_cluster', 'quiet', 'DaskPool']
+__all__ = ['Item', 'Result', 'NETWORKS_BYTES', 'FRAME_BYTES', 'CLUSTERS', 'ANSWER_S', 'DEATHS', 'FAILED_STARTS', 'PER_THREAD',
+           'CONFIG', 'one_thread_from_now_on', 'Work', 'call', 'frames_in_flight', 'local_cluster', 'read_cluster',
+           'queue_cluster', 'quiet', 'DaskPool']
 
 # %% ../../nbs/jobs/10_dask_pool.ipynb #0ec9bfcf
 def one_thread_from_now_on() -> None:
@@ -59,23 +59,6 @@ def one_thread_from_now_on() -> None:
         cv2.setNumThreads(1)
         threadpool_limits(1)
         thread.calls_in_one_thread = True
-
-
-KEPT_BYTES = 128 << 20
-"""Memory that a worker may keep when it is freed, at the top of the heap."""
-
-LARGE_BYTES = 16 << 20
-"""Arrays from this size on go back to the system when they are freed."""
-
-
-def keep_freed_memory() -> None:
-    """Let this process keep freed memory; does nothing without glibc."""
-    trim_threshold, mmap_threshold, most_heaps = -1, -3, -8  # numbers of malloc.h
-    with suppress(OSError, AttributeError):
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(trim_threshold, KEPT_BYTES)
-        libc.mallopt(mmap_threshold, LARGE_BYTES)
-        libc.mallopt(most_heaps, 1)
 
 
 class Work(WorkerPlugin):
@@ -97,7 +80,10 @@ class Work(WorkerPlugin):
 def call(name: str, item: Any) -> Any:
     """Call the function of the plugin `name` with an item: the task."""
     one_thread_from_now_on()
-    return get_worker().plugins[name].function(item)
+    try:
+        return get_worker().plugins[name].function(item)
+    finally:
+        release_memory()
 
 # %% ../../nbs/jobs/10_dask_pool.ipynb #a0167c50
 NETWORKS_BYTES = 2 << 30
@@ -231,6 +217,12 @@ FAILED_STARTS = 20
 PER_THREAD = 4
 """Tasks in flight for each thread of the workers."""
 
+CONFIG = {
+    "distributed.scheduler.allowed-failures": DEATHS,
+    "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,  # else each thread keeps its own freed memory
+}
+"""What Dask is told for the scheduler and the processes on this machine."""
+
 
 @contextmanager
 def quiet() -> Iterator[None]:
@@ -269,8 +261,8 @@ class DaskPool:
     def __init__(self, workers: Workers) -> None:
         self.workers, self._close = workers, ExitStack()
         try:
+            self._close.enter_context(dask.config.set(CONFIG))
             self._close.enter_context(quiet())
-            self._close.enter_context(dask.config.set({"distributed.scheduler.allowed-failures": DEATHS}))
             self.cluster = None
             if not workers.scheduler:
                 self.cluster = queue_cluster(workers.cluster) if workers.cluster else local_cluster(workers)

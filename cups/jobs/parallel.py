@@ -17,6 +17,8 @@ from joblib import Parallel, delayed, parallel_config
 from threadpoolctl import threadpool_limits
 from tqdm.auto import tqdm
 
+from ..core.memory import release_memory
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
 
@@ -39,9 +41,12 @@ def one_thread() -> Iterator[None]:
 
 
 def in_one_thread(function: Callable[[Item], Result], item: Item) -> Result:
-    """Call `function(item)` in one thread."""
-    with one_thread():
-        return function(item)
+    """Call `function(item)` in one thread, and give the memory that it freed back to the system."""
+    try:
+        with one_thread():
+            return function(item)
+    finally:
+        release_memory()
 
 
 def in_notebook() -> bool:

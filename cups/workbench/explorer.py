@@ -17,6 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.memory import release_memory
 from ..core.records import PanopticLabel, StereoSample
 from ..data.taxonomy import CITYSCAPES_19, Taxonomy
 from ..stages.pipeline import FrameAnalysis, analyse
@@ -25,7 +26,7 @@ from .layers import LAYERS, Packet, class_names, frame_layers, pack
 from .pictures import image_rgb, panel
 from .reports import motion_report
 from .segments import history, segment_facts
-from .showing import has_front_end, release_memory
+from .showing import has_front_end
 from .sources import Frame, FrameSource, neighbours, open_source
 
 # %% auto #0

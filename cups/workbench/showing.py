@@ -5,10 +5,8 @@
 # %% ../../nbs/workbench/10_showing.ipynb #d4801c43
 from __future__ import annotations
 
-import ctypes
 import io
 import os
-import sys
 from collections.abc import Callable, Iterator
 from html import escape
 from typing import Any
@@ -18,22 +16,15 @@ from IPython.display import Markdown
 from PIL import Image
 
 from ..core.errors import InputError
+from ..core.memory import release_memory
 
 # %% auto #0
-__all__ = ['has_front_end', 'release_memory', 'pictures_in', 'stand_in', 'close_tree', 'Opener', 'shown']
+__all__ = ['has_front_end', 'pictures_in', 'stand_in', 'close_tree', 'Opener', 'shown']
 
 # %% ../../nbs/workbench/10_showing.ipynb #e172a78d
 def has_front_end() -> bool:
     """Return whether a Jupyter server or an editor runs this kernel: papermill, tests and the docs have no browser."""
     return "JPY_SESSION_NAME" in os.environ or any(name.startswith("VSCODE_") for name in os.environ)
-
-
-def release_memory() -> None:
-    """Give freed memory back to the system, where the C library can: the stages free much that it would keep."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def pictures_in(widget: widgets.Widget) -> Iterator[Image.Image]:

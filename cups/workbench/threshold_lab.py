@@ -18,6 +18,7 @@ import ipywidgets as widgets
 import yaml
 
 from ..core.errors import InputError, write_atomically
+from ..core.memory import release_memory
 from ..core.records import PanopticLabel, StereoSample
 from ..core.settings import changed_settings, setting, with_setting
 from ..data.taxonomy import CITYSCAPES_19, Taxonomy
@@ -31,7 +32,6 @@ from ..stages.semantics import class_scores
 from ..stages.things_stuff import ThingStuffSplit
 from .frames import frame_pictures
 from .motion_lab import LAB_WIDTH, png_bytes
-from .showing import release_memory
 
 # %% auto #0
 __all__ = ['STAGES', 'KEPT', 'Stage', 'StageCache', 'recompute', 'Recomputer', 'diagnostic_numbers', 'changes', 'split_of',
