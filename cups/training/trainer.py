@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import logging
 import math
-import resource
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -24,6 +23,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
 from ..core.errors import InputError, read_json, write_atomically, write_json
+from ..core.memory import peak_memory_bytes
 from ..core.processes import from_all_processes, from_next_process, mean_over_processes, process_index
 from ..core.settings import preset_values
 from ..model.config import Target
@@ -467,4 +467,4 @@ def _peak_memory_mib(device: torch.device) -> float:
     """Return the most memory this process has used so far, on its device."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+    return peak_memory_bytes() / 2**20
