@@ -114,6 +114,7 @@ class Page:
         page.locator(".jp-Notebook .jp-CodeCell").first.wait_for()
         page.locator(".jp-NotebookPanel-toolbar").wait_for()
         self.collapse()
+        self.wait_for_kernel()
 
     @property
     def view(self):
@@ -146,7 +147,18 @@ class Page:
         self.menu("Kernel", "Restart Kernel…")
         with self.page.expect_websocket():  # JupyterLab connects to the new kernel
             self.page.locator(".jp-Dialog .jp-mod-accept").click()
+        self.wait_for_kernel()
+
+    def wait_for_kernel(self) -> None:
+        """Wait until the notebook has a kernel that is idle: JupyterLab says so too early, and loses cells run then."""
         self.page.locator(".jp-Notebook-ExecutionIndicator[data-status=idle]").wait_for()
+
+        def idle() -> bool:
+            kernels = [s["kernel"] for s in self.lab.api("sessions") if s["path"] == self.notebook]
+            return any(kernel["execution_state"] == "idle" and kernel["connections"] for kernel in kernels)
+
+        wait_for(idle, "the kernel does not start")
+        self.page.wait_for_timeout(500)  # the browser hears of it
 
     def wait_frame(self, index: int, done: bool = False) -> None:
         """Wait until frame `index` is on screen."""
