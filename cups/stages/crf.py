@@ -120,6 +120,7 @@ def mean_field(log_probs: Tensor, image: Tensor, settings: CrfSettings) -> Tenso
     with ThreadPoolExecutor(torch.get_num_threads()) as pool:
         for _ in range(settings.steps):
             firsts = range(0, height, rows)
+            # Strips are overwritten in any order, and their neighbours still need the rows next to them as they were.
             above = [probs[max(first - halo, 0) : first].clone() for first in firsts]
             below = [probs[first + rows : first + rows + halo].clone() for first in firsts]
             list(pool.map(partial(step, sums=alike.gathered(narrow.flatten(0, 1))), firsts, above, below))
