@@ -17,8 +17,9 @@ test: setup lint docs  ## cups/ is what the notebooks export; every notebook's c
 test-browser: .venv/browser  ## the widgets in JupyterLab in Chromium; screenshots in build/browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser --durations 5
 
-lint: setup
+lint: setup  ## style, and the floor plan: every room imports downwards only
 	$(BIN)/ruff check cups nbs tests setup.py
+	$(BIN)/lint-imports --cache-dir build/import_linter
 
 lab: setup  ## JupyterLab on the notebooks
 	$(BIN)/jupyter lab --notebook-dir nbs

@@ -59,7 +59,7 @@ def add_scenes(commands: Commands) -> None:
 
 def run_scenes(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups scenes`."""
-    from cups.jobs.scenes import render_scenes
+    from cups.run.scenes import render_scenes
 
     folder = render_scenes(
         options.out, options.count, options.seed, options.height, options.width, workers=options.workers
@@ -84,10 +84,12 @@ def add_pseudo_labels(commands: Commands) -> None:
 
 def run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups pseudo-labels`."""
+    from cups.run.workers import Workers
+
     from cups.core.settings import load_settings
-    from cups.data.datasets import open_stereo_dataset
-    from cups.jobs.cluster import Engine, Workers
-    from cups.jobs.generate import generate, uses_gpu
+    from cups.datasets.registry import open_stereo_dataset
+    from cups.run.engine import Engine
+    from cups.run.generate import generate, uses_gpu
     from cups.stages.pipeline import PseudoLabelSettings
 
     settings = load_settings(PseudoLabelSettings, options.settings) if options.settings else PseudoLabelSettings()
@@ -117,12 +119,13 @@ def add_evaluate(commands: Commands) -> None:
 
 def run_evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups evaluate`."""
-    from cups.jobs.evaluate import judged_classes, open_truth, score_store
+    from cups.evaluation.panoptic import score_store
+    from cups.evaluation.truth import evaluated_classes, open_truth
 
     truth = open_truth(options.dataset, options.truth, options.truth_classes, options.height)
-    return score_store(options.labels, truth, judged_classes(truth, options.classes), options.without)
+    return score_store(options.labels, truth, evaluated_classes(truth, options.classes), options.without)
 
-
+# %% ../nbs/cli.ipynb #017f32ad
 def add_export(commands: Commands) -> None:
     """Add `cups export`."""
     export = commands.add_parser(
@@ -135,7 +138,7 @@ def add_export(commands: Commands) -> None:
 
 def run_export(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups export`."""
-    from cups.data.coco_panoptic import export_store
+    from cups.labels.coco import export_store
 
     return {"written": str(export_store(options.labels, options.out, options.classes))}
 
@@ -157,7 +160,7 @@ def add_predict(commands: Commands) -> None:
 
 def run_predict(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups predict`."""
-    from cups.jobs.predict import predict_images
+    from cups.run.predict import predict_images
 
     written = predict_images(
         options.images, options.weights, options.out, options.classes, options.scales, options.mirror, options.device,
@@ -185,13 +188,13 @@ def add_data(commands: Commands) -> None:
 
 def run_data(options: argparse.Namespace) -> dict[str, Any] | str:
     """Run `cups data list`, `cups data check` or `cups data convert`."""
-    from cups.data.check import check_dataset
-    from cups.data.datasets import dataset_listing
+    from cups.datasets.check import check_dataset
+    from cups.datasets.registry import dataset_listing
 
     if options.action == "list":
         return dataset_listing()
     if options.action == "convert":
-        from cups.data.waymo import convert_waymo
+        from cups.datasets.waymo import convert_waymo
 
         return {"root": options.root, "images": convert_waymo(options.source, options.root, options.workers)}
     report = check_dataset(options.name, options.root, options.full, options.workers)
@@ -218,7 +221,7 @@ def add_store(commands: Commands) -> None:
 
 def run_store(options: argparse.Namespace) -> dict[str, Any] | str:
     """Run `cups store check`, `cups store merge` or `cups store stats`."""
-    from cups.data.store_check import check_store, merge_store, store_stats
+    from cups.labels.check import check_store, merge_store, store_stats
 
     if options.action == "merge":
         merge_store(options.root, options.workers)

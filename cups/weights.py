@@ -22,7 +22,8 @@ from filelock import FileLock
 from torch import nn
 from tqdm.auto import tqdm
 
-from .core.errors import InputError, cache_folder
+from .core.errors import InputError
+from .core.files import cache_folder
 
 Network = TypeVar("Network", bound=nn.Module)
 
@@ -88,7 +89,6 @@ def weights_folder() -> Path:
 TRIES, PAUSE_S, TIMEOUT_S, CHUNK = 5, 1.0, 30, 1 << 18
 """How often a broken line is taken up, after which pause, after which silence it is broken, and bytes read at once."""
 
-
 def total_length(response: object, start: int) -> int | None:
     """Return the length of the whole file that a response says, of which the first `start` bytes are left out."""
     whole = response.headers.get("Content-Range", "").rpartition("/")[2]
@@ -112,7 +112,7 @@ def receive(url: str, part: Path) -> int | None:
                 bar.update(len(chunk))
     return length
 
-
+# %% ../nbs/weights.ipynb #a260cb52
 def receive_all(url: str, part: Path) -> None:
     """Fill the file `part`, taking up a broken line.
 
@@ -156,7 +156,7 @@ def check(path: Path, sha256: str, url: str) -> None:
         path.unlink()
         raise InputError(f"{url}: its SHA-256 is {found}, expected {sha256}; what was received is deleted")
 
-
+# %% ../nbs/weights.ipynb #3180f1f2
 def fetch(name: str, folder: str | Path | None = None) -> Path:
     """Return the file of published weights, fetched if it is not here.
 
@@ -210,7 +210,7 @@ def device_called(name: str) -> str:
         raise InputError(f"device {name!r} cannot be used ({str(error).splitlines()[0]})") from None
     return name
 
-
+# %% ../nbs/weights.ipynb #4a08e4d6
 def ready(network: Network, device: str) -> Network:
     """Return a network for inference: in evaluation mode, without gradients, on a device, channels last."""
     return network.eval().requires_grad_(False).to(device, memory_format=torch.channels_last)
@@ -227,7 +227,7 @@ def loaded_once(load: Callable[..., Network]) -> Callable[..., Network]:
 
     return call
 
-
+# %% ../nbs/weights.ipynb #70bd3c43
 def listing() -> str:
     """Return a table of the registry: name, size, licence, whether it is here, purpose and source."""
     rows = [("NAME", "MB", "LICENCE", "HERE", "FOR")]

@@ -36,9 +36,9 @@ import numpy as np
 import psutil
 
 from cups.cli import main
-from cups.core.errors import read_image, write_png
-from cups.data.datasets import DATASETS, Entry
-from cups.data.stereo_folder import StereoFolder
+from cups.core.files import read_image, write_png
+from cups.datasets.registry import DATASETS, Entry
+from cups.datasets.stereo_folder import StereoFolder
 
 HERE = Path(__file__).parent
 PROGRAM = [sys.executable, "-c", "from fault_campaign import run; run()", "pseudo-labels", "--dataset", "counted"]
@@ -212,7 +212,7 @@ class Campaign:
     """
 
     def __init__(self, folder: Path, scenes: int, seed: int) -> None:
-        from cups.jobs.scenes import render_scenes
+        from cups.run.scenes import render_scenes
 
         self.folder, self.count, self.draw = folder, scenes, random.Random(seed)
         render_scenes(folder / "video", scenes, seed=2, height=96, width=192, workers=1)

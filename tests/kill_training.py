@@ -27,7 +27,7 @@ def run(folder: Path, stage: str) -> None:
     model = panoptic_cascade(1, 2, "small", **TINY)
     options = {"progress": False, "accelerator": "cpu", "validate": lambda network: told({"weights": _sum(network)})}
     if stage == "train":
-        own = {"own_objects_after": 3, "own_confidence": 0.05, "validate_every_steps": 1}
+        own = {"self_enhanced_after": 3, "own_confidence": 0.05, "validate_every_steps": 1}
         settings = train_settings("small", **USUAL, **own)
         result = train(model, PseudoLabelDataset(Frames(), SPLIT), settings, folder, **options)
     else:

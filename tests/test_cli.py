@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from cups.cli import main
-from cups.core.errors import read_image, write_png
+from cups.core.files import read_image, write_png
 from cups.core.records import PanopticLabel
-from cups.data.stereo_folder import StereoFolder
-from cups.data.store import PseudoLabelStore
+from cups.datasets.stereo_folder import StereoFolder
+from cups.labels.store import PseudoLabelStore
 from cups.model.files import numbered_split, save_network
 from cups.model.network import panoptic_cascade
 from cups.stages.pipeline import PseudoLabelSettings

@@ -15,15 +15,17 @@ from shutil import copytree
 import numpy as np
 import psutil
 import pytest
+from cups.jobs import dask_pool
 
 from cups.cli import main
-from cups.core.errors import InputError, read_image, write_png
-from cups.data.stereo_folder import StereoFolder
-from cups.data.store import PseudoLabelStore
-from cups.jobs import dask_pool
-from cups.jobs.cluster import Engine, Failure, Workers
-from cups.jobs.generate import generate
-from cups.jobs.scenes import render_scenes
+from cups.core.errors import InputError
+from cups.core.files import read_image, write_png
+from cups.datasets.stereo_folder import StereoFolder
+from cups.labels.store import PseudoLabelStore
+from cups.run.engine import Engine
+from cups.run.generate import generate
+from cups.run.scenes import render_scenes
+from cups.run.workers import Failure, Workers
 from cups.stages.pipeline import PseudoLabelSettings
 
 SETTINGS = PseudoLabelSettings(num_classes=6, clustering_vectors=60)

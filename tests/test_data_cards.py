@@ -9,8 +9,8 @@ import yaml
 from shared import shared_folder
 
 from cups.core.records import VOID
-from cups.data.datasets import DATASETS
-from cups.data.taxonomy import CATEGORIES, CITYSCAPES_19, CITYSCAPES_27, CITYSCAPES_LABELS
+from cups.core.taxonomy import CATEGORIES, CITYSCAPES_19, CITYSCAPES_27, CITYSCAPES_LABELS
+from cups.datasets.registry import DATASETS
 
 ROOT = Path(__file__).parents[1]
 NAMES = [

@@ -11,22 +11,23 @@ from PIL import Image
 from shared import shared_folder
 
 from cups.cli import main
-from cups.core.errors import InputError, read_json, write_json
+from cups.core.errors import InputError
+from cups.core.files import read_json, write_json
 from cups.core.records import VOID, PanopticLabel
-from cups.data.check import check_dataset
-from cups.data.cityscapes import Cityscapes
-from cups.data.datasets import DATASETS, open_dataset, open_labelled_dataset
-from cups.data.label_maps import BDD100K_LABELS, MOTS_CLASSES, MOTS_LABELS, WAYMO_LABELS, class_numbers, read_map
-from cups.data.labelled_folder import image_size
-from cups.data.miniatures import MINIATURES, street_frames, write_miniature
-from cups.data.mots import Mots
-from cups.data.muses import Muses
-from cups.data.store import PseudoLabelStore
-from cups.data.taxonomy import CITYSCAPES_7, CITYSCAPES_19, CITYSCAPES_27, cityscapes_classes, coarsened, lacking_in
-from cups.data.waymo import Waymo, convert_waymo, front_image, read_records, wire_message, write_records
-from cups.jobs.evaluate import panoptic_scores
-from cups.jobs.scenes import render_scenes
+from cups.core.taxonomy import CITYSCAPES_7, CITYSCAPES_19, CITYSCAPES_27, cityscapes_classes, coarsened, lacking_in
+from cups.datasets.check import check_dataset
+from cups.datasets.cityscapes import Cityscapes
+from cups.datasets.label_maps import BDD100K_LABELS, MOTS_CLASSES, MOTS_LABELS, WAYMO_LABELS, class_numbers, read_map
+from cups.datasets.labelled_folder import image_size
+from cups.datasets.miniatures import MINIATURES, street_frames, write_miniature
+from cups.datasets.mots import Mots
+from cups.datasets.muses import Muses
+from cups.datasets.registry import DATASETS, open_dataset, open_labelled_dataset
+from cups.datasets.waymo import Waymo, convert_waymo, front_image, read_records, wire_message, write_records
+from cups.evaluation.panoptic import panoptic_scores
+from cups.labels.store import PseudoLabelStore
 from cups.model.files import numbered_split
+from cups.run.scenes import render_scenes
 
 LABELLED = ["bdd10k", "cityscapes", "kitti_panoptic", "mots", "muses", "waymo"]
 SPLIT = {"mots": "train", "muses": "val/clear/day"}

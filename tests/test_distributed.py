@@ -15,9 +15,10 @@ from test_training import SPLIT, TINY, Frames, FramesWithoutLabels
 from cups.core.errors import InputError
 from cups.core.processes import from_all_processes, own_share, process_index
 from cups.core.records import PanopticLabel
-from cups.metrics import PanopticQuality
+from cups.evaluation.panoptic_quality import PanopticQuality
 from cups.model.network import panoptic_cascade
-from cups.training.dataset import PseudoLabelDataset, augmentation_settings
+from cups.training.augment import augmentation_settings
+from cups.training.dataset import PseudoLabelDataset
 from cups.training.self_training import self_train, self_train_settings
 from cups.training.trainer import TrainResult, train, train_settings
 
@@ -40,7 +41,7 @@ def learn(folder: Path, frames: Frames, validate=None, **changes) -> tuple[dict[
     torch.manual_seed(0)
     # in float32 the noise of sums decides now and then which of two equal proposals comes first
     model = panoptic_cascade(1, 2, "small", **TINY).double()
-    own = {"own_objects_after": 2, "own_confidence": 0.05}
+    own = {"self_enhanced_after": 2, "own_confidence": 0.05}
     data = PseudoLabelDataset(frames, SPLIT, augmentation_settings("small", resolution_share=(0.8, 1.2), resolutions=3))
     settings = train_settings("small", **USUAL | own | changes)
     result = train(model, data, settings, folder, progress=False, validate=validate, accelerator="cpu")

@@ -18,11 +18,11 @@ import assemble  # noqa: E402
 import links  # noqa: E402
 
 from cups.cli import parser  # noqa: E402
-from cups.data.street_scenes import exact_matches, street_scene  # noqa: E402
-from cups.stages.confidence import TERMS  # noqa: E402
-from cups.stages.ego_motion import EgoMotionSettings  # noqa: E402
-from cups.stages.motion import MotionSettings, propose  # noqa: E402
+from cups.stages.motion.confidence import TERMS  # noqa: E402
+from cups.stages.motion.ego_motion import EgoMotionSettings  # noqa: E402
+from cups.stages.motion.propose import MotionSettings, propose  # noqa: E402
 from cups.stages.scene_flow import scene_flow  # noqa: E402
+from cups.street.scenes import exact_matches, street_scene  # noqa: E402
 
 PAGES = sorted(SOURCES.rglob("*.md"))
 
@@ -43,8 +43,8 @@ def test_every_notebook_is_a_chapter_in_reading_order():
     names = [path.as_posix() for path in assemble.notebooks(ROOT)]
     assert set(names) == {p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb")
                           if ".ipynb_checkpoints" not in p.parts} - {"index.ipynb"}  # fmt: skip
-    order = ["train.ipynb", "core/00_errors.ipynb", "stages/01_matching.ipynb", "stages/19_pipeline.ipynb",
-             "workbench/01_pictures.ipynb", "benchmarks/crf.ipynb"]  # fmt: skip
+    order = ["train.ipynb", "core/05_files.ipynb", "stages/matching/01_classical.ipynb", "stages/02_pipeline.ipynb",
+             "core/07_pictures.ipynb", "benchmarks/crf.ipynb"]  # fmt: skip
     assert sorted(order, key=names.index) == order
 
 
@@ -84,7 +84,7 @@ def test_a_page_that_asks_for_what_is_not_there_stops_the_build(tmp_path):
     with pytest.raises(SystemExit, match="no section 'Nonsense'"):
         assemble.filled("%section Nonsense", ROOT, tmp_path)
     with pytest.raises(SystemExit, match="stores 0 pictures"):
-        assemble.filled("%picture core/00_errors 0 A picture", ROOT, tmp_path)
+        assemble.filled("%picture core/05_files 0 A picture", ROOT, tmp_path)
 
 
 def test_pages_are_filled_with_what_notebooks_store(tmp_path):

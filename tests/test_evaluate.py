@@ -12,9 +12,8 @@ from shared import shared_folder
 from cups.cli import main
 from cups.core.errors import InputError
 from cups.core.records import VOID, PanopticLabel
-from cups.data.stereo_folder import write_label
-from cups.data.store import PseudoLabelStore
-from cups.data.taxonomy import (
+from cups.core.splits import ThingStuffSplit
+from cups.core.taxonomy import (
     CITYSCAPES_7,
     CITYSCAPES_19,
     CITYSCAPES_27,
@@ -24,7 +23,8 @@ from cups.data.taxonomy import (
     coarsened,
     from_cityscapes_ids,
 )
-from cups.jobs.detection import (
+from cups.evaluation.classes import semantic_scores, snapped_to_image, square_view
+from cups.evaluation.objects import (
     detected_objects,
     detection_scores,
     labelled_objects,
@@ -32,13 +32,13 @@ from cups.jobs.detection import (
     numbered_masks,
     true_objects,
 )
-from cups.jobs.evaluate import panoptic_scores
-from cups.jobs.semantic_only import semantic_scores, snapped_to_image, square_view
+from cups.evaluation.panoptic import panoptic_scores
+from cups.labels.files import write_label
+from cups.labels.store import PseudoLabelStore
 from cups.model.config import Prediction
 from cups.model.files import numbered_split
 from cups.model.inference import combine, predict
 from cups.model.network import panoptic_cascade
-from cups.stages.things_stuff import ThingStuffSplit
 
 MADE_UP = Taxonomy(("a",) * 27, np.zeros((27, 3), np.uint8), np.zeros(27, bool))
 CAR, PERSON, RIDER = (CITYSCAPES_19.names.index(name) for name in ("car", "person", "rider"))

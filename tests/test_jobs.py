@@ -10,8 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from cups.data.miniatures import write_miniature
-from cups.data.taxonomy import CITYSCAPES_27
+from cups.core.taxonomy import CITYSCAPES_27
+from cups.datasets.miniatures import write_miniature
 from cups.model import load
 
 ROOT = Path(__file__).parents[1]

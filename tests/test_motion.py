@@ -8,13 +8,13 @@ import pytest
 import torch
 from shared import shared_folder
 
-from cups.core.errors import write_png
+from cups.core.files import write_png
 from cups.core.records import Calibration, StereoSample
-from cups.data.stereo_folder import StereoFolder
-from cups.data.street_scenes import exact_matches, street_scene
-from cups.stages.matching import ClassicalMatcher
-from cups.stages.motion import propose
+from cups.datasets.stereo_folder import StereoFolder
+from cups.stages.matching.classical import ClassicalMatcher
+from cups.stages.motion.propose import propose
 from cups.stages.scene_flow import scene_flow
+from cups.street.scenes import exact_matches, street_scene
 
 
 def sample_of(image: torch.Tensor, baseline_m: float = 0.5) -> StereoSample:

@@ -12,9 +12,9 @@ from cups.core.checkpoints import fill, read_tensors
 from cups.core.errors import InputError
 from cups.core.images import normalised
 from cups.stages import depthg
-from cups.stages.depthg import DepthG, DepthGSettings, depthg_for
-from cups.stages.smurf import SmurfMatcher, SmurfSettings
-from cups.stages.smurf_network import Smurf
+from cups.stages.matching.smurf import SmurfMatcher, SmurfSettings
+from cups.stages.matching.smurf_network import Smurf
+from cups.stages.semantics.depthg import DepthG, DepthGSettings, depthg_for
 
 
 def names_and_shapes(network: torch.nn.Module) -> set[str]:
@@ -83,9 +83,9 @@ def test_depthg(depthg_file):
 
 
 def test_networks_take_their_part_in_the_pipeline(smurf_file, depthg_file, tmp_path):
-    from cups.data.street_scenes import street_scene
+    from cups.stages.labels.pseudo_classes import PseudoClasses, fit_pseudo_classes
     from cups.stages.pipeline import PseudoLabelSettings, analyse, describe, known_clusters
-    from cups.stages.pseudo_classes import PseudoClasses, fit_pseudo_classes
+    from cups.street.scenes import street_scene
 
     sample = street_scene((5, 0), 128, 192).sample
     settings = PseudoLabelSettings(

@@ -2,8 +2,8 @@
 
 import pytest
 
+from cups.benchmarks.scaling_model import Costs, Site, extrapolate
 from cups.core.errors import InputError
-from cups.jobs.scaling import Costs, Site, extrapolate
 
 COSTS = Costs(
     {"motion": 3.0, "CRF": 1.0}, gpu_s=0.5, scheduler_s=0.001, read_bytes=4e6, written_bytes=1e6, message_bytes=2e3,

@@ -15,17 +15,18 @@ import pytest
 import torch
 
 from cups.cli import main
-from cups.core.errors import InputError, read_image, write_png
+from cups.core.errors import InputError
+from cups.core.files import read_image, write_png
 from cups.core.records import VOID, PanopticLabel
-from cups.data.store import INDEX_FILE, PseudoLabelStore, shard_of
-from cups.data.store_check import check_store
-from cups.stages.things_stuff import class_statistics
+from cups.core.splits import class_statistics
+from cups.labels.check import check_store
+from cups.labels.store import INDEX_FILE, PseudoLabelStore, shard_of
 
 SETTINGS = {"seed": 3, "matching": {"sizes": [640, 1280]}}
 WRITER = """
 import sys
 from test_store import NAMES, SETTINGS, label
-from cups.data.store import PseudoLabelStore
+from cups.labels.store import PseudoLabelStore
 store = PseudoLabelStore.create(sys.argv[1], SETTINGS, 9)
 names = store.missing(NAMES)
 for name in names:

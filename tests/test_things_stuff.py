@@ -8,10 +8,10 @@ import pytest
 import torch
 from shared import shared_folder
 
-from cups.core.errors import read_json
+from cups.core.files import read_json
 from cups.core.records import VOID, PanopticLabel, Proposals
-from cups.stages.fusion import fuse
-from cups.stages.things_stuff import class_statistics, split_things_stuff
+from cups.core.splits import class_statistics, split_things_stuff
+from cups.stages.labels.fusion import fuse
 
 NUM_CLASSES = 16
 

@@ -7,8 +7,8 @@ import torch
 
 from cups.core.errors import InputError
 from cups.core.records import PanopticLabel
+from cups.core.splits import ThingStuffSplit
 from cups.model.network import panoptic_cascade
-from cups.stages.things_stuff import ThingStuffSplit
 from cups.training.dataset import PseudoLabelDataset
 from cups.training.self_training import self_train, self_train_settings
 from cups.training.trainer import TrainResult, train, train_settings
@@ -137,7 +137,7 @@ class WithoutObjects(Frames):
 
 
 def test_batches_without_objects_teach_the_rest(tmp_path):
-    weights, result = run(tmp_path, WithoutObjects(), own_objects_after=2)
+    weights, result = run(tmp_path, WithoutObjects(), self_enhanced_after=2)
     assert all(value.isfinite().all() for value in weights.values())
     assert result.history[-1]["masks"] == 0 and result.history[-1]["semantic"] < result.history[0]["semantic"]
 

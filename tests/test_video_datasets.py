@@ -10,19 +10,20 @@ from multiprocessing import get_context
 import numpy as np
 import pytest
 import torch
+from cups.data import cityscapes_sequences, file_index, kitti_raw
 from PIL import Image
 from shared import shared_folder
 
-from cups.core.errors import InputError, read_image, write_json, write_png
-from cups.data import cityscapes_sequences, file_index, kitti_raw
-from cups.data.cityscapes import read_instance_ids
-from cups.data.cityscapes_sequences import CityscapesSequences, NearestCamera, read_camera, valid_pixels
-from cups.data.file_index import list_files, listing_file
-from cups.data.inventory import lonely
-from cups.data.kitti_raw import DRIVES_LEFT_OUT, LABELLED_FRAMES, KittiRaw, left_out, read_calibration
-from cups.data.taxonomy import CITYSCAPES_27, CITYSCAPES_LABELS
-from cups.jobs.generate import generate
-from cups.stages.matching import ClassicalMatcher
+from cups.core.errors import InputError
+from cups.core.files import read_image, write_json, write_png
+from cups.core.taxonomy import CITYSCAPES_27, CITYSCAPES_LABELS
+from cups.datasets.cityscapes import read_instance_ids
+from cups.datasets.cityscapes_sequences import CityscapesSequences, NearestCamera, read_camera, valid_pixels
+from cups.datasets.file_index import list_files, listing_file
+from cups.datasets.inventory import lonely
+from cups.datasets.kitti_raw import DRIVES_LEFT_OUT, LABELLED_FRAMES, KittiRaw, left_out, read_calibration
+from cups.run.generate import generate
+from cups.stages.matching.classical import ClassicalMatcher
 from cups.stages.pipeline import PseudoLabelSettings
 from cups.stages.scene_flow import scene_flow
 

@@ -7,20 +7,23 @@ import numpy as np
 import pytest
 import torch
 
-from cups.core.errors import InputError, write_json
+from cups.core.errors import InputError
+from cups.core.files import write_json
 from cups.core.records import VOID, PanopticLabel
 from cups.core.rigid import invert
 from cups.core.settings import load_settings, setting, with_setting
-from cups.data.datasets import LabelledImages
-from cups.data.fixed_labels import Edit, FixedLabels
-from cups.data.stereo_folder import StereoFolder, write_label, write_sample
-from cups.data.store import CHOICE_FILE, PseudoLabelStore
-from cups.data.street_scenes import street_scene
-from cups.jobs.evaluate import TruthFolder, score_store
-from cups.jobs.runs import RunFolder
+from cups.core.splits import SplitChoice
+from cups.datasets.labelled_images import LabelledImages
+from cups.datasets.stereo_folder import StereoFolder, write_sample
+from cups.evaluation.panoptic import score_store
+from cups.evaluation.truth import TruthFolder
+from cups.labels.files import write_label
+from cups.labels.fixed import Edit, FixedLabels
+from cups.labels.store import CHOICE_FILE, PseudoLabelStore
+from cups.run.runs import RunFolder
+from cups.stages.labels.pseudo_classes import fit_pseudo_classes
 from cups.stages.pipeline import PseudoLabelSettings, analyse, describe
-from cups.stages.pseudo_classes import fit_pseudo_classes
-from cups.stages.things_stuff import SplitChoice
+from cups.street.scenes import street_scene
 from cups.workbench import label_fixer, motion_lab, run_browser, thing_stuff_lab, threshold_lab
 
 SETTINGS = PseudoLabelSettings(num_classes=6, num_object_classes=0)
@@ -527,7 +530,7 @@ def test_a_failed_write_leaves_the_earlier_fix(fixable, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("cups.data.fixed_labels.write_json", full)
+    monkeypatch.setattr("cups.labels.fixed.write_json", full)
     with pytest.raises(InputError, match=f"{name}.json: cannot be written .No space left"):
         fixed.write_fixed(name, label, [])
     assert {path: path.read_bytes() for path in fixed.folder.iterdir()} == files

@@ -181,7 +181,7 @@ class StereoSample(Record):
         """Height and width in pixels."""
         return self.left_0.shape[-2], self.left_0.shape[-1]
 
-
+# %% ../../nbs/core/01_records.ipynb #6f1fcc9a
 @dataclass(frozen=True)
 class Matches(Record):
     """Where every pixel of one image lies in another.
@@ -213,7 +213,7 @@ class Matches(Record):
     disparity_visible_1: Tensor
     diagnostics: dict[str, Any] = field(default_factory=dict)
 
-
+# %% ../../nbs/core/01_records.ipynb #d13d366e
 @dataclass(frozen=True)
 class SceneFlow(Record):
     """The motion of every pixel in 3D.
@@ -258,7 +258,7 @@ class SceneFlow(Record):
         """Pixels with a point at t and a flow, (H, W), bool; their depth at t + 1 may be unknown."""
         return self.flow_seen & self.depth_seen_0
 
-
+# %% ../../nbs/core/01_records.ipynb #65032d67
 @dataclass(frozen=True)
 class Proposals(Record):
     """Independently moving objects, each with its rigid motion.

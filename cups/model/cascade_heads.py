@@ -19,7 +19,7 @@ from .config import PanopticCascadeConfig, Target
 from .pooling import pool_boxes
 
 # %% auto #0
-__all__ = ['BoxHead', 'BoxPredictor', 'MaskHead', 'ignored_share', 'spared_boxes', 'box_losses', 'mask_loss', 'jitter_boxes',
+__all__ = ['BoxHead', 'BoxPredictor', 'MaskHead', 'ignored_share', 'drop_loss_mask', 'box_losses', 'mask_loss', 'jitter_boxes',
            'CascadeHeads']
 
 # %% ../../nbs/model/05_cascade_heads.ipynb #1908495a
@@ -89,7 +89,7 @@ def ignored_share(semantic: Tensor, boxes: Tensor) -> Tensor:
     return inside / ((x1 - x0) * (y1 - y0)).clamp(min=1)
 
 
-def spared_boxes(target: Target, boxes: Tensor, config: PanopticCascadeConfig) -> Tensor:
+def drop_loss_mask(target: Target, boxes: Tensor, config: PanopticCascadeConfig) -> Tensor:
     """Say which predicted `boxes` (N, 4) DropLoss spares from being background: (N,) bool."""
     if config.drop_loss_iou is None:
         return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
@@ -136,7 +136,7 @@ def box_losses(
     count = shared_count(len(scores), scores.device)
     return losses.sum() / count, F.l1_loss(offsets[positive], coded, reduction="sum") / count
 
-
+# %% ../../nbs/model/05_cascade_heads.ipynb #f744e8c3
 def mask_loss(logits: Tensor, boxes: Sequence[Tensor], index: Sequence[Tensor], targets: Sequence[Target]) -> Tensor:
     """Return the binary cross entropy of the masks, per pixel of the grid of all processes' boxes.
 
@@ -246,7 +246,7 @@ class CascadeHeads(nn.Module):
                 torch.cat(boxes),
                 torch.cat([self._classes(match, t) for match, t in zip(matches, targets, strict=True)]),
                 torch.cat([_take(t.boxes, i, b) for (i, _), t, b in zip(matches, targets, boxes, strict=True)]),
-                torch.cat([spared_boxes(t, b, self.config) for b, t in zip(refined, targets, strict=True)]),
+                torch.cat([drop_loss_mask(t, b, self.config) for b, t in zip(refined, targets, strict=True)]),
                 self.config.cascade_box_weights[stage],
             )
             boxes = [b[(b[:, 2:] > b[:, :2]).all(dim=1)] for b in refined]
@@ -322,7 +322,7 @@ class CascadeHeads(nn.Module):
         keep = batched_nms(boxes, scores, classes, config.detection_nms_iou)[: config.max_detections]
         return boxes[keep], scores[keep], classes[keep]
 
-
+# %% ../../nbs/model/05_cascade_heads.ipynb #b35536e0
 def _take(objects: Tensor, index: Tensor, otherwise: Tensor) -> Tensor:
     """Return `objects[index]`, or `otherwise` where there are no objects."""
     return objects[index] if len(objects) else otherwise

@@ -15,11 +15,12 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..core.checkpoints import fill, read_tensors
-from ..core.errors import InputError, write_bytes
+from ..core.errors import InputError
+from ..core.files import write_bytes
 from ..core.settings import settings_from_dict, settings_to_dict
+from ..core.splits import ThingStuffSplit
 from .config import PanopticCascadeConfig
 from .network import PanopticCascade
-from ..stages.things_stuff import ThingStuffSplit
 from ..weights import weights_file
 
 # %% auto #0
@@ -64,7 +65,7 @@ def published_network(tensors: dict[str, Tensor], path: Path, **changes: float) 
         raise InputError(f"{path}: not the weights of a panoptic network ({error})") from None
     return fill(PanopticCascade(config), tensors, path)
 
-
+# %% ../../nbs/model/10_files.ipynb #46f2c40d
 def load(path: str | Path, device: str = "cpu", **changes: float) -> PanopticCascade:
     """Return a network from a file, in evaluation mode.
 
@@ -96,7 +97,7 @@ def load(path: str | Path, device: str = "cpu", **changes: float) -> PanopticCas
     model.split = split
     return model.to(device).eval()
 
-
+# %% ../../nbs/model/10_files.ipynb #8857f7b0
 def load_backbone(model: PanopticCascade, path: str | Path) -> PanopticCascade:
     """Put a pretrained backbone into a network and return it.
 

@@ -16,9 +16,9 @@ from torch.nn import functional as F
 
 from ..core.errors import InputError
 from ..core.records import VOID, PanopticLabel
-from .augmentation import predict_views
 from .config import PanopticCascadeConfig, Prediction
 from .network import PanopticCascade
+from .test_time_augmentation import predict_views
 
 # %% auto #0
 __all__ = ['paste_mask', 'Segment', 'combine', 'Classes', 'predict']
@@ -76,7 +76,7 @@ class Segment:
     score: float
     area_px: int
 
-
+# %% ../../nbs/model/09_inference.ipynb #608da72b
 def combine(
     prediction: Prediction, config: PanopticCascadeConfig, things: Sequence[int], stuff: Sequence[int]
 ) -> tuple[PanopticLabel, list[Segment]]:

@@ -18,12 +18,12 @@ from ..core.images import IMAGENET_DEVIATION, IMAGENET_MEAN
 from ..core.processes import largest_over_processes
 from ..core.records import VOID
 from ..core.settings import preset_values
+from ..core.splits import ThingStuffSplit
 from .backbone import FeaturePyramid
 from .cascade_heads import CascadeHeads
 from .config import PanopticCascadeConfig, Prediction, Target
 from .region_proposals import RegionProposals
 from .semantic_head import SemanticHead, semantic_loss
-from ..stages.things_stuff import ThingStuffSplit
 
 # %% auto #0
 __all__ = ['SMALL', 'PanopticCascade', 'panoptic_cascade']
@@ -123,7 +123,7 @@ class PanopticCascade(nn.Module):
         height, width = (-(-side // 32) * 32 for side in size)
         return _pad(normal, (height, width), 0.0).contiguous(memory_format=torch.channels_last)
 
-
+# %% ../../nbs/model/07_network.ipynb #4e0dcdc7
 def _largest(sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:
     """Return the height and width that hold the images of all processes: norms see the padding, too."""
     height, width = largest_over_processes([max(sides) for sides in zip(*sizes, strict=True)])

@@ -57,7 +57,7 @@ def axis_weights(
     weights.scatter_add_(-1, offset, (1 - share) * weight).scatter_add_(-1, offset + 1, share * weight)
     return first.long(), count, weights
 
-
+# %% ../../nbs/model/03_pooling.ipynb #779849ec
 def align_boxes(feature: Tensor, rois: Tensor, cells: int, scale: float, sampling: int) -> Tensor:
     """Return what torchvision's aligned `roi_align` returns, (N, C, cells, cells), faster on a CPU.
 

@@ -10,8 +10,8 @@ from torch import Tensor
 from torchvision.ops import masks_to_boxes
 
 from ..core.records import VOID, PanopticLabel
+from ..core.splits import ThingStuffSplit
 from ..model.config import Target
-from ..stages.things_stuff import ThingStuffSplit
 
 # %% auto #0
 __all__ = ['training_target', 'mask_boxes']

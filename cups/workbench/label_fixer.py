@@ -18,16 +18,17 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.pictures import distinct_colours
+from ..core.protocols import StereoDataset
 from ..core.records import VOID, PanopticLabel
-from ..data.datasets import LabelledImages, StereoDataset
-from ..data.fixed_labels import FIXED_FOLDER, Edit, FixedLabels
-from ..data.store import PseudoLabelStore
+from ..datasets.labelled_images import LabelledImages
+from ..labels.fixed import FIXED_FOLDER, Edit, FixedLabels
+from ..labels.store import PseudoLabelStore
 from .explorer import LatestFirst
-from .frame_view import FrameView
 from .layers import Layer, Packet, class_layer, class_names, message, picture, sampled, step_for
 from .motion_lab import LAB_WIDTH
-from .pictures import distinct_colours
 from .segments import Segment, segment_at
+from .view.frame_view import FrameView
 
 # %% auto #0
 __all__ = ['FIXER_LAYERS', 'HELP', 'free_number', 'relabel', 'delete', 'merge', 'pieces', 'sides', 'split', 'selected_masks',
@@ -176,14 +177,14 @@ def apply_edit(label: PanopticLabel, edit: Edit) -> PanopticLabel:
         raise InputError(f"{edit.kind} changes nothing here")
     return changed
 
-
+# %% ../../nbs/workbench/24_label_fixer.ipynb #3bb3e319
 def replay(label: PanopticLabel, edits: Sequence[Edit]) -> PanopticLabel:
     """Return the label after all edits, in order; raise InputError if one of them is not possible."""
     for edit in edits:
         label = apply_edit(label, edit)
     return label
 
-
+# %% ../../nbs/workbench/24_label_fixer.ipynb #563f5479
 @dataclass
 class Draft:
     """The edits of a frame, and how they came about, to go back and forth.
@@ -287,7 +288,6 @@ def segment_line(segment: Segment, names: Sequence[str]) -> str:
 HELP = ("← → frame · click a segment, with Shift one more · Delete deletes · z undo, y redo · Esc none selected · "
         "+ − 0 zoom · drag to move")  # fmt: skip
 
-
 @dataclass
 class OpenFrame:
     """The frame that is shown.
@@ -309,7 +309,7 @@ class OpenFrame:
     label: PanopticLabel
     draft: Draft
 
-
+# %% ../../nbs/workbench/24_label_fixer.ipynb #e0595049
 class LabelFixer(widgets.VBox):
     """Step through stored pseudo-labels and correct them.
 

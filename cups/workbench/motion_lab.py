@@ -16,10 +16,10 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.geometry import pixel_grid, project
+from ..core.pictures import instance_rgb
 from ..core.records import Calibration
 from ..core.rigid import invert, transform
 from ..stages.pipeline import FrameAnalysis
-from .pictures import instance_rgb
 
 # %% auto #0
 __all__ = ['COLOURINGS', 'MONOSPACE', 'LAB_WIDTH', 'own_motion_m', 'residual_px', 'cloud_pixels', 'plotted', 'camera_frustum',
@@ -138,7 +138,7 @@ def _percentile(values: Tensor, pixels: Tensor, percent: float, least: float) ->
     some = values.reshape(-1).cpu()[pixels].numpy()
     return max(float(np.percentile(some, percent)), least) if len(some) else least
 
-
+# %% ../../nbs/workbench/20_motion_lab.ipynb #84925141
 def _points(xyz: np.ndarray, **properties: Any) -> go.Scatter3d:
     """Return a trace of points or lines (N, 3)."""
     x, y, z = np.asarray(xyz, np.float32).reshape(-1, 3).T
@@ -159,7 +159,7 @@ def _arrows(analysis: FrameAnalysis, frames: float) -> tuple[go.Scatter3d, go.Co
                    colorscale=[[0, "black"], [1, "black"]], text=said, hoverinfo="text")  # fmt: skip
     return shafts, tips
 
-
+# %% ../../nbs/workbench/20_motion_lab.ipynb #01927aec
 def region_points(analysis: FrameAnalysis, region: int | None, most: int = 4000) -> np.ndarray:
     """Return points (N, 3), as plotted, of a region that moves; none for None."""
     if region is None or analysis.proposals.regions is None:
@@ -185,7 +185,7 @@ def view_m(analysis: FrameAnalysis, farthest: float = 80.0) -> list[list[float]]
     low, high = np.minimum(np.percentile(near, 1, axis=0), -1), np.maximum(np.percentile(near, 99, axis=0), 1)
     return [[float(a), float(b)] for a, b in zip(low, high, strict=True)]
 
-
+# %% ../../nbs/workbench/20_motion_lab.ipynb #5865dc0b
 def motion_figure(
     analysis: FrameAnalysis, colouring: str = "motion", fps: float | None = None, region: int | None = None,
     points: int = 30_000, arrow_frames: float = 5.0,
@@ -234,7 +234,7 @@ def motion_figure(
     return go.Figure(traces, {"scene": scene, "height": 420, "margin": dict.fromkeys("lrb", 0) | {"t": 30},
                               "legend": legend, "uirevision": "kept", "autosize": True})  # fmt: skip
 
-
+# %% ../../nbs/workbench/20_motion_lab.ipynb #7e5d5c1b
 _AXES = ("right", "ahead", "up")
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #2fe65f11
@@ -250,7 +250,7 @@ def dropped_rows(analysis: FrameAnalysis) -> list[tuple[str, int]]:
     dropped = sorted(analysis.proposals.diagnostics.get("dropped", []), key=lambda d: -d["region_px"])
     return [(f"{d['region']:>4}  {d['region_px']:>8} px   {drop_reason(d)}", d["region"]) for d in dropped]
 
-
+# %% ../../nbs/workbench/20_motion_lab.ipynb #9a9b191c
 def region_picture(analysis: FrameAnalysis, region: int | None = None) -> np.ndarray:
     """Return the left image in grey (H, W, 3), its objects in colours, and a region in the colour of the highlight."""
     rgb = instance_rgb(analysis.proposals.instance, analysis.sample.left_0)
@@ -275,7 +275,6 @@ MONOSPACE = (
 
 LAB_WIDTH = "1090px"
 """Of a cell of JupyterLab in a window 1280 pixels wide."""
-
 
 class MotionLab(widgets.VBox):
     """The scene flow of a frame to walk around in.

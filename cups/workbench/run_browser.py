@@ -19,17 +19,18 @@ import numpy as np
 import plotly.graph_objects as go
 from torch import Tensor, nn
 
-from ..core.errors import InputError, read_json
+from ..core.errors import InputError
+from ..core.files import read_json
+from ..core.pictures import image_rgb, panel, panoptic_rgb
+from ..core.protocols import StereoDataset
 from ..core.records import PanopticLabel
-from ..data.datasets import StereoDataset
-from ..data.stereo_folder import StereoFolder
-from ..data.store import PseudoLabelStore
-from ..data.taxonomy import CITYSCAPES_19
+from ..core.taxonomy import CITYSCAPES_19
+from ..datasets.stereo_folder import StereoFolder
+from ..labels.store import PseudoLabelStore
 from ..model.files import load
 from ..model.inference import predict
 from .frames import matched_colours
 from .motion_lab import LAB_WIDTH, MONOSPACE, png_bytes
-from .pictures import image_rgb, panel, panoptic_rgb
 
 # %% auto #0
 __all__ = ['SORTINGS', 'Curve', 'Run', 'assigned_values', 'read_job', 'run_folders', 'read_run', 'read_metrics', 'job_of',
@@ -70,7 +71,7 @@ class Run:
     started: str = ""
     fault: str = ""
 
-
+# %% ../../nbs/workbench/23_run_browser.ipynb #6760b7dc
 def assigned_values(source: str) -> dict[str, Any]:
     """Return the names that Python source assigns plain values to, and these values; nothing is executed."""
     values: dict[str, Any] = {}
@@ -92,7 +93,7 @@ def assigned_values(source: str) -> dict[str, Any]:
                 values |= {t.id: v for t, v in zip(target.elts, value, strict=True) if isinstance(t, ast.Name)}
     return values
 
-
+# %% ../../nbs/workbench/23_run_browser.ipynb #23a1a6bb
 def read_job(path: str | Path) -> dict[str, Any] | None:
     """Return `job`, `given`, `parameters`, `started` and `fault` of a notebook that papermill ran; None of any other.
 
@@ -121,7 +122,7 @@ def read_job(path: str | Path) -> dict[str, Any] | None:
         "fault": "the job failed" if about.get("exception") else "",
     }
 
-
+# %% ../../nbs/workbench/23_run_browser.ipynb #a5f40efd
 def run_folders(folder: str | Path) -> Iterator[Path]:
     """Yield the folders below `folder`, itself included, that have `metrics.json`; stores and videos are not searched.
 
@@ -152,7 +153,7 @@ def read_run(path: Path, folder: Path) -> Run:
     except InputError as error:
         return Run(name, path, metrics, fault=str(error))
 
-
+# %% ../../nbs/workbench/23_run_browser.ipynb #88ac1b58
 def read_metrics(path: Path) -> dict[str, Any]:
     """Read a run's numbers.
 
@@ -186,7 +187,7 @@ def job_of(path: Path) -> dict[str, Any]:
             jobs.append(job)
     return max(jobs, key=lambda job: job["started"], default={})
 
-
+# %% ../../nbs/workbench/23_run_browser.ipynb #7f353bf2
 def find_runs(folder: str | Path) -> list[Run]:
     """Return all runs below a folder, by name.
 
@@ -222,9 +223,8 @@ def run_row(run: Run) -> dict[str, str]:
         "note": run.fault,
     }
 
-
+# %% ../../nbs/workbench/23_run_browser.ipynb #3fc46cb3
 SORTINGS = ("name", "PQ", "time", "started")
-
 
 def sorted_runs(runs: Sequence[Run], sorting: str) -> list[Run]:
     """Return the runs by name, or with the best PQ, the longest time or the latest start first; one of `SORTINGS`."""
@@ -249,7 +249,7 @@ def run_lines(runs: Sequence[Run], widest: int = 44) -> tuple[str, list[str]]:
 
     return line({c: c for c in columns}), [line(row) for row in rows]
 
-
+# %% ../../nbs/workbench/23_run_browser.ipynb #401464a5
 def parameter_table(runs: Sequence[Run]) -> str:
     """Return the parameters that some of the runs were given as an HTML table, a column for each run."""
     names = sorted({name for run in runs for name in run.given} - {"run_dir"})
@@ -346,7 +346,7 @@ def located(run: Run, path: str) -> Path | None:
     places = [Path(path), *(parent / path for parent in run.path.resolve().parents)]
     return next((place for place in places if path and place.exists()), None)
 
-
+# %% ../../nbs/workbench/23_run_browser.ipynb #59123b16
 @lru_cache(maxsize=2)
 def _network(path: Path) -> nn.Module:
     """Return a network of a file, on the CPU."""
@@ -371,7 +371,7 @@ def run_label(run: Run, name: str, image: Tensor) -> tuple[PanopticLabel, np.nda
                 return store.read(name), _colours(run.metrics.get("pseudo_labels"))
     return None
 
-
+# %% ../../nbs/workbench/23_run_browser.ipynb #d9d5f77e
 def _colours(result: Any) -> np.ndarray | None:
     """Return the colours of the classes that pseudo-classes were matched to; None if they were not."""
     matched = isinstance(result, dict) and result.get("assignments")
@@ -384,7 +384,7 @@ def run_video(run: Run) -> StereoFolder | None:
     places = [*(located(run, name) for name in names), run.path / "test_scenes"]
     return next((StereoFolder(p) for p in places if p is not None and (p / "calibration.json").exists()), None)
 
-
+# %% ../../nbs/workbench/23_run_browser.ipynb #8baabadb
 def frame_sheet(runs: Sequence[Run], name: str, video: StereoDataset, width: int = 1040) -> np.ndarray:
     """Return a frame with what every run says of it and the ground truth, if there is one, side by side (H, W, 3).
 

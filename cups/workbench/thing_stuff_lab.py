@@ -17,12 +17,12 @@ import torch
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.pictures import image_rgb, outlines
+from ..core.protocols import StereoDataset
 from ..core.records import PanopticLabel
-from ..data.datasets import StereoDataset
-from ..data.store import CHOICE_FILE, PseudoLabelStore
-from ..stages.things_stuff import SplitChoice, ThingStuffSplit, chosen_split
+from ..core.splits import SplitChoice, ThingStuffSplit, chosen_split
+from ..labels.store import CHOICE_FILE, PseudoLabelStore
 from .motion_lab import LAB_WIDTH, png_bytes
-from .pictures import image_rgb, outlines
 
 # %% auto #0
 __all__ = ['SORTINGS', 'sorted_classes', 'share_figure', 'threshold_line', 'line_threshold', 'frames_of_class', 'class_window',
@@ -32,8 +32,8 @@ __all__ = ['SORTINGS', 'sorted_classes', 'share_figure', 'threshold_line', 'line
 SORTINGS = ("share inside proposals", "number of the class", "pixels")
 
 _THING, _STUFF, _LINE = "#E69F00", "#0072B2", "#333333"
-_ENDS = ("x0", "x1", "y0", "y1")
 
+_ENDS = ("x0", "x1", "y0", "y1")
 
 def sorted_classes(split: ThingStuffSplit, pixels: Tensor, sorting: str) -> list[int]:
     """Return all classes by descending share, by number, or by descending pixels (K,); one of `SORTINGS`."""
@@ -43,7 +43,7 @@ def sorted_classes(split: ThingStuffSplit, pixels: Tensor, sorting: str) -> list
         return pixels.sort(descending=True, stable=True).indices.tolist()
     return split.order.tolist()
 
-
+# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #7d16d9c7
 def share_figure(split: ThingStuffSplit, choice: SplitChoice, threshold: float, classes: Sequence[int]) -> go.Figure:
     """Draw the shares of the classes and the threshold.
 
@@ -85,7 +85,7 @@ def share_figure(split: ThingStuffSplit, choice: SplitChoice, threshold: float, 
         },
     )  # fmt: skip
 
-
+# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #8e92691a
 def threshold_line(threshold: float) -> dict[str, Any]:
     """Return the plotly shape of the threshold: a level line over the whole width."""
     line = {"color": _LINE, "width": 3, "dash": "dash"}
@@ -117,7 +117,7 @@ def class_window(label: PanopticLabel, number: int, margin: float = 0.25) -> tup
         window.append(slice(max(low - extra, 0), min(high + extra, size)))
     return window[0], window[1]
 
-
+# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #2de14ac8
 def class_example(label: PanopticLabel, number: int, image: Tensor | None = None, side_px: int = 150) -> np.ndarray:
     """Return a picture (side, side, 3), uint8, of a class in a frame; its mask alone where there is no image."""
     rows, columns = class_window(label, number)
@@ -137,7 +137,7 @@ def class_example(label: PanopticLabel, number: int, image: Tensor | None = None
     square[top : top + height, left : left + width] = cut
     return square
 
-
+# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #09edef55
 def class_examples(
     store: PseudoLabelStore, frames: Sequence[str], number: int, video: StereoDataset | None = None,
     side_px: int = 150,

@@ -17,19 +17,20 @@ from typing import Any
 import ipywidgets as widgets
 import yaml
 
-from ..core.errors import InputError, write_atomically
+from ..core.errors import InputError
+from ..core.files import write_atomically
 from ..core.memory import release_memory
 from ..core.records import PanopticLabel, StereoSample
 from ..core.settings import changed_settings, setting, with_setting
-from ..data.taxonomy import CITYSCAPES_19, Taxonomy
-from ..jobs.evaluate import panoptic_scores
-from ..stages.crf import dense_crf
-from ..stages.motion import propose
+from ..core.splits import ThingStuffSplit
+from ..core.taxonomy import CITYSCAPES_19, Taxonomy
+from ..evaluation.panoptic import panoptic_scores
+from ..stages.labels.pseudo_classes import PseudoClasses
+from ..stages.motion.propose import propose
 from ..stages.pipeline import FrameAnalysis, PseudoLabelSettings, combine, feature_source, frame_seed, matcher
-from ..stages.pseudo_classes import PseudoClasses
 from ..stages.scene_flow import scene_flow
-from ..stages.semantics import class_scores
-from ..stages.things_stuff import ThingStuffSplit
+from ..stages.semantics.clusters import class_scores
+from ..stages.semantics.crf import dense_crf
 from .frames import frame_pictures
 from .motion_lab import LAB_WIDTH, png_bytes
 
@@ -58,7 +59,7 @@ class Stage:
     reads: Callable[[PseudoLabelSettings], Hashable]
     run: Callable[[StereoSample, PseudoClasses, PseudoLabelSettings, Mapping[str, Any]], Any]
 
-
+# %% ../../nbs/workbench/21_threshold_lab.ipynb #4979236e
 STAGES = (
     Stage("matching", (), lambda s: (s.matcher, getattr(s, s.matcher)), lambda x, c, s, r: matcher(s)(x)),
     Stage("scene flow", ("matching",), lambda s: s.scene_flow,
@@ -78,7 +79,6 @@ STAGES = (
 
 KEPT = 3
 """Results that are remembered of each stage: going back to where one came from is immediate."""
-
 
 @dataclass(frozen=True)
 class StageCache:
@@ -103,7 +103,7 @@ class StageCache:
         kept = dict([*known.items(), (key, result)][-KEPT:])
         return replace(self, results={**self.results, stage: kept})
 
-
+# %% ../../nbs/workbench/21_threshold_lab.ipynb #dbb2b8c6
 def recompute(
     cache: StageCache, settings: PseudoLabelSettings, on_stage: Callable[[str, int], None] | None = None,
     stopped: Callable[[], bool] = lambda: False,
@@ -242,7 +242,7 @@ def changes(before: Mapping[str, float], after: Mapping[str, float]) -> list[tup
     names = dict.fromkeys([*before, *after])
     return [(n, before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)]
 
-
+# %% ../../nbs/workbench/21_threshold_lab.ipynb #f4a398d6
 def split_of(classes: PseudoClasses, settings: PseudoLabelSettings) -> ThingStuffSplit:
     """Return which pseudo-classes of a frame are things: the classes of objects, or else those above the threshold."""
     share, order = classes.share.sort(descending=True, stable=True)
@@ -266,7 +266,7 @@ def frame_quality(
     names = {"PQ, %": "pq", "PQ of things, %": "pq_things", "PQ of stuff, %": "pq_stuff"}
     return {name: 100 * scores[key] for name, key in names.items() if scores[key] is not None}
 
-
+# %% ../../nbs/workbench/21_threshold_lab.ipynb #f4fc3b77
 def changes_table(rows: list[tuple[str, float | None, float | None]]) -> str:
     """Return the rows of `changes` as an HTML table."""
     if not rows:
@@ -303,7 +303,7 @@ class Control:
     high: float
     step: float
 
-
+# %% ../../nbs/workbench/21_threshold_lab.ipynb #b12f5c0c
 _MATCHING = {
     "classical": (
         Control("classical.nearest_depth_m", "nearest depth, m", 1.0, 10.0, 0.5),
@@ -313,6 +313,7 @@ _MATCHING = {
     ),
     "smurf": (Control("smurf.updates", "recurrent updates", 1, 32, 1),),
 }
+
 _CONTROLS = {
     "scene flow": (
         Control("scene_flow.min_depth_m", "nearest depth, m", 0.5, 10.0, 0.5),
@@ -337,12 +338,11 @@ _CONTROLS = {
     "fusion": (Control("thing_threshold", "thing threshold, share", 0.0, 0.19, 0.005),),
 }
 
-
 def controls(settings: PseudoLabelSettings) -> dict[str, tuple[Control, ...]]:
     """Return the controls of every stage that has some, by stage."""
     return {"matching": _MATCHING[settings.matcher], **_CONTROLS}
 
-
+# %% ../../nbs/workbench/21_threshold_lab.ipynb #1f1de295
 def slider(control: Control, settings: PseudoLabelSettings) -> widgets.Widget:
     """Return a slider at the value of a setting; its range grows if the value lies outside."""
     value = setting(settings, control.name)
@@ -529,7 +529,7 @@ class ThresholdLab(widgets.VBox):
         except InputError as error:
             self.saved.value = f"<b>{escape(str(error))}</b>"
 
-
+# %% ../../nbs/workbench/21_threshold_lab.ipynb #d691e317
 _PICTURES = {
     "pseudo-label": "pseudo-label",
     "moving objects": "moving objects",
@@ -538,7 +538,6 @@ _PICTURES = {
     "disparity": "disparity",
     "optical flow": "optical flow",
 }
-
 
 def _difference(settings: PseudoLabelSettings, start: PseudoLabelSettings) -> str:
     """Return the settings with a slider that differ from where it began, in one line."""

@@ -20,13 +20,21 @@ from pathlib import Path
 from typing import Any
 
 FOLDERS = {
-    "core": "Records, geometry, settings and files that everything else stands on.",
-    "data": "Street scenes, data sets, and the store of pseudo-labels.",
-    "stages": "From two stereo pairs to a panoptic pseudo-label, one stage after the other.",
+    "stages": "The method in its order: what follows what, and the record that each stage makes.",
+    "stages/matching": "Two stereo pairs become optical flow and disparity.",
+    "stages/motion": "Scene flow becomes moving objects, each with its SE(3) motion.",
+    "stages/semantics": "Features and clusters become a class for every pixel.",
+    "stages/labels": "Moving objects and classes become one panoptic pseudo-label.",
     "model": "Panoptic Cascade Mask R-CNN on torch and torchvision.",
-    "training": "Targets, training, self-training and fine-tuning.",
-    "jobs": "What jobs and the command line are made of.",
-    "workbench": "Pictures, reports and curves, and what to explore them with.",
+    "training": "Targets, augmentation, training, self-training and fine-tuning.",
+    "evaluation": "Panoptic quality, classes and objects against ground truth.",
+    "run": "The method on many frames: workers, Dask, generation and prediction.",
+    "labels": "The pseudo-label store, its check, labels fixed by hand, COCO export.",
+    "datasets": "Readers of data sets in their official layouts, their check, and miniatures.",
+    "street": "The embedded world: street scenes with exact ground truth, and no download.",
+    "workbench": "Look at every stage and turn every setting.",
+    "workbench/view": "The view of a frame in the browser.",
+    "core": "Records, geometry, settings and files that everything else stands on.",
     "benchmarks": "Speed, memory and accuracy as ratios against named alternatives.",
 }
 """Folders of notebooks in reading order; others follow by name."""

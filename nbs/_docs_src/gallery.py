@@ -15,16 +15,16 @@ import torch
 from plotly.colors import DEFAULT_PLOTLY_COLORS
 from plotly.subplots import make_subplots
 
+from cups.core.pictures import image_rgb, panoptic_rgb
 from cups.core.records import VOID, Calibration, PanopticLabel
 from cups.core.rigid import invert, transform
-from cups.data.street_scenes import StreetScene, street_scene
-from cups.data.taxonomy import CITYSCAPES_19
-from cups.jobs.evaluate import panoptic_scores
+from cups.core.splits import ThingStuffSplit, class_statistics, split_things_stuff
+from cups.core.taxonomy import CITYSCAPES_19
+from cups.evaluation.panoptic import panoptic_scores
+from cups.stages.labels.pseudo_classes import PseudoClasses, fit_pseudo_classes
 from cups.stages.pipeline import FrameAnalysis, PseudoLabelSettings, analyse, describe
-from cups.stages.pseudo_classes import PseudoClasses, fit_pseudo_classes
-from cups.stages.things_stuff import ThingStuffSplit, class_statistics, split_things_stuff
+from cups.street.scenes import StreetScene, street_scene
 from cups.workbench.frames import matched_colours
-from cups.workbench.pictures import image_rgb, panoptic_rgb
 
 HEIGHT, WIDTH = 256, 512
 SEEDS = [(5, 11), (5, 8), (5, 1), (5, 3)]

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 from notebook_page import PATIENCE_S, Page, copy_notebook, overlapping, wait_for
 
-from cups.data.stereo_folder import write_sample
-from cups.data.store import PseudoLabelStore
-from cups.data.street_scenes import street_clip
+from cups.datasets.stereo_folder import write_sample
+from cups.labels.store import PseudoLabelStore
+from cups.street.scenes import street_clip
 
 SIZE = (96, 192)
 FRAMES = 6

@@ -8,17 +8,17 @@ import torch
 from notebook_page import Page, overlapping, wait_for
 
 from cups.core.records import VOID
-from cups.data.fixed_labels import FixedLabels
-from cups.data.stereo_folder import StereoFolder, write_sample
-from cups.data.store import PseudoLabelStore
-from cups.data.street_scenes import street_clip
+from cups.datasets.stereo_folder import StereoFolder, write_sample
+from cups.labels.fixed import FixedLabels
+from cups.labels.store import PseudoLabelStore
+from cups.street.scenes import street_clip
 from cups.workbench.segments import segment_at
 
 FRAMES, DAMAGED = 3, 1
 NOTEBOOK = "label-fixer.ipynb"
 SOURCE = """
-from cups.data.stereo_folder import StereoFolder
-from cups.data.store import PseudoLabelStore
+from cups.datasets.stereo_folder import StereoFolder
+from cups.labels.store import PseudoLabelStore
 from cups.workbench.label_fixer import LabelFixer
 
 fixer = LabelFixer(PseudoLabelStore("fixer_labels"), StereoFolder("fixer_video"))

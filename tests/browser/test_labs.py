@@ -8,25 +8,25 @@ import nbformat
 import pytest
 from notebook_page import Page, overlapping, wait_for
 
-from cups.data.stereo_folder import StereoFolder
-from cups.data.store import CHOICE_FILE, PseudoLabelStore
-from cups.jobs.generate import generate
-from cups.jobs.runs import RunFolder
-from cups.jobs.scenes import render_scenes
+from cups.datasets.stereo_folder import StereoFolder
+from cups.labels.store import CHOICE_FILE, PseudoLabelStore
+from cups.run.generate import generate
+from cups.run.runs import RunFolder
+from cups.run.scenes import render_scenes
 from cups.stages.pipeline import PseudoLabelSettings
 
 STREET = """
-from cups.data.street_scenes import street_scene
+from cups.street.scenes import street_scene
 from cups.stages.pipeline import PseudoLabelSettings, analyse, describe
-from cups.stages.pseudo_classes import fit_pseudo_classes
+from cups.stages.labels.pseudo_classes import fit_pseudo_classes
 
 sample = street_scene(7).sample
 settings = PseudoLabelSettings(num_classes=6, num_object_classes=0)
 classes = fit_pseudo_classes(*describe(sample, settings), 6, 0)
 """
 FILES = """
-from cups.data.stereo_folder import StereoFolder
-from cups.data.store import PseudoLabelStore
+from cups.datasets.stereo_folder import StereoFolder
+from cups.labels.store import PseudoLabelStore
 
 video, store = StereoFolder("scenes"), PseudoLabelStore("labels")
 """
