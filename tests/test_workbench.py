@@ -2,6 +2,7 @@
 
 import json
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -21,14 +22,15 @@ from cups.labels.files import write_label
 from cups.labels.fixed import Edit, FixedLabels
 from cups.labels.store import CHOICE_FILE, PseudoLabelStore
 from cups.run.runs import RunFolder
+from cups.stages import pipeline
 from cups.stages.labels.pseudo_classes import fit_pseudo_classes
-from cups.stages.pipeline import PseudoLabelSettings, analyse, describe
+from cups.stages.pipeline import PseudoLabelSettings, Stage, analyse, describe
 from cups.street.scenes import street_scene
-from cups.workbench import label_fixer, motion_lab, run_browser, thing_stuff_lab, threshold_lab
+from cups.workbench import label_fixer, motion_lab, run_browser, sources, thing_stuff_lab, threshold_lab
 
 SETTINGS = PseudoLabelSettings(num_classes=6, num_object_classes=0)
+ALL_STAGES = tuple(stage.name for stage in pipeline.STAGES)
 WITHOUT_UNIT = ("steps", "updates", "distance", "colour", "confidence")
-STAGES = ("matcher", "scene_flow", "propose", "feature_source", "class_scores", "dense_crf", "combine")
 
 
 @pytest.fixture(scope="module")
@@ -41,17 +43,35 @@ def street():
 
 @pytest.fixture
 def calls(monkeypatch):
-    """Return the list of stages that the threshold lab computes, as they are computed."""
-    made = []
-    for name in STAGES:
-        real = getattr(threshold_lab, name)
+    """Return the list of stages that are computed, as they are computed."""
+    made, real = [], Stage.__call__
 
-        def counted(*args, name=name, real=real, **options):
-            made.append(name)
-            return real(*args, **options)
+    def counted(stage, records, settings):
+        made.append(stage.name)
+        return real(stage, records, settings)
 
-        monkeypatch.setattr(threshold_lab, name, counted)
+    monkeypatch.setattr(Stage, "__call__", counted)
     return made
+
+
+# The stages
+
+
+def test_a_new_stage_is_run_by_all_who_run_the_method(street, monkeypatch):
+    sample, classes, _ = street
+    blank = Stage("blank", ("semantic",), "blank", (), lambda settings, semantic: torch.zeros_like(semantic))
+    *before, fusion, last = pipeline.STAGES
+    longer = (*before, blank, replace(fusion, needs=("blank", "proposals")), last)
+    monkeypatch.setattr(pipeline, "STAGES", longer)
+    monkeypatch.setattr(threshold_lab, "STAGES", longer)
+    names = []
+    cache = threshold_lab.StageCache(sample, classes)
+    _, in_lab = threshold_lab.recompute(cache, SETTINGS, lambda name, place: names.append(name))
+    assert names == [stage.name for stage in longer]
+    source = sources.StreetSource(drives=1, frames=1, height=96, width=192, class_frames=1, settings=SETTINGS)
+    *_, explored = source.load(0)
+    for label in (in_lab.label, explored.label, analyse(sample, classes, SETTINGS).label):
+        assert not label.semantic.any()
 
 
 # The motion lab
@@ -118,17 +138,17 @@ def test_motion_lab_of_a_frame_in_which_nothing_moves():
 @pytest.mark.parametrize(
     ("name", "value", "computed"),
     [
-        ("thing_threshold", 0.1, STAGES[6:]),
-        ("crf.steps", 3, STAGES[5:]),
-        ("motion.min_confidence", 0.2, ("propose", "combine")),
-        ("scene_flow.max_depth_m", 40.0, ("scene_flow", "propose", "combine")),
-        ("classical.speckle_px", 0, STAGES),
+        ("thing_threshold", 0.1, ("object classes",)),
+        ("crf.steps", 3, ("CRF", "fusion", "object classes")),
+        ("motion.min_confidence", 0.2, ("motion", "fusion", "object classes")),
+        ("scene_flow.max_depth_m", 40.0, ("scene flow", "motion", "fusion", "object classes")),
+        ("classical.speckle_px", 0, ALL_STAGES),
     ],
 )
 def test_only_the_stage_that_changed_and_those_after_it_are_computed(street, calls, name, value, computed):
     sample, classes, analysis = street
     cache, first = threshold_lab.recompute(threshold_lab.StageCache(sample, classes), SETTINGS)
-    assert tuple(calls) == STAGES and torch.equal(first.label.stacked(), analysis.label.stacked())
+    assert tuple(calls) == ALL_STAGES and torch.equal(first.label.stacked(), analysis.label.stacked())
     calls.clear()
     changed = with_setting(SETTINGS, name, value)
     cache, second = threshold_lab.recompute(cache, changed)
@@ -151,8 +171,8 @@ def test_a_newer_request_stops_an_older_one_and_nothing_stale_is_shown(street, m
         assert go_on.wait(30)
         return real(x, flow, settings, seed=seed)
 
-    real = threshold_lab.propose
-    monkeypatch.setattr(threshold_lab, "propose", slow)
+    real = pipeline.propose
+    monkeypatch.setattr(pipeline, "propose", slow)
     work = threshold_lab.Recomputer(cache, lambda s, a, t: shown.append((s, a)), lambda *_: None, faults.append)
     for confidence in (0.1, 0.2, 0.3, 0.4):
         work.request(with_setting(SETTINGS, "motion.min_confidence", confidence))
@@ -175,11 +195,11 @@ def test_a_stage_that_fails_gives_one_line_and_the_next_request_works(street, mo
     assert lab.wait(120) and lab.after is lab.before
     lab.sliders["classical.block_px"].value = 4
     assert "block_px must be odd" in lab.status.value and "\n" not in lab.status.value
-    real = threshold_lab.dense_crf
-    monkeypatch.setattr(threshold_lab, "dense_crf", lambda *_: (_ for _ in ()).throw(InputError("out of\npaint")))
+    real = pipeline.dense_crf
+    monkeypatch.setattr(pipeline, "dense_crf", lambda *_: (_ for _ in ()).throw(InputError("out of\npaint")))
     lab.sliders["crf.steps"].value = 2
     assert lab.wait(60) and lab.status.value == "<b>out of paint</b>" and lab.after[0] == SETTINGS
-    monkeypatch.setattr(threshold_lab, "dense_crf", real)
+    monkeypatch.setattr(pipeline, "dense_crf", real)
     lab.sliders["crf.steps"].value = 3
     assert lab.wait(60) and lab.after[0].crf.steps == 3 and "computed in" in lab.status.value
 
