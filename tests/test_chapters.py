@@ -69,6 +69,13 @@ def test_every_public_name_is_at_work_somewhere(path):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT / "nbs").as_posix())
+def test_type_variables_are_private(path):
+    for node in (node for source in code_cells(path)[0] for node in parsed(source)):
+        if isinstance(node, ast.Assign) and ast.unparse(node.value).startswith("TypeVar("):
+            assert node.targets[0].id.startswith("_"), ast.unparse(node)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT / "nbs").as_posix())
 def test_no_stored_output_shows_an_error(path):
     for cell in json.loads(path.read_text())["cells"]:
         for output in cell.get("outputs", []):
