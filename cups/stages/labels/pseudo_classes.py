@@ -25,7 +25,7 @@ __all__ = ['object_sizes', 'PseudoClasses', 'assign', 'fit_pseudo_classes', 'cla
 
 # %% ../../../nbs/stages/labels/02_pseudo_classes.ipynb #ee1e340b
 _EXTENT = (0.03, 0.97)
-"""Percentiles of an object's rows and columns between which its size is measured, so that stray pixels do not count."""
+"""Quantiles of an object's rows and columns between which its size is measured, so that stray pixels do not count."""
 
 _SIZES_M = (0.05, 50.0)
 """Sizes are clamped to this range in metres; larger or smaller ones are errors of disparity."""
