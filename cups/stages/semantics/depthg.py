@@ -254,7 +254,7 @@ def unit_clusters(num_classes: int) -> Clusters:
 
 # %% ../../../nbs/stages/semantics/02_depthg.ipynb #5b963d89
 def depthg_for(tensors: dict[str, Tensor], path: str | Path) -> DepthG:
-    """Return a network filled with the tensors of a file, and of their sizes.
+    """Return a network with the weights of a file; its sizes are those of the tensors.
 
     Parameters
     ----------

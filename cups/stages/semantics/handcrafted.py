@@ -54,7 +54,7 @@ _HORIZONS = np.linspace(0.25, 0.65, 41)
 """Rows of the horizon as shares of the image height, in steps of one percent."""
 
 _MIN_ROAD_PX = 0.3
-"""Disparity of the plane below which it says nothing: close to the horizon and above it."""
+"""Pixels where the plane has a smaller disparity are ignored: they lie near the horizon or above it."""
 
 
 def _voted_plane(points: np.ndarray, disparity: np.ndarray, per_metre: float, height: int) -> np.ndarray:
