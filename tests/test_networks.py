@@ -11,9 +11,9 @@ from shared import load_fixture, procedural_image, procedural_state, shared_fold
 from cups.core.checkpoints import fill, read_tensors
 from cups.core.errors import InputError
 from cups.core.images import normalised
-from cups.stages import depthg
 from cups.stages.matching.smurf import SmurfMatcher, SmurfSettings
 from cups.stages.matching.smurf_network import Smurf
+from cups.stages.semantics import depthg
 from cups.stages.semantics.depthg import DepthG, DepthGSettings, depthg_for
 
 

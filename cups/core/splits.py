@@ -14,8 +14,8 @@ from .errors import InputError
 from .records import VOID, PanopticLabel, Record
 
 # %% auto #0
-__all__ = ['ClassStatistics', 'class_statistics', 'ThingStuffSplit', 'split_things_stuff', 'SplitChoice', 'chosen_split',
-           'claimed_segments']
+__all__ = ['ClassStatistics', 'class_statistics', 'movable_share', 'ThingStuffSplit', 'split_things_stuff', 'SplitChoice',
+           'chosen_split', 'claimed_segments']
 
 # %% ../../nbs/core/04_splits.ipynb #10324a7f
 @dataclass(frozen=True)
@@ -76,6 +76,24 @@ def class_statistics(label: PanopticLabel, num_classes: int) -> ClassStatistics:
     )
 
 # %% ../../nbs/core/04_splits.ipynb #7dcc0c37
+def movable_share(inside: Tensor, pixels: Tensor) -> Tensor:
+    """Return the share of each class inside object proposals, normalised over the classes (CUPS, section 3.1).
+
+    Parameters
+    ----------
+    inside, pixels : Tensor, (K,)
+        Pixels of each class inside proposals, and all pixels of the class.
+
+    Returns
+    -------
+    Tensor, (K,)
+        Shares that sum to 1, or are all 0 if no pixel is inside a proposal. In the floating-point type of `inside`, or
+        torch's default one if both are integers.
+    """
+    ratio = inside / pixels.clamp(min=1)
+    return ratio / ratio.sum().clamp(min=torch.finfo(ratio.dtype).tiny)
+
+# %% ../../nbs/core/04_splits.ipynb #1e2572c2
 @dataclass(frozen=True)
 class ThingStuffSplit(Record):
     """Which classes are things and which are stuff.
@@ -124,8 +142,7 @@ def split_things_stuff(statistics: ClassStatistics, threshold: float = 0.08) -> 
     """
     if not 0 <= threshold < 1:
         raise InputError(f"threshold must lie in [0, 1), got {threshold}")
-    ratio = statistics.pixels_inside_proposals.double() / statistics.pixels.clamp(min=1)
-    share = ratio / ratio.sum().clamp(min=torch.finfo(ratio.dtype).tiny)
+    share = movable_share(statistics.pixels_inside_proposals.double(), statistics.pixels)
     share, order = share.sort(descending=True, stable=True)
     things = sorted(order[share > threshold].tolist())
     stuff = sorted(order[share <= threshold].tolist())

@@ -15,25 +15,27 @@ from ..core.geometry import back_project, depth_from_disparity, pixel_grid, warp
 from ..core.records import Matches, SceneFlow, StereoSample
 
 # %% auto #0
-__all__ = ['FLOATS', 'SceneFlowSettings', 'truncated_deviation', 'noise_scales', 'disparity_edges', 'finite_matches',
-           'scene_flow']
+__all__ = ['SceneFlowSettings', 'truncated_deviation', 'noise_scales', 'disparity_edges', 'finite_matches', 'scene_flow']
 
-# %% ../../nbs/stages/01_scene_flow.ipynb #831f70e6
+# %% ../../nbs/stages/01_scene_flow.ipynb #b2a7380b
 @dataclass(frozen=True)
 class SceneFlowSettings:
-    """Constants of `scene_flow` (the published ones, but for the smallest noise, 2 px, and the edges, 5 px).
+    """Settings of `scene_flow`, with the published values as defaults.
+
+    Two differ from the published ones: the smallest noise (published: 2 px) and the side of the square around edges
+    (published: 5 px).
 
     Parameters
     ----------
     min_depth_m, max_depth_m : float
         Points outside this range, at t or at t + 1, are not trusted.
     edge_threshold : float
-        Jump of log disparity from one pixel to the next from which on a pixel counts as an edge.
+        Difference of log disparity between neighbouring pixels above which both are at an edge.
     edge_share : float
         Side of the square around edges that is not trusted, as a share of the image height;
         rounded to an odd number of pixels, at least 3.
     min_noise_px, max_noise_px : float
-        Bounds of the noise scales.
+        The noise scales are clamped to this range.
     """
 
     min_depth_m: float = 2.5
@@ -43,19 +45,24 @@ class SceneFlowSettings:
     min_noise_px: float = 0.05
     max_noise_px: float = 10.0
 
-# %% ../../nbs/stages/01_scene_flow.ipynb #98d59564
-def truncated_deviation(error: Tensor, bound: float = 10.0) -> float:
-    """Return the standard deviation of a centred Gaussian of which only |error| < bound is seen.
+# %% ../../nbs/stages/01_scene_flow.ipynb #6699bf83
+_NOISE_BOUND_PX = 10.0
+"""Larger errors are wrong matches, not noise."""
+
+
+def truncated_deviation(error: Tensor, bound: float = _NOISE_BOUND_PX) -> float:
+    """Return the standard deviation of a centred Gaussian from its samples with |error| < bound.
 
     Parameters
     ----------
     error : Tensor, any shape
-        Samples; those at or beyond the bound are left out. 0 is returned if there are none.
+        Samples; those at or beyond the bound are left out. The result is 0 if none is left.
+    bound : float
 
     Notes
     -----
-    The variance of a Gaussian cut off at +-b is s^2 (1 - 2 a phi(a) / (2 Phi(a) - 1)), a = b / s; solved for s by
-    fixed-point iteration from the variance seen.
+    The variance of a Gaussian truncated at +-b is s^2 (1 - 2 a phi(a) / (2 Phi(a) - 1)), a = b / s. It is solved for s
+    by fixed-point iteration, starting from the deviation of the samples; s stays at most b.
     """
     inside = error[error.abs() < bound].double()
     if inside.numel() == 0:
@@ -65,14 +72,24 @@ def truncated_deviation(error: Tensor, bound: float = 10.0) -> float:
     for _ in range(50):
         a = bound / sigma
         cut = 2 * a * math.exp(-a * a / 2) / math.sqrt(2 * math.pi) / max(math.erf(a / math.sqrt(2)), 1e-12)
-        sigma = min(seen / math.sqrt(max(1 - cut, 0.05)), bound)
+        sigma = min(seen / math.sqrt(max(1 - cut, 0.05)), bound)  # a flat distribution has no finite solution
     return sigma
 
-
+# %% ../../nbs/stages/01_scene_flow.ipynb #962112e9
 def noise_scales(matches: Matches, trusted: Tensor, settings: SceneFlowSettings) -> Tensor:
-    """Return the standard deviations of the errors of flow x, flow y and disparity in pixels, (3,).
+    """Return the standard deviations of the errors of flow x, flow y and disparity.
 
-    Over trusted pixels (H, W): looking up the way back between two surfaces would count as noise.
+    Parameters
+    ----------
+    matches : Matches
+    trusted : Tensor, (H, W), bool
+        Pixels to measure at.
+    settings : SceneFlowSettings
+
+    Returns
+    -------
+    Tensor, (3,), float32
+        In pixels.
     """
     returned = warp(matches.flow_backward[None], matches.flow_forward[None])[0][0]
     miss = (matches.flow_forward + returned)[:, trusted]
@@ -82,10 +99,28 @@ def noise_scales(matches: Matches, trusted: Tensor, settings: SceneFlowSettings)
     scales = torch.tensor([truncated_deviation(part) / math.sqrt(2) for part in parts])
     return scales.clamp(settings.min_noise_px, settings.max_noise_px).to(matches.flow_forward.device)
 
-# %% ../../nbs/stages/01_scene_flow.ipynb #4077c5d1
+# %% ../../nbs/stages/01_scene_flow.ipynb #8db88e64
+_MIN_DISPARITY_PX = 0.1
+"""Smaller disparities are noise; where disparity is 0, its logarithm would be infinite."""
+
+
 def disparity_edges(disparity: Tensor, threshold: float, size_px: int) -> Tensor:
-    """Return the pixels within a square of `size_px` around a jump of log disparity over `threshold`, (H, W), bool."""
-    log = disparity.clamp(min=0.1).log()
+    """Return the surroundings of jumps of disparity.
+
+    Parameters
+    ----------
+    disparity : Tensor, (H, W)
+        In pixels.
+    threshold : float
+        Difference of log disparity between neighbouring pixels above which both are at an edge.
+    size_px : int
+        Side of the square around them; odd.
+
+    Returns
+    -------
+    Tensor, (H, W), bool
+    """
+    log = disparity.clamp(min=_MIN_DISPARITY_PX).log()
     jump = torch.zeros_like(log, dtype=torch.bool)
     across, down = (log[:, 1:] - log[:, :-1]).abs() > threshold, (log[1:] - log[:-1]).abs() > threshold
     jump[:, 1:] |= across
@@ -94,18 +129,19 @@ def disparity_edges(disparity: Tensor, threshold: float, size_px: int) -> Tensor
     jump[:-1] |= down
     return torch.nn.functional.max_pool2d(jump[None].float(), size_px, 1, size_px // 2)[0] > 0
 
+# %% ../../nbs/stages/01_scene_flow.ipynb #a3a51395
+_FLOATS = ("flow_forward", "flow_backward", "disparity_0", "disparity_1", "disparity_right_0", "disparity_right_1")
 
-FLOATS = ("flow_forward", "flow_backward", "disparity_0", "disparity_1", "disparity_right_0", "disparity_right_1")
 
 def finite_matches(matches: Matches) -> tuple[Matches, Tensor]:
     """Return matches in float32 with 0 for what is not finite, and the pixels at t that were finite, (H, W), bool."""
     finite = matches.flow_forward.isfinite().all(0) & matches.disparity_0.isfinite()
     cleaned = {
-        name: torch.nan_to_num(getattr(matches, name).float(), nan=0.0, posinf=0.0, neginf=0.0) for name in FLOATS
+        name: torch.nan_to_num(getattr(matches, name).float(), nan=0.0, posinf=0.0, neginf=0.0) for name in _FLOATS
     }
     return matches.replace(**cleaned), finite
 
-# %% ../../nbs/stages/01_scene_flow.ipynb #e835d683
+# %% ../../nbs/stages/01_scene_flow.ipynb #f7af7d8a
 def scene_flow(sample: StereoSample, matches: Matches, settings: SceneFlowSettings | None = None) -> SceneFlow:
     """Return every pixel's motion in 3D.
 
@@ -119,8 +155,8 @@ def scene_flow(sample: StereoSample, matches: Matches, settings: SceneFlowSettin
     Returns
     -------
     SceneFlow
-        Trusted pixels have a depth in range at both times, are visible in flow and in both disparities, lie off the
-        edges of disparity and inside the valid area. Everything is finite.
+        Trusted pixels have a depth in range at both times, are visible in flow and in both disparities, and lie off
+        the edges of disparity and inside the valid area. Everything is finite.
     """
     settings = settings or SceneFlowSettings()
     camera = sample.calibration
@@ -128,7 +164,7 @@ def scene_flow(sample: StereoSample, matches: Matches, settings: SceneFlowSettin
     position = pixel_grid(*sample.size, device=matches.flow_forward.device) + matches.flow_forward
     at_target = torch.stack([matches.disparity_1, matches.disparity_visible_1.float()])[None]
     looked_up, inside = warp(at_target, matches.flow_forward[None])
-    disparity_1, seen_1 = looked_up[0, 0], looked_up[0, 1] > 0.99
+    disparity_1, seen_1 = looked_up[0, 0], looked_up[0, 1] > 0.99  # interpolated from visible pixels only
     depth_0 = depth_from_disparity(matches.disparity_0, camera)
     depth_1 = depth_from_disparity(disparity_1, camera)
 

@@ -22,12 +22,18 @@ from .clusters import Clusters
 from ...weights import device_called, loaded_once, ready, weights_file
 
 # %% auto #0
-__all__ = ['Attention', 'Mlp', 'Block', 'VisionTransformer', 'CodeNetwork', 'ClusterProbe', 'DepthG', 'window_starts',
-           'sliding_window', 'half_resolution', 'depth_guided', 'DepthGSettings', 'depthg_for', 'load_depthg',
-           'unit_clusters', 'DepthGFeatures']
+__all__ = ['VisionTransformer', 'ClusterProbe', 'DepthG', 'window_starts', 'sliding_window', 'half_resolution', 'depth_guided',
+           'unit_clusters', 'depthg_for', 'DepthGSettings', 'DepthGFeatures']
 
-# %% ../../../nbs/stages/semantics/02_depthg.ipynb #07fece9e
-class Attention(nn.Module):
+# %% ../../../nbs/stages/semantics/02_depthg.ipynb #32622868
+_HEAD_CHANNELS = 64
+"""Of each attention head, in vision transformers of all sizes."""
+
+_EPSILON = 1e-6
+"""Of DINO's layer norms; torch's default is 1e-5."""
+
+
+class _Attention(nn.Module):
     """Self-attention with heads of 64 channels."""
 
     def __init__(self, channels: int) -> None:
@@ -37,11 +43,11 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, N, C) to (B, N, C)."""
-        query, key, value = self.qkv(x).unflatten(-1, (3, -1, 64)).permute(2, 0, 3, 1, 4)
+        query, key, value = self.qkv(x).unflatten(-1, (3, -1, _HEAD_CHANNELS)).permute(2, 0, 3, 1, 4)
         return self.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
 
 
-class Mlp(nn.Module):
+class _Mlp(nn.Module):
     """Two linear layers with a GELU between them."""
 
     def __init__(self, channels: int, hidden: int) -> None:
@@ -54,22 +60,22 @@ class Mlp(nn.Module):
         return self.fc2(F.gelu(self.fc1(x)))
 
 
-class Block(nn.Module):
-    """A transformer's layer: attention, then an MLP, each on normalised input and added to it."""
+class _Block(nn.Module):
+    """A transformer layer: attention, then an MLP, each with a residual connection around its normalised input."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(channels, eps=1e-6)
-        self.attn = Attention(channels)
-        self.norm2 = nn.LayerNorm(channels, eps=1e-6)
-        self.mlp = Mlp(channels, 4 * channels)
+        self.norm1 = nn.LayerNorm(channels, eps=_EPSILON)
+        self.attn = _Attention(channels)
+        self.norm2 = nn.LayerNorm(channels, eps=_EPSILON)
+        self.mlp = _Mlp(channels, 4 * channels)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (B, N, C) to (B, N, C)."""
         x = x + self.attn(self.norm1(x))
         return x + self.mlp(self.norm2(x))
 
-# %% ../../../nbs/stages/semantics/02_depthg.ipynb #a760a2a7
+# %% ../../../nbs/stages/semantics/02_depthg.ipynb #a4fd32d4
 class VisionTransformer(nn.Module):
     """DINO's vision transformer without its head.
 
@@ -88,15 +94,15 @@ class VisionTransformer(nn.Module):
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, channels))
         self.patch_embed = nn.Module()
         self.patch_embed.proj = nn.Conv2d(3, channels, patch_px, stride=patch_px)
-        self.blocks = nn.ModuleList(Block(channels) for _ in range(depth))
-        self.norm = nn.LayerNorm(channels, eps=1e-6)
+        self.blocks = nn.ModuleList(_Block(channels) for _ in range(depth))
+        self.norm = nn.LayerNorm(channels, eps=_EPSILON)
 
     def positions(self, height: int, width: int) -> Tensor:
         """Return the position embedding of a grid of patches, (1, 1 + height * width, C)."""
         if height == width == self.grid:
             return self.pos_embed
         trained = self.pos_embed[:, 1:].unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
-        factors = (height + 0.1) / self.grid, (width + 0.1) / self.grid  # as published: shifts every sample a little
+        factors = (height + 0.1) / self.grid, (width + 0.1) / self.grid  # as published; shifts every sample a little
         resampled = F.interpolate(trained.float(), scale_factor=factors, mode="bicubic").flatten(2).transpose(1, 2)
         return torch.cat([self.pos_embed[:, :1], resampled.to(self.pos_embed.dtype)], dim=1)
 
@@ -110,8 +116,8 @@ class VisionTransformer(nn.Module):
             tokens = block(tokens)
         return self.norm(tokens)[:, 1:].transpose(1, 2).unflatten(2, (height, width))
 
-# %% ../../../nbs/stages/semantics/02_depthg.ipynb #355c0cf4
-class CodeNetwork(nn.Module):
+# %% ../../../nbs/stages/semantics/02_depthg.ipynb #13813bc1
+class _CodeNetwork(nn.Module):
     """DINO and the projection: code = A f + C ReLU(B f)."""
 
     def __init__(self, transformer: VisionTransformer, channels: int, code: int) -> None:
@@ -127,7 +133,7 @@ class CodeNetwork(nn.Module):
 
 
 class ClusterProbe(nn.Module):
-    """Cluster centres; a class score is twice the cosine with one."""
+    """Cluster centres; a class score is twice the cosine with one, as in STEGO's published program."""
 
     sharpness = 2.0
 
@@ -140,7 +146,7 @@ class ClusterProbe(nn.Module):
         cosines = torch.einsum("bdhw,kd->bkhw", F.normalize(code, dim=1), F.normalize(self.clusters, dim=1))
         return (self.sharpness * cosines).log_softmax(dim=1)
 
-
+# %% ../../../nbs/stages/semantics/02_depthg.ipynb #412ae634
 class DepthG(nn.Module):
     """DepthG's network; the names of its state dict are those of the published `depthg.ckpt`.
 
@@ -157,28 +163,28 @@ class DepthG(nn.Module):
         num_clusters: int = 27,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.net = CodeNetwork(VisionTransformer(channels, depth, patch_px, grid), channels, code)
+        self.net = _CodeNetwork(VisionTransformer(channels, depth, patch_px, grid), channels, code)
         self.cluster_probe = ClusterProbe(num_clusters, code)
         self.patch_px = patch_px
 
     def forward(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Map images (B, 3, H, W), normalised, to log-probabilities (B, K, h, w).
 
-        The code is resampled to `size` (h, w) first; None leaves it at the resolution of patches.
+        The code is interpolated to `size` (h, w) first; None leaves it at the resolution of patches.
         """
         code = self.net(images).float()
         if size is not None:
             code = F.interpolate(code, size, mode="bilinear", align_corners=False)
         return self.cluster_probe(code)
 
-# %% ../../../nbs/stages/semantics/02_depthg.ipynb #395d9a85
+# %% ../../../nbs/stages/semantics/02_depthg.ipynb #0bd54d97
 def window_starts(length: int, window: int, stride: int) -> list[int]:
     """Return where windows begin that cover `length`; the last one ends with it."""
     return [*range(0, length - window, stride), length - window]
 
 
 def sliding_window(model: DepthG, image: Tensor, windows_at_once: int = 0) -> Tensor:
-    """Return the mean log-probabilities of windows of half the image's height, a quarter of it apart.
+    """Return the mean log-probabilities of square windows of half the image's height, a quarter of it apart.
 
     Parameters
     ----------
@@ -186,7 +192,7 @@ def sliding_window(model: DepthG, image: Tensor, windows_at_once: int = 0) -> Te
     image : Tensor, (3, H, W)
         Normalised.
     windows_at_once : int
-        Size of a batch; 0 takes all windows at once.
+        Batch size; 0 takes all windows at once.
 
     Returns
     -------
@@ -208,9 +214,9 @@ def sliding_window(model: DepthG, image: Tensor, windows_at_once: int = 0) -> Te
             count[y, x] += 1
     return total / count
 
-# %% ../../../nbs/stages/semantics/02_depthg.ipynb #96e2d13b
+# %% ../../../nbs/stages/semantics/02_depthg.ipynb #ce68c083
 def half_resolution(model: DepthG, image: Tensor) -> Tensor:
-    """Return the log-probabilities (K, H, W) of an image (3, H, W) seen at half its size, plain and mirrored."""
+    """Return the log-probabilities (K, H, W) of an image (3, H, W), computed at half its size, plain and mirrored."""
     size = image.shape[1:]
     half = tuple(max(n // 2 // model.patch_px, 1) * model.patch_px for n in size)
     small = F.interpolate(image[None], half, mode="bilinear", align_corners=False)
@@ -220,7 +226,7 @@ def half_resolution(model: DepthG, image: Tensor) -> Tensor:
 
 
 def depth_guided(model: DepthG, image: Tensor, depth: Tensor, windows_at_once: int = 0) -> Tensor:
-    """Return class scores (K, H, W): windows where it is far, the whole image where it is near.
+    """Return class scores (K, H, W): those of windows far from the camera, those of the whole image near it.
 
     Parameters
     ----------
@@ -240,6 +246,39 @@ def depth_guided(model: DepthG, image: Tensor, depth: Tensor, windows_at_once: i
     return share * half_resolution(model, image) + (1 - share) * sliding_window(model, image, windows_at_once)
 
 # %% ../../../nbs/stages/semantics/02_depthg.ipynb #0d506d57
+def unit_clusters(num_classes: int) -> Clusters:
+    """Return the clusters for which log-probabilities of `num_classes` classes are their own class scores."""
+    projection, centres = torch.eye(num_classes), torch.eye(num_classes)  # two, since a file cannot hold one twice
+    classes, alpha = torch.arange(num_classes), torch.tensor(0.5)
+    return Clusters(torch.zeros(num_classes), torch.ones(num_classes), projection, centres, classes, alpha)
+
+# %% ../../../nbs/stages/semantics/02_depthg.ipynb #5b963d89
+def depthg_for(tensors: dict[str, Tensor], path: str | Path) -> DepthG:
+    """Return a network with the weights of a file; its sizes are those of the tensors.
+
+    Parameters
+    ----------
+    tensors : dict of str to Tensor
+        By name; those of other parts of the published program are ignored.
+    path : str or Path
+        Of the file, for messages.
+
+    Raises
+    ------
+    InputError
+        If tensors are missing or their shapes do not fit together.
+    """
+    needed = {name: tensor for name, tensor in tensors.items() if name.startswith(("net.", "cluster_probe."))}
+    try:
+        channels, _, patch_px, _ = needed["net.model.patch_embed.proj.weight"].shape
+        num_clusters, code = needed["cluster_probe.clusters"].shape
+        grid = math.isqrt(needed["net.model.pos_embed"].shape[1] - 1)
+    except (KeyError, ValueError, IndexError) as error:
+        raise InputError(f"{path}: not the weights of DepthG ({error} is missing or of another shape)") from None
+    depth = len({name.split(".")[3] for name in needed if name.startswith("net.model.blocks.")})
+    return fill(DepthG(channels, depth, patch_px, grid, code, num_clusters), needed, path)
+
+# %% ../../../nbs/stages/semantics/02_depthg.ipynb #87ae2fb0
 @dataclass(frozen=True)
 class DepthGSettings:
     """Settings of `DepthGFeatures`.
@@ -252,6 +291,11 @@ class DepthGSettings:
         Windows in a batch; 0 takes all of an image's.
     device : str
         Where the network runs; "auto" takes a GPU if there is one.
+
+    Raises
+    ------
+    InputError
+        If `windows_at_once` is negative.
     """
 
     weights: str = "depthg"
@@ -262,34 +306,14 @@ class DepthGSettings:
         if self.windows_at_once < 0:
             raise InputError(f"depthg setting windows_at_once must not be negative, got {self.windows_at_once}")
 
-
-def depthg_for(tensors: dict[str, Tensor], path: str | Path) -> DepthG:
-    """Return a network of the sizes that the tensors of a file have, filled with them."""
-    needed = {name: tensor for name, tensor in tensors.items() if name.startswith(("net.", "cluster_probe."))}
-    try:
-        channels, _, patch_px, _ = needed["net.model.patch_embed.proj.weight"].shape
-        num_clusters, code = needed["cluster_probe.clusters"].shape
-        grid = math.isqrt(needed["net.model.pos_embed"].shape[1] - 1)
-    except (KeyError, ValueError, IndexError) as error:
-        raise InputError(f"{path}: not the weights of DepthG ({error} is missing or of another shape)") from None
-    depth = len({name.split(".")[3] for name in needed if name.startswith("net.model.blocks.")})
-    return fill(DepthG(channels, depth, patch_px, grid, code, num_clusters), needed, path)
-
-# %% ../../../nbs/stages/semantics/02_depthg.ipynb #73a0261f
+# %% ../../../nbs/stages/semantics/02_depthg.ipynb #657837bd
 @loaded_once
-def load_depthg(weights: str, device: str) -> DepthG:
+def _load_depthg(weights: str, device: str) -> DepthG:
     """Return the network with the weights of a file or of the registry, in evaluation mode."""
     path = weights_file(weights)
     return ready(depthg_for(read_tensors(path), path), device)
 
 
-def unit_clusters(num_classes: int) -> Clusters:
-    """Return the clusters of which log-probabilities of `num_classes` classes are already the scores."""
-    projection, centres = torch.eye(num_classes), torch.eye(num_classes)  # two: a file cannot hold one twice
-    classes, alpha = torch.arange(num_classes), torch.tensor(0.5)
-    return Clusters(torch.zeros(num_classes), torch.ones(num_classes), projection, centres, classes, alpha)
-
-# %% ../../../nbs/stages/semantics/02_depthg.ipynb #5b963d89
 class DepthGFeatures:
     """DepthG's class scores, on a GPU in bfloat16."""
 
@@ -299,10 +323,10 @@ class DepthGFeatures:
     @property
     def network(self) -> DepthG:
         """The network, read once per process."""
-        return load_depthg(self.settings.weights, device_called(self.settings.device))
+        return _load_depthg(self.settings.weights, device_called(self.settings.device))
 
     def clusters(self) -> Clusters:
-        """Return the clusters that take the features for class scores."""
+        """Return the clusters for which the features are the class scores."""
         return unit_clusters(len(self.network.cluster_probe.clusters))
 
     @torch.inference_mode()

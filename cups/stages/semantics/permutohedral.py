@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from ...core.errors import InputError
 
 # %% auto #0
-__all__ = ['Bags', 'bags', 'elevated', 'simplices', 'numbered_corners', 'blurs', 'GaussianFilter']
+__all__ = ['Bags', 'elevated', 'simplices', 'numbered_corners', 'blurs', 'GaussianFilter']
 
 # %% ../../../nbs/stages/semantics/04_permutohedral.ipynb #e82a3337
 @dataclass(frozen=True)
@@ -24,7 +24,7 @@ class Bags:
     Parameters
     ----------
     rows : Tensor, (E,), int32
-        The rows to add up, one sum after the other.
+        Indices of the rows to add up, one sum after the other.
     starts : Tensor, (S,), int32
         Where each sum begins.
     weights : Tensor, (E,)
@@ -39,23 +39,30 @@ class Bags:
         weights = self.weights.to(values.dtype)
         return F.embedding_bag(self.rows, values, self.starts, mode="sum", per_sample_weights=weights)
 
-
-def bags(rows: Tensor, weights: Tensor, used: Tensor) -> Bags:
-    """Return the sums over those of the rows (S, n) that are `used`, with weights (n,)."""
-    counts = used.sum(1)
-    entries = used.flatten().nonzero()[:, 0]
-    return Bags(rows.flatten()[entries].int(), (counts.cumsum(0) - counts).int(), weights[entries % len(weights)])
-
 # %% ../../../nbs/stages/semantics/04_permutohedral.ipynb #e064fde8
 def elevated(features: Tensor) -> Tensor:
-    """Return points (N, D) on the plane through the lattice, (D + 1, N), scaled so that a blur has deviation 1."""
+    """Return points on the plane of the lattice, scaled so that a blur has standard deviation 1.
+
+    Parameters
+    ----------
+    features : Tensor, (N, D)
+        In standard deviations.
+
+    Returns
+    -------
+    Tensor, (D + 1, N)
+
+    Source
+    ------
+    Adams, Baek, Davis, 2010, as for `GaussianFilter`.
+    """
     d = features.shape[1]
     axis = torch.arange(d, device=features.device)
     scaled = features.T * ((2 / 3) ** 0.5 * (d + 1) / ((axis + 1.0) * (axis + 2)).sqrt())[:, None]
     tail = scaled.flip(0).cumsum(0).flip(0)
     return torch.cat([tail[:1], tail[1:] - scaled[:-1] * axis[1:, None], -d * scaled[-1:]])
 
-
+# %% ../../../nbs/stages/semantics/04_permutohedral.ipynb #dc025918
 def simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Return the simplex that each point (N, D) lies in.
 
@@ -64,9 +71,9 @@ def simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     corner : Tensor, (D + 1, N), int32
         The corner that is a multiple of D + 1 in every coordinate.
     rank : Tensor, (D + 1, N), int8
-        Order of the coordinates by how far they lie beyond it.
+        Rank of each coordinate by its remainder, the largest first.
     weights : Tensor, (D + 1, N)
-        Barycentric coordinates, those of `corner` first.
+        Barycentric coordinates, that of `corner` first.
     """
     point = elevated(features)
     d = len(point) - 1
@@ -78,6 +85,7 @@ def simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
             less = beyond[i] < beyond[j]
             rank[i] += less
             rank[j] += ~less
+    # Where the rounded coordinates do not add up to zero, those with the extreme ranks are rounded the other way.
     wrap = (rank < 0).to(torch.int8) - (rank > d).to(torch.int8)
     rank += wrap * (d + 1)
     corner = (nearest.int() + wrap) * (d + 1)
@@ -89,9 +97,9 @@ def simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     weights[0] += 1 + weights[d + 1]
     return corner, rank, weights[: d + 1]
 
-# %% ../../../nbs/stages/semantics/04_permutohedral.ipynb #a39bed8d
+# %% ../../../nbs/stages/semantics/04_permutohedral.ipynb #2c33749c
 def numbered_corners(corner: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
-    """Return a number for each corner, the same for the same corner, and the steps between neighbours.
+    """Return a number for each corner, the same for equal corners, and the steps between neighbours.
 
     Parameters
     ----------
@@ -103,13 +111,18 @@ def numbered_corners(corner: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
     numbers : Tensor, (N, D + 1), int64
     steps : list of int
         What a step along each of the D + 1 axes adds to the number.
+
+    Raises
+    ------
+    InputError
+        If the lattice has more points than an integer can number.
     """
     d = len(corner) - 1
     low, high = corner[:d].amin(1) - 2 * (d + 1), corner[:d].amax(1) + 2 * (d + 1)
     units = [1]
     for span in (high - low + 1).tolist():
         units.append(units[-1] * span)
-    if units[-1] >= 1 << 62:
+    if units[-1] >= 1 << 62:  # half the range of int64: neighbours must not overflow
         raise InputError("the kernel is too narrow for the range of its features")
     units, whole = units[:-1], sum(units[:-1])
     numbers = torch.zeros(corner.shape[1], d + 1, dtype=torch.int64, device=corner.device)
@@ -120,9 +133,24 @@ def numbered_corners(corner: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
     numbers += whole * torch.arange(d + 1, device=corner.device)
     return numbers, [(d + 1) * unit - whole for unit in units] + [-whole]
 
-# %% ../../../nbs/stages/semantics/04_permutohedral.ipynb #dc025918
+# %% ../../../nbs/stages/semantics/04_permutohedral.ipynb #93fa13b6
+def _sums(rows: Tensor, weights: Tensor, used: Tensor) -> Bags:
+    """Return the sums over those of the rows (S, n) that are `used`, with weights (n,)."""
+    counts = used.sum(1)
+    entries = used.flatten().nonzero()[:, 0]
+    return Bags(rows.flatten()[entries].int(), (counts.cumsum(0) - counts).int(), weights[entries % len(weights)])
+
+
 def blurs(known: Tensor, steps: list[int]) -> list[Bags]:
-    """Return the blurs along all axes, two at a time, of the corners with the numbers `known`, (M,), ascending."""
+    """Return the blurs along all axes, two at a time.
+
+    Parameters
+    ----------
+    known : Tensor, (M,), int64
+        Numbers of the corners in ascending order.
+    steps : list of int
+        Differences between the numbers of neighbours along each axis.
+    """
     count = len(known)
     own = torch.arange(count, device=known.device)
 
@@ -131,7 +159,7 @@ def blurs(known: Tensor, steps: list[int]) -> list[Bags]:
         there = known[index] == known + step
         before = torch.full_like(own, count).index_put_((index[there],), own[there])
         around = torch.stack([own, torch.where(there, index, count), before], 1)
-        return torch.cat([around, around.new_full((1, 3), count)])  # of the one that is not there
+        return torch.cat([around, around.new_full((1, 3), count)])  # row `count` stands for a missing neighbour
 
     share = torch.tensor([1.0, 0.5, 0.5], device=known.device)
     both = (share[:, None] * share).flatten()
@@ -140,10 +168,10 @@ def blurs(known: Tensor, steps: list[int]) -> list[Bags]:
         rows, weights = neighbours(first)[:-1], share
         if second is not None:
             rows, weights = neighbours(first)[neighbours(second)[:-1]].flatten(1), both
-        made.append(bags(rows, weights, rows < count))
+        made.append(_sums(rows, weights, rows < count))
     return made
 
-# %% ../../../nbs/stages/semantics/04_permutohedral.ipynb #a3af2cbd
+# %% ../../../nbs/stages/semantics/04_permutohedral.ipynb #7caa8b3b
 class GaussianFilter:
     """A Gaussian filter over features, normalised symmetrically: D^-1/2 K D^-1/2 with D = K 1.
 
@@ -166,29 +194,34 @@ class GaussianFilter:
         count, corners = numbers.shape
         ascending, order = numbers.flatten().sort(stable=True)
         known, place, sizes = torch.unique_consecutive(ascending, return_inverse=True, return_counts=True)
-        del corner, rank, numbers, ascending  # each takes as much as several maps
-        self.corners = torch.empty_like(place, dtype=torch.int32).index_put_((order,), place.int()).view(count, corners)
-        self.shares = weights.T / (1 + 2.0 ** (1 - corners))
+        del corner, rank, numbers, ascending  # each takes as much memory as several class maps
+        unsorted = torch.empty_like(place, dtype=torch.int32).index_put_((order,), place.int())
+        self._corners = unsorted.view(count, corners)
+        self._shares = weights.T / (1 + 2.0 ** (1 - corners))  # the constant gain of Adams et al.
         points = (order // corners).int()
-        self.splat = Bags(points, (sizes.cumsum(0) - sizes).int(), weights.T.flatten()[order])
-        del weights, place, order
-        self.blurs = blurs(known, steps)
+        self._splat = Bags(points, (sizes.cumsum(0) - sizes).int(), weights.T.flatten()[order])
+        del weights, place, order, unsorted
+        self._blurs = blurs(known, steps)
         norm = (self(torch.ones(count, 1, device=features.device)) + 1e-20).rsqrt()
-        self.shares = (self.shares * norm).to(dtype)
-        self.splat = Bags(points, self.splat.starts, (self.splat.weights * norm[points, 0]).to(dtype))
-        self.blurs = [Bags(b.rows, b.starts, b.weights.to(dtype)) for b in self.blurs]
+        self._shares = (self._shares * norm).to(dtype)
+        self._splat = Bags(points, self._splat.starts, (self._splat.weights * norm[points, 0]).to(dtype))
+        self._blurs = [Bags(b.rows, b.starts, b.weights.to(dtype)) for b in self._blurs]
         self.dtype = dtype
 
-    def gathered(self, values: Tensor) -> Tensor:
-        """Return the blurred sums (M, K) at the lattice's corners, of values (N, K) of the filter's type."""
-        for step in (self.splat, *self.blurs):
-            values = step(values)
-        return values
+    def splat(self, values: Tensor) -> Tensor:
+        """Return the sums (M, K) at the lattice's corners of values (N, K) of the filter's type."""
+        return self._splat(values)
 
-    def spread(self, sums: Tensor, points: slice = slice(None)) -> Tensor:
-        """Return the filtered values (n, K) of some points, from the sums at the corners."""
-        return F.embedding_bag(self.corners[points], sums, mode="sum", per_sample_weights=self.shares[points])
+    def blur(self, sums: Tensor) -> Tensor:
+        """Return sums (M, K) at the corners, blurred along all axes."""
+        for axes in self._blurs:
+            sums = axes(sums)
+        return sums
+
+    def slice(self, sums: Tensor, points: slice = slice(None)) -> Tensor:
+        """Return the values (n, K) of some of the points, interpolated between sums (M, K) at the corners."""
+        return F.embedding_bag(self._corners[points], sums, mode="sum", per_sample_weights=self._shares[points])
 
     def __call__(self, values: Tensor) -> Tensor:
         """Filter values (N, K) of the filter's type."""
-        return self.spread(self.gathered(values))
+        return self.slice(self.blur(self.splat(values)))
