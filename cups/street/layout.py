@@ -25,7 +25,7 @@ from cups.street.objects import (
     person,
     pick,
     rider,
-    shade,
+    jitter,
     traffic_light,
     traffic_sign,
     tree,
@@ -225,13 +225,13 @@ def _stretches(street: Street, margin: float = 0.0) -> list[tuple[float, float]]
 # %% ../../nbs/street/05_layout.ipynb #326f1ef8
 def _ground(rng: np.random.Generator, street: Street) -> list[Part]:
     """Make road, pavements and verges."""
-    asphalt = Finish(LABEL["road"], str(pick(rng, "asphalt", "asphalt_old")), shade(rng, (1, 1, 1), 0.06), 2.6)
+    asphalt = Finish(LABEL["road"], str(pick(rng, "asphalt", "asphalt_old")), jitter(rng, (1, 1, 1), 0.06), 2.6)
     paving = Finish(
-        LABEL["sidewalk"], str(pick(rng, "slabs", "slabs", "cobbles", "concrete")), shade(rng, (1.05, 1.02, 0.98)), 1.9
+        LABEL["sidewalk"], str(pick(rng, "slabs", "slabs", "cobbles", "concrete")), jitter(rng, (1.05, 1.02, 0.98)), 1.9
     )
-    kerb = paving.but(texture="concrete", tint=shade(rng, (0.95, 0.95, 0.95)), tile_m=1.0)
+    kerb = paving.but(texture="concrete", tint=jitter(rng, (0.95, 0.95, 0.95)), tile_m=1.0)
     grass = Finish(
-        LABEL["terrain"], "grass", shade(rng, pick(rng, (0.85, 0.9, 0.85), (1.05, 0.95, 0.8), (0.7, 0.8, 0.7))), 2.2
+        LABEL["terrain"], "grass", jitter(rng, pick(rng, (0.85, 0.9, 0.85), (1.05, 0.95, 0.8), (0.7, 0.8, 0.7))), 2.2
     )
     plain = np.array([[(-300, -0.06, -60), (300, -0.06, -60), (300, -0.06, 400), (-300, -0.06, 400)]])
     parts = [
@@ -269,8 +269,8 @@ def _patches(street: Street, places: list[tuple[float, float, float, float]], he
 # %% ../../nbs/street/05_layout.ipynb #131cbfff
 def _markings(rng: np.random.Generator, street: Street) -> list[Part]:
     """Make lane lines, zebra crossing, stop line and patches in the asphalt."""
-    white = Finish(LABEL["road"], "concrete", shade(rng, (1.15, 1.15, 1.13), 0.04), 1.3)
-    tar = white.but(texture="asphalt", tint=shade(rng, (0.75, 0.75, 0.77)), tile_m=2.0)
+    white = Finish(LABEL["road"], "concrete", jitter(rng, (1.15, 1.15, 1.13), 0.04), 1.3)
+    tar = white.but(texture="asphalt", tint=jitter(rng, (0.75, 0.75, 0.77)), tile_m=2.0)
     clear = [street.zebra_m - 2, street.zebra_m + 4] if street.zebra_m is not None else [0, 0]
     dash, gap = float(pick(rng, 3.0, 4.0, 2.0)), float(pick(rng, 3.0, 6.0, 4.0))
     lines = [k * street.lane_m for k in range(1 - street.lanes, street.lanes)]
@@ -366,7 +366,7 @@ def _side(rng: np.random.Generator, street: Street, side: int) -> list[Mesh]:
 # %% ../../nbs/street/05_layout.ipynb #ad737b18
 def _tree_line(rng: np.random.Generator, street: Street, side: int) -> list[Mesh]:
     """Make the edge of a wood that closes the view."""
-    green = Finish(LABEL["vegetation"], "leaves", shade(rng, (0.72, 0.82, 0.68)), 5.0)
+    green = Finish(LABEL["vegetation"], "leaves", jitter(rng, (0.72, 0.82, 0.68)), 5.0)
     along = np.arange(_NEAR_M - 8, _FAR_M + 40, 1.5)
     x, z, _ = street.place(along, street.front(side) + side * 30)
     top = 7 + 1.6 * np.sin(along / rng.uniform(5, 9)) + rng.normal(0, 0.55, len(along))
