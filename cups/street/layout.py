@@ -534,9 +534,9 @@ def _park(rng: np.random.Generator, street: Street, crowd: Crowd) -> None:
                 crowd.add(street.path(s, side * (street.half_m + 1.15), 0.0, turn + rng.normal(0, 0.015)), size, mesh)
             s += rng.uniform(5.6, 6.6)
 
-# %% ../../nbs/street/05_layout.ipynb #1964017d
+# %% ../../nbs/street/05_layout.ipynb #0a6ee089
 def _vehicle(rng: np.random.Generator) -> tuple[tuple[float, float], list[Mesh]]:
-    """Draw a vehicle; return its size and its one mesh, or two if it has a rider."""
+    """Sample a vehicle; return its size and its one mesh, or two if it has a rider."""
     chance = rng.random()
     if chance < 0.08:
         mesh, size = motorcycle(rng)

@@ -45,7 +45,7 @@ class Finish:
         """Return a copy with the named values changed."""
         return replace(self, **changes)
 
-# %% ../../nbs/street/02_meshes.ipynb #1a23178d
+# %% ../../nbs/street/02_meshes.ipynb #280b4bb7
 @dataclass(frozen=True)
 class Part:
     """Triangles with one finish.
@@ -74,10 +74,6 @@ class Part:
     uv: np.ndarray | None = None
     openness: np.ndarray | float = 1.0
     tint: np.ndarray | None = None
-
-    def but(self, **changes: object) -> Part:
-        """Return a copy with the named values changed."""
-        return replace(self, **changes)
 
 # %% ../../nbs/street/02_meshes.ipynb #fc796df1
 @dataclass(frozen=True)
@@ -217,7 +213,7 @@ def quads(
         uv = np.asarray(uv, np.float32)[:, _HALVES].reshape(-1, 3, 2)
     return Part(halves, finish, np.asarray(inside, np.float32), uv=uv)
 
-# %% ../../nbs/street/02_meshes.ipynb #5ca859fc
+# %% ../../nbs/street/02_meshes.ipynb #a249d3f5
 _FACES = [[0, 1, 3, 2], [4, 5, 7, 6], [0, 1, 5, 4], [2, 3, 7, 6], [0, 2, 6, 4], [1, 3, 7, 5]]
 
 _EIGHT = np.array([[x, y, z] for x in (-0.5, 0.5) for y in (-0.5, 0.5) for z in (-0.5, 0.5)], np.float32)
@@ -237,7 +233,7 @@ def box(size: Sequence[float], centre: Sequence[float], finish: Finish) -> Part:
 
 def panel(size: Sequence[float], centre: Sequence[float], finish: Finish) -> Part:
     """Make a box whose faces show the whole texture once (signs, shop fronts)."""
-    return box(size, centre, finish).but(uv=_CUBE_UV)
+    return replace(box(size, centre, finish), uv=_CUBE_UV)
 
 # %% ../../nbs/street/02_meshes.ipynb #28a6a362
 def loft(rings: np.ndarray, finish: Finish, smooth: bool = False, core: np.ndarray | None = None) -> Part:
@@ -357,7 +353,7 @@ def blob(
     points = _dented_sphere(subdivisions, rough) * np.array(radii, np.float32) + middle
     return Part(points, finish, middle, _sphere(subdivisions))
 
-# %% ../../nbs/street/02_meshes.ipynb #bd5ff71d
+# %% ../../nbs/street/02_meshes.ipynb #42e78be0
 def foliage(
     rng: np.random.Generator,
     radii: Sequence[float],
@@ -380,7 +376,7 @@ def foliage(
         Size of a leaf triangle (a twig's worth of leaves) in metres.
     """
     middle, size = np.array(centre, np.float32), np.array(radii, np.float32)
-    core = blob(0.88 * size, centre, finish, rough=0.10, subdivisions=1).but(openness=0.62)
+    core = replace(blob(0.88 * size, centre, finish, rough=0.10, subdivisions=1), openness=0.62)
     out = rng.standard_normal((leaves, 1, 3), dtype=np.float32)
     out /= np.sqrt(np.sum(out * out, axis=-1, keepdims=True))
     reach = 0.80 + 0.30 * rng.random((leaves, 1, 1), dtype=np.float32)  # from just inside the core to beyond the cloud
