@@ -1,6 +1,7 @@
 """The site: its sources are what the notebooks say, its commands exist, and its links are checked."""
 
 import ast
+import json
 import re
 import shlex
 import sys
@@ -43,8 +44,8 @@ def test_every_notebook_is_a_chapter_in_reading_order():
     names = [path.as_posix() for path in assemble.notebooks(ROOT)]
     assert set(names) == {p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb")
                           if ".ipynb_checkpoints" not in p.parts} - {"index.ipynb"}  # fmt: skip
-    order = ["train.ipynb", "core/05_files.ipynb", "stages/matching/01_classical.ipynb", "stages/02_pipeline.ipynb",
-             "core/07_pictures.ipynb", "benchmarks/crf.ipynb"]  # fmt: skip
+    order = ["train.ipynb", "stages/02_pipeline.ipynb", "stages/matching/01_classical.ipynb", "street/01_textures.ipynb",
+             "core/05_files.ipynb", "core/07_pictures.ipynb", "benchmarks/crf.ipynb"]  # fmt: skip
     assert sorted(order, key=names.index) == order
 
 
@@ -57,6 +58,42 @@ def test_new_folders_and_notebooks_are_picked_up(tmp_path):
     assert [p.as_posix() for p in paths] == ["data/04_old.ipynb", "data/31_new.ipynb", "zebra/01_first.ipynb"]
     listed = assemble.chapter_list(tmp_path, paths)
     assert "## Zebra" in listed and "- {doc}`/data/31_new`: What." in listed
+
+
+def test_nested_folders_read_well():
+    chapters = assemble.chapter_list(ROOT, assemble.notebooks(ROOT))
+    assert "## Stages: motion\n\nScene flow becomes" in chapters and ":caption: Stages: motion" in chapters
+    listed = assemble.reference_list(ROOT, list(assemble.modules(ROOT)))
+    assert "## cups.stages.motion\n" in listed and "\npropose <cups.stages.motion.propose>\n" in listed
+    modules = re.findall(r"^- \[([\w.]+)\]", listed, re.M)
+    assert len(modules) == len(set(modules)) and set(modules) == set(assemble.modules(ROOT))
+    assert all(name in assemble.FOLDERS for name in {p.parent.as_posix() for p in assemble.notebooks(ROOT)} - {"."})
+
+
+TRACEBACK = "Traceback (most recent call last):\n  File x\nValueError: no good\n"
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        {"output_type": "error", "ename": "ValueError", "evalue": "no good", "traceback": []},
+        {"output_type": "stream", "name": "stderr", "text": TRACEBACK.splitlines(keepends=True)},
+        {"output_type": "display_data", "data": {"text/plain": [TRACEBACK]}},
+    ],
+    ids=lambda output: output["output_type"],
+)
+def test_a_stored_error_stops_the_build(output, tmp_path):
+    good = {"output_type": "stream", "name": "stdout", "text": ["fine\n"]}
+    for name, outputs in (("index", [good]), ("core/01_bad", [good, output])):
+        path = tmp_path / "nbs" / f"{name}.ipynb"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"cells": [{"cell_type": "code", "source": ["f()"], "outputs": outputs}]}))
+    with pytest.raises(SystemExit, match=r"^nbs/core/01_bad\.ipynb stores an error: ValueError: no good$"):
+        assemble.check_outputs(tmp_path, [Path("index.ipynb"), Path("core/01_bad.ipynb")])
+
+
+def test_no_committed_notebook_stores_an_error():
+    assemble.check_outputs(ROOT, [Path("index.ipynb"), *assemble.notebooks(ROOT)])
 
 
 def test_directives_and_hidden_cells_are_not_shown():

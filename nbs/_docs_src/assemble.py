@@ -177,11 +177,11 @@ def groups(root: Path, paths: list[Path]) -> list[tuple[str, str, list[Path]]]:
     rest = [path for path in beside if path not in jobs]
     found = [
         ("To run", "Notebooks with parameters, for people and for papermill.", jobs),
-        ("Command line, weights, metric", "Modules that everything uses.", rest),
+        ("Command line and weights", "The commands, and the registry of published weights.", rest),
     ]
     for folder in dict.fromkeys(path.parent.as_posix() for path in paths if path not in beside):
         inside = [path for path in paths if path.parent.as_posix() == folder]
-        found.append((folder.capitalize(), FOLDERS.get(folder, ""), inside))
+        found.append((folder.capitalize().replace("/", ": "), FOLDERS.get(folder, ""), inside))
     return found
 
 
@@ -251,13 +251,13 @@ def reference_list(root: Path, names: list[str]) -> str:
     """Return the page that leads to the reference of all modules."""
     pages = chapters_of_modules(root)
     lines = ["# Reference", "", "> Every public name of the package, from its docstrings.", ""]
-    parts = dict.fromkeys(name.split(".")[1] if name.count(".") > 1 else "cups" for name in names)
-    for part in parts:
-        inside = [n for n in names if n.split(".")[1] == part or (part == "cups" and n.count(".") == 1)]
+    packages = {name.rpartition(".")[0] for name in names}
+    sections = {name: name if name in packages else name.rpartition(".")[0] for name in names}
+    for section in dict.fromkeys(sections.values()):
+        inside = [name for name in names if sections[name] == section]
         rows = [f"- [{name}]({name}.rst): {title_of(read_notebook(root, pages[name]))[1]}" for name in inside]
-        caption = "cups" if part == "cups" else f"cups.{part}"
-        entries = [f"{name.removeprefix(caption + '.')} <{name}>" for name in inside]
-        lines += [f"## {caption}", "", *rows, "", *toctree(entries, caption)]
+        entries = [f"{name.removeprefix(section + '.')} <{name}>" for name in inside]
+        lines += [f"## {section}", "", *rows, "", *toctree(entries, section)]
     return "\n".join(lines)
 
 
@@ -281,6 +281,31 @@ def index_section(root: Path, title: str) -> str:
     if title not in sections:
         raise SystemExit(f"nbs/index.ipynb has no section {title!r}")
     return sections[title].strip()
+
+
+def stored_error(notebook: dict[str, Any]) -> str | None:
+    """Return the last line of the first error that a notebook's stored outputs hold, None if they hold none."""
+    for output in (output for cell in notebook["cells"] for output in cell.get("outputs", [])):
+        if output["output_type"] == "error":
+            return f"{output['ename']}: {output['evalue']}"
+        data = {kind: value for kind, value in output.get("data", {}).items() if kind.startswith("text/")}
+        for text in ("".join(value) for value in [output.get("text", ""), *data.values()]):
+            if "Traceback (most recent call last)" in text:
+                return text.strip().splitlines()[-1]
+    return None
+
+
+def check_outputs(root: Path, paths: list[Path]) -> None:
+    """Stop with one line for every notebook whose stored outputs hold an error.
+
+    Raises
+    ------
+    SystemExit
+    """
+    errors = {path: stored_error(read_notebook(root, path)) for path in paths}
+    lines = [f"nbs/{path.as_posix()} stores an error: {error}" for path, error in errors.items() if error]
+    if lines:
+        raise SystemExit("\n".join(lines))
 
 
 def stored_outputs(root: Path, name: str) -> str:
@@ -318,9 +343,10 @@ def filled(text: str, root: Path, out: Path) -> str:
 
 def assemble(root: Path, out: Path) -> None:
     """Write the sources of the whole site into the folder `out`, which is emptied first."""
-    shutil.rmtree(out, ignore_errors=True)
     here = Path(__file__).parent
     paths, names, pages = notebooks(root), modules(root), chapters_of_modules(root)
+    check_outputs(root, [Path("index.ipynb"), *paths])
+    shutil.rmtree(out, ignore_errors=True)
     texts = {Path("chapters.md"): chapter_list(root, paths), Path("data_cards/index.md"): card_list(root)}
     texts |= {path: json.dumps(chapter(path, read_notebook(root, path))) for path in paths}
     texts |= {p.relative_to(here): filled(p.read_text(encoding="utf-8"), root, out) for p in here.rglob("*.md")}
