@@ -15,13 +15,13 @@ from shutil import copytree
 import numpy as np
 import psutil
 import pytest
-from cups.jobs import dask_pool
 
 from cups.cli import main
 from cups.core.errors import InputError
 from cups.core.files import read_image, write_png
 from cups.datasets.stereo_folder import StereoFolder
 from cups.labels.store import PseudoLabelStore
+from cups.run import dask_pool
 from cups.run.engine import Engine
 from cups.run.generate import generate
 from cups.run.scenes import render_scenes
@@ -302,7 +302,7 @@ def refuse(item):
 
 def test_errors_of_the_work_come_as_they_are():
     with pytest.raises(InputError, match=r"^some/file: item 0 cannot be used$"), Engine(Workers(2)) as engine:
-        engine.map([].append, [1])  # in this process: nothing was started yet
+        list(engine.map([].append, [1]))  # in this process: nothing was started yet
         list(engine.map_unordered(refuse, [0, 0, 0]))
 
 
