@@ -30,6 +30,7 @@ from cups.stages.pipeline import PseudoLabelSettings
 
 SETTINGS = PseudoLabelSettings(num_classes=6, clustering_vectors=60)
 COUNT = 6
+GONE = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
 COMMAND = [sys.executable, "-c", "from cups.cli import main; raise SystemExit(main())", "pseudo-labels"]
 
 
@@ -124,7 +125,7 @@ def test_a_scheduler_that_is_there_gives_the_same_bytes_and_its_loss_is_said(sce
         assert (run.returncode, out, err.count("\n")) == (2, "", 1) and address in err and "lost" in err
         assert labelled(tmp_path / "lost") < COUNT
         wait_for(lambda: worker.poll() is not None)  # nobody is left who works for nothing
-        assert not any(process.is_running() for process in working)
+        wait_for(lambda: not any(process.is_running() and process.status() not in GONE for process in working))
     assert main(["pseudo-labels", *arguments(scenes, tmp_path / "lost", "--workers", 1)]) == 0
     assert contents(tmp_path / "lost") == whole
 
@@ -148,8 +149,7 @@ def test_killed_processes_leave_nobody_behind_and_the_next_run_goes_on(scenes, w
     children = psutil.Process(run.pid).children(recursive=True)
     run.kill()  # the processes it started see that it is gone
     run.wait()
-    gone = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
-    wait_for(lambda: not any(child.is_running() and child.status() not in gone for child in children))
+    wait_for(lambda: not any(child.is_running() and child.status() not in GONE for child in children))
     assert labelled(tmp_path / "out") < COUNT
     assert main(["pseudo-labels", *arguments(scenes, tmp_path / "out", "--workers", 1)]) == 0
     assert contents(tmp_path / "out") == whole
