@@ -50,7 +50,7 @@ def disparity_rgb(disparity: Tensor, high: float | None = None) -> np.ndarray:
 
 def flow_rgb(flow: Tensor) -> np.ndarray:
     """Return a flow (2, H, W) in the usual colour wheel: hue is the direction, saturation the length."""
-    from torchvision.utils import flow_to_image  # loading torchvision takes a second and 140 MB, which the explorer need not pay
+    from torchvision.utils import flow_to_image  # takes a second and 140 MB, only needed here
 
     return image_rgb(flow_to_image(torch.nan_to_num(flow.detach().float().cpu())))
 

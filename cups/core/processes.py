@@ -19,7 +19,7 @@ __all__ = ['together', 'process_count', 'process_index', 'own_share', 'mean_over
 
 # %% ../../nbs/core/13_processes.ipynb #46d42114
 def together() -> bool:
-    """Return whether this process is one of a process group of torch."""
+    """Return whether this process belongs to a process group of PyTorch."""
     return dist.is_available() and dist.is_initialized()
 
 
@@ -27,14 +27,14 @@ def process_count() -> int:
     """Return how many processes work together."""
     return dist.get_world_size() if together() else 1
 
-# %% ../../nbs/core/13_processes.ipynb #059c55f9
+
 def process_index() -> int:
-    """Return which of them this is: 0 is the first."""
+    """Return the number of this process; 0 is the first."""
     return dist.get_rank() if together() else 0
 
-
+# %% ../../nbs/core/13_processes.ipynb #9299618d
 def own_share(count: int) -> range:
-    """Return which of `count` items, the same in every process, are for this one."""
+    """Return which of `count` items this process takes: together, all processes take each item once."""
     return range(process_index(), count, process_count())
 
 # %% ../../nbs/core/13_processes.ipynb #1865b647
@@ -46,14 +46,14 @@ def mean_over_processes(values: Tensor) -> Tensor:
     dist.all_reduce(total)
     return total / process_count()
 
-
+# %% ../../nbs/core/13_processes.ipynb #5835d743
 def shared_count(count: int | Tensor, device: torch.device | str = "cpu") -> Tensor:
-    """Return by what the sum of a loss over this process' items is divided to give the loss per item of all processes.
+    """Return the divisor that turns the sum of a loss over this process' items into the loss per item of all processes.
 
     Parameters
     ----------
     count : int, or Tensor, (), int64
-        Of this process' items.
+        Items of this process.
     device : torch.device or str
         Where losses are computed.
 
@@ -85,7 +85,7 @@ def from_all_processes(value: Any) -> list[Any]:
     dist.all_gather_object(values, value)
     return values
 
-
+# %% ../../nbs/core/13_processes.ipynb #3e6b06bd
 def from_next_process(value: Any) -> Any:
     """Return what the next process gives: tensors in main memory, in lists, tuples or dictionaries."""
     if process_count() == 1:
