@@ -31,7 +31,7 @@ _DEFAULTS = argparse.ArgumentDefaultsHelpFormatter
 
 
 def _add_workers(command: argparse.ArgumentParser) -> None:
-    """Add the option that says how many processes work."""
+    """Add the option for the number of processes."""
     command.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0 is one per core")
 
 

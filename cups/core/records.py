@@ -138,7 +138,7 @@ class PanopticLabel(Record):
     instance : Tensor, (H, W), int64
         Number of the object that a pixel belongs to, from 1; 0 where it belongs to none.
     diagnostics : dict
-        Plain numbers that say how the label came about.
+        Plain numbers about how the label came about.
     """
 
     semantic: Tensor
