@@ -21,7 +21,7 @@ _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
 # %% auto #0
-__all__ = ['use_one_thread', 'one_thread', 'in_one_thread', 'in_notebook', 'progress', 'Mapper', 'serial_map']
+__all__ = ['use_one_thread', 'one_thread', 'in_one_thread', 'progress', 'Mapper', 'serial_map']
 
 # %% ../../nbs/core/14_parallel.ipynb #2a729912
 def use_one_thread() -> threadpool_limits:
@@ -61,7 +61,7 @@ def in_one_thread(function: Callable[[_Item], _Result], item: _Item) -> _Result:
         release_memory()
 
 # %% ../../nbs/core/14_parallel.ipynb #91c20627
-def in_notebook() -> bool:
+def _in_notebook() -> bool:
     """Return whether this process is a notebook's kernel."""
     ipython = sys.modules.get("IPython")
     return hasattr(ipython and ipython.get_ipython(), "kernel")
@@ -78,7 +78,7 @@ def progress(items: Iterable[_Item], total: int, description: str) -> Iterator[_
     description : str
         Title of the bar. There is none without a title, or where standard error is neither a terminal nor a notebook.
     """
-    shown = bool(description) and (in_notebook() or sys.stderr.isatty())
+    shown = bool(description) and (_in_notebook() or sys.stderr.isatty())
     return tqdm(items, total=total, desc=description, disable=not shown)
 
 # %% ../../nbs/core/14_parallel.ipynb #4d895752
