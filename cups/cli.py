@@ -11,13 +11,11 @@ import sys
 from collections.abc import Sequence
 from typing import Any, NoReturn
 
+from . import __version__
 from .core.errors import InputError
 
 # %% auto #0
-__all__ = ['Commands', 'DEFAULTS', 'COMMANDS', 'Parser', 'add_workers', 'add_actions', 'add_scenes', 'run_scenes',
-           'add_pseudo_labels', 'run_pseudo_labels', 'add_evaluate', 'run_evaluate', 'add_export', 'run_export',
-           'add_predict', 'run_predict', 'add_data', 'run_data', 'add_store', 'run_store', 'add_weights', 'run_weights',
-           'parser', 'main']
+__all__ = ['Parser', 'parser', 'main']
 
 # %% ../nbs/cli.ipynb #35281343
 class Parser(argparse.ArgumentParser):
@@ -28,36 +26,34 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: error: {message} (see {self.prog} --help)\n")
 
 # %% ../nbs/cli.ipynb #47de4ba5
-Commands = Any
-"""What `argparse` returns for `add_subparsers`; it has no public name."""
-
-DEFAULTS = argparse.ArgumentDefaultsHelpFormatter
+_Commands = Any  # what `argparse` returns for `add_subparsers`; it has no public name
+_DEFAULTS = argparse.ArgumentDefaultsHelpFormatter
 
 
-def add_workers(command: argparse.ArgumentParser) -> None:
-    """Add the option that says how many processes work."""
+def _add_workers(command: argparse.ArgumentParser) -> None:
+    """Add the option for the number of processes."""
     command.add_argument("--workers", type=int, default=0, metavar="N", help="processes; 0 is one per core")
 
 
-def add_actions(command: argparse.ArgumentParser) -> Commands:
+def _add_actions(command: argparse.ArgumentParser) -> _Commands:
     """Return what adds the actions of a command."""
     return command.add_subparsers(dest="action", required=True, metavar="ACTION", parser_class=Parser)
 
 # %% ../nbs/cli.ipynb #c3976950
-def add_scenes(commands: Commands) -> None:
+def _add_scenes(commands: _Commands) -> None:
     """Add `cups scenes`."""
     scenes = commands.add_parser(
-        "scenes", help="render street scenes as a stereo folder with ground truth", formatter_class=DEFAULTS
+        "scenes", help="render street scenes as a stereo folder with ground truth", formatter_class=_DEFAULTS
     )
     scenes.add_argument("--out", required=True, metavar="DIR", help="folder to write; a started one is completed")
     scenes.add_argument("--count", type=int, default=20, metavar="N", help="number of scenes, two frames each")
     scenes.add_argument("--seed", type=int, default=0, metavar="S", help="scenes of different seeds differ")
     scenes.add_argument("--height", type=int, default=192, metavar="PX", help="height of the images in pixels")
     scenes.add_argument("--width", type=int, default=384, metavar="PX", help="width of the images in pixels")
-    add_workers(scenes)
+    _add_workers(scenes)
 
 
-def run_scenes(options: argparse.Namespace) -> dict[str, Any]:
+def _run_scenes(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups scenes`."""
     from cups.run.scenes import render_scenes
 
@@ -67,10 +63,10 @@ def run_scenes(options: argparse.Namespace) -> dict[str, Any]:
     return {"root": str(folder.root), "samples": len(folder)}
 
 # %% ../nbs/cli.ipynb #e8a2f8b2
-def add_pseudo_labels(commands: Commands) -> None:
+def _add_pseudo_labels(commands: _Commands) -> None:
     """Add `cups pseudo-labels`."""
     labels = commands.add_parser(
-        "pseudo-labels", help="make panoptic pseudo-labels for stereo video", formatter_class=DEFAULTS
+        "pseudo-labels", help="make panoptic pseudo-labels for stereo video", formatter_class=_DEFAULTS
     )
     labels.add_argument("--dataset", default="stereo_folder", metavar="NAME", help="kind of data set")
     labels.add_argument("--root", required=True, metavar="DIR", help="folder the data set lies in")
@@ -79,17 +75,16 @@ def add_pseudo_labels(commands: Commands) -> None:
     labels.add_argument("--scheduler", default="", metavar="ADDR", help="Dask scheduler that is there: tcp://host:8786")
     labels.add_argument("--cluster", default="", metavar="YAML", help="file of the jobs to start: kind: slurm, jobs: 8")
     labels.add_argument("--strict", action="store_true", help="stop at the first frame that cannot be labelled")
-    add_workers(labels)
+    _add_workers(labels)
 
 
-def run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
+def _run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups pseudo-labels`."""
-    from cups.run.workers import Workers
-
     from cups.core.settings import load_settings
     from cups.datasets.registry import open_stereo_dataset
     from cups.run.engine import Engine
     from cups.run.generate import generate, uses_gpu
+    from cups.run.workers import Workers
     from cups.stages.pipeline import PseudoLabelSettings
 
     settings = load_settings(PseudoLabelSettings, options.settings) if options.settings else PseudoLabelSettings()
@@ -103,10 +98,10 @@ def run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
     return {"root": str(store.root), "frames": len(store), "failed": failed, "things": store.split.things}
 
 # %% ../nbs/cli.ipynb #f47a912d
-def add_evaluate(commands: Commands) -> None:
+def _add_evaluate(commands: _Commands) -> None:
     """Add `cups evaluate`."""
     evaluate = commands.add_parser(
-        "evaluate", help="score pseudo-labels against ground truth; prints JSON", formatter_class=DEFAULTS
+        "evaluate", help="score pseudo-labels against ground truth; prints JSON", formatter_class=_DEFAULTS
     )
     evaluate.add_argument("--labels", required=True, metavar="DIR", help="folder of finished pseudo-labels")
     evaluate.add_argument("--truth", required=True, metavar="DIR", help="ground truth, or a data set that has it")
@@ -117,7 +112,7 @@ def add_evaluate(commands: Commands) -> None:
     evaluate.add_argument("--without", nargs="+", default=[], metavar="NAME", help="classes left out of the scores")
 
 
-def run_evaluate(options: argparse.Namespace) -> dict[str, Any]:
+def _run_evaluate(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups evaluate`."""
     from cups.evaluation.panoptic import score_store
     from cups.evaluation.truth import evaluated_classes, open_truth
@@ -126,27 +121,27 @@ def run_evaluate(options: argparse.Namespace) -> dict[str, Any]:
     return score_store(options.labels, truth, evaluated_classes(truth, options.classes), options.without)
 
 # %% ../nbs/cli.ipynb #017f32ad
-def add_export(commands: Commands) -> None:
+def _add_export(commands: _Commands) -> None:
     """Add `cups export`."""
     export = commands.add_parser(
-        "export", help="write pseudo-labels in COCO's panoptic format", formatter_class=DEFAULTS
+        "export", help="write pseudo-labels in COCO's panoptic format", formatter_class=_DEFAULTS
     )
     export.add_argument("labels", metavar="LABELS", help="folder of finished pseudo-labels")
     export.add_argument("out", metavar="OUT", help="folder to write")
     export.add_argument("--classes", metavar="JSON", help="file with the names of the classes by number")
 
 
-def run_export(options: argparse.Namespace) -> dict[str, Any]:
+def _run_export(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups export`."""
     from cups.labels.coco import export_store
 
     return {"written": str(export_store(options.labels, options.out, options.classes))}
 
 # %% ../nbs/cli.ipynb #aba950da
-def add_predict(commands: Commands) -> None:
+def _add_predict(commands: _Commands) -> None:
     """Add `cups predict`."""
     predict = commands.add_parser(
-        "predict", help="segment images; writes COCO's panoptic format and pictures", formatter_class=DEFAULTS
+        "predict", help="segment images; writes COCO's panoptic format and pictures", formatter_class=_DEFAULTS
     )
     predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
     predict.add_argument("--weights", required=True, metavar="FILE", help="a network, or a name of `cups weights list`")
@@ -158,7 +153,7 @@ def add_predict(commands: Commands) -> None:
     predict.add_argument("--device", default="auto", metavar="NAME", help="cpu or cuda; auto: the GPU if there is one")
 
 
-def run_predict(options: argparse.Namespace) -> dict[str, Any]:
+def _run_predict(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups predict`."""
     from cups.run.predict import predict_images
 
@@ -169,96 +164,101 @@ def run_predict(options: argparse.Namespace) -> dict[str, Any]:
     return {"written": str(written)}
 
 # %% ../nbs/cli.ipynb #08903c29
-def add_data(commands: Commands) -> None:
+def _add_data(commands: _Commands) -> None:
     """Add `cups data`."""
     data = commands.add_parser("data", help="data sets: list them, check the files of one, convert one")
-    actions = add_actions(data)
+    actions = _add_actions(data)
     actions.add_parser("list", help="say which there are, and what they are for")
-    check = actions.add_parser("check", help="count, match and open the files of a data set", formatter_class=DEFAULTS)
+    check = actions.add_parser("check", help="count, match and open the files of a data set", formatter_class=_DEFAULTS)
     check.add_argument("name", metavar="NAME", help="as `cups data list` says")
     check.add_argument("root", metavar="DIR", help="folder the data set lies in")
     check.add_argument("--full", action="store_true", help="open every file, not 20 of each kind")
-    add_workers(check)
-    convert = actions.add_parser("convert", help="write a data set as it is read here", formatter_class=DEFAULTS)
+    _add_workers(check)
+    convert = actions.add_parser("convert", help="write a data set as it is read here", formatter_class=_DEFAULTS)
     convert.add_argument("name", metavar="NAME", choices=["waymo"], help="waymo: from TFRecord files")
     convert.add_argument("source", metavar="FROM", help="folder of the files as they are downloaded")
     convert.add_argument("root", metavar="DIR", help="folder to write; a started one is completed")
-    add_workers(convert)
+    _add_workers(convert)
 
 
-def run_data(options: argparse.Namespace) -> dict[str, Any] | str:
+def _run_data(options: argparse.Namespace) -> dict[str, Any] | str:
     """Run `cups data list`, `cups data check` or `cups data convert`."""
     from cups.datasets.check import check_dataset
     from cups.datasets.registry import dataset_listing
+    from cups.datasets.waymo import convert_waymo
+    from cups.run.engine import Engine
+    from cups.run.workers import Workers
 
     if options.action == "list":
         return dataset_listing()
-    if options.action == "convert":
-        from cups.datasets.waymo import convert_waymo
-
-        return {"root": options.root, "images": convert_waymo(options.source, options.root, options.workers)}
-    report = check_dataset(options.name, options.root, options.full, options.workers)
+    with Engine(Workers(options.workers)) as engine:
+        if options.action == "convert":
+            return {"root": options.root, "images": convert_waymo(options.source, options.root, engine.map)}
+        report = check_dataset(options.name, options.root, options.full, engine.map)
     if report.usable:
         return "\n".join([*report.lines, report.verdict])
     print("\n".join(report.lines))
     raise InputError(report.verdict)
 
 # %% ../nbs/cli.ipynb #8abe171f
-def add_store(commands: Commands) -> None:
+def _add_store(commands: _Commands) -> None:
     """Add `cups store`."""
     store = commands.add_parser("store", help="folders of pseudo-labels: check one, merge its frames, count them")
-    actions = add_actions(store)
+    actions = _add_actions(store)
     cares = {
         "check": "open every file; say what is damaged or missing",
         "merge": "finish a store: write manifest and index, remove what killed processes left",
         "stats": "count frames, failures, bytes and pixels of the classes; prints JSON",
     }
     for name, about in cares.items():
-        care = actions.add_parser(name, help=about, formatter_class=DEFAULTS)
+        care = actions.add_parser(name, help=about, formatter_class=_DEFAULTS)
         care.add_argument("root", metavar="DIR", help="folder of pseudo-labels")
-        add_workers(care)
+        _add_workers(care)
 
 
-def run_store(options: argparse.Namespace) -> dict[str, Any] | str:
+def _run_store(options: argparse.Namespace) -> dict[str, Any] | str:
     """Run `cups store check`, `cups store merge` or `cups store stats`."""
     from cups.labels.check import check_store, merge_store, store_stats
+    from cups.run.engine import Engine
+    from cups.run.workers import Workers
 
-    if options.action == "merge":
-        merge_store(options.root, options.workers)
-    if options.action != "check":
-        return store_stats(options.root, options.workers)
-    frames, faults = check_store(options.root, options.workers)
+    with Engine(Workers(options.workers)) as engine:
+        if options.action == "merge":
+            merge_store(options.root, engine.map)
+        if options.action != "check":
+            return store_stats(options.root, engine.map)
+        frames, faults = check_store(options.root, engine.map)
     if not faults:
         return f"{options.root}: {frames} frames, no fault"
     print("\n".join(faults))
     raise InputError(f"{options.root}: {frames} frames, {len(faults)} fault{'s' if len(faults) != 1 else ''}")
 
 # %% ../nbs/cli.ipynb #d901193e
-def add_weights(commands: Commands) -> None:
+def _add_weights(commands: _Commands) -> None:
     """Add `cups weights`."""
     weights = commands.add_parser("weights", help="published weights: list them, or fetch some")
-    actions = add_actions(weights)
+    actions = _add_actions(weights)
     actions.add_parser("list", help="say which there are, what they are for, and which are here")
     fetch = actions.add_parser("fetch", help="fetch weights into the cache, which $CUPS_HOME moves")
     fetch.add_argument("name", metavar="NAME", help="as `cups weights list` says")
 
 
-def run_weights(options: argparse.Namespace) -> dict[str, Any] | str:
+def _run_weights(options: argparse.Namespace) -> dict[str, Any] | str:
     """Run `cups weights list` or `cups weights fetch`."""
     from cups.weights import fetch, listing
 
     return listing() if options.action == "list" else {"name": options.name, "path": str(fetch(options.name))}
 
 # %% ../nbs/cli.ipynb #c952b375
-COMMANDS = {
-    "scenes": (add_scenes, run_scenes),
-    "pseudo-labels": (add_pseudo_labels, run_pseudo_labels),
-    "evaluate": (add_evaluate, run_evaluate),
-    "export": (add_export, run_export),
-    "predict": (add_predict, run_predict),
-    "data": (add_data, run_data),
-    "store": (add_store, run_store),
-    "weights": (add_weights, run_weights),
+_COMMANDS = {
+    "scenes": (_add_scenes, _run_scenes),
+    "pseudo-labels": (_add_pseudo_labels, _run_pseudo_labels),
+    "evaluate": (_add_evaluate, _run_evaluate),
+    "export": (_add_export, _run_export),
+    "predict": (_add_predict, _run_predict),
+    "data": (_add_data, _run_data),
+    "store": (_add_store, _run_store),
+    "weights": (_add_weights, _run_weights),
 }
 """By name: what adds the options of a command, and what runs it."""
 
@@ -266,20 +266,29 @@ COMMANDS = {
 def parser() -> Parser:
     """Return the parser of all commands."""
     top = Parser(prog="cups", description="Unsupervised panoptic segmentation from stereo video.")
+    top.add_argument("--version", action="version", version=f"cups {__version__}")
     commands = top.add_subparsers(dest="command", required=True, metavar="COMMAND", parser_class=Parser)
-    for add, _ in COMMANDS.values():
+    for add, _ in _COMMANDS.values():
         add(commands)
     return top
 
-
+# %% ../nbs/cli.ipynb #822815c8
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line and return its exit code.
+    """Run the command line.
 
-    0: done. 2: the input cannot be used, said in one line. 3: done but for some frames, whose number is said in one
-    line. 130: interrupted; the same command goes on.
+    Parameters
+    ----------
+    arguments : sequence of str, optional
+        The words after `cups`; those of this process if None.
+
+    Returns
+    -------
+    int
+        0: done. 2: the input cannot be used, said in one line. 3: done but for some frames, whose number is said in
+        one line. 130: interrupted; the same command goes on.
     """
     options = parser().parse_args(arguments)
-    _, run = COMMANDS[options.command]
+    _, run = _COMMANDS[options.command]
     try:
         said = run(options)
         print(said if isinstance(said, str) else json.dumps(said, indent=1))

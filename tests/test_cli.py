@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from cups import __version__
 from cups.cli import main
 from cups.core.files import read_image, write_png
 from cups.core.records import PanopticLabel
@@ -80,6 +81,11 @@ def contents(folder):
 
 def truncate(path):
     path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def test_the_version_is_said():
+    done = cups("--version")
+    assert (done.returncode, done.stdout, done.stderr) == (0, f"cups {__version__}\n", "")
 
 
 def test_scenes_are_a_stereo_folder_with_truth(made):

@@ -15,13 +15,13 @@ from shutil import copytree
 import numpy as np
 import psutil
 import pytest
-from cups.jobs import dask_pool
 
 from cups.cli import main
 from cups.core.errors import InputError
 from cups.core.files import read_image, write_png
 from cups.datasets.stereo_folder import StereoFolder
 from cups.labels.store import PseudoLabelStore
+from cups.run import dask_pool
 from cups.run.engine import Engine
 from cups.run.generate import generate
 from cups.run.scenes import render_scenes
@@ -30,6 +30,7 @@ from cups.stages.pipeline import PseudoLabelSettings
 
 SETTINGS = PseudoLabelSettings(num_classes=6, clustering_vectors=60)
 COUNT = 6
+GONE = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
 COMMAND = [sys.executable, "-c", "from cups.cli import main; raise SystemExit(main())", "pseudo-labels"]
 
 
@@ -124,7 +125,7 @@ def test_a_scheduler_that_is_there_gives_the_same_bytes_and_its_loss_is_said(sce
         assert (run.returncode, out, err.count("\n")) == (2, "", 1) and address in err and "lost" in err
         assert labelled(tmp_path / "lost") < COUNT
         wait_for(lambda: worker.poll() is not None)  # nobody is left who works for nothing
-        assert not any(process.is_running() for process in working)
+        wait_for(lambda: not any(process.is_running() and process.status() not in GONE for process in working))
     assert main(["pseudo-labels", *arguments(scenes, tmp_path / "lost", "--workers", 1)]) == 0
     assert contents(tmp_path / "lost") == whole
 
@@ -148,8 +149,7 @@ def test_killed_processes_leave_nobody_behind_and_the_next_run_goes_on(scenes, w
     children = psutil.Process(run.pid).children(recursive=True)
     run.kill()  # the processes it started see that it is gone
     run.wait()
-    gone = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
-    wait_for(lambda: not any(child.is_running() and child.status() not in gone for child in children))
+    wait_for(lambda: not any(child.is_running() and child.status() not in GONE for child in children))
     assert labelled(tmp_path / "out") < COUNT
     assert main(["pseudo-labels", *arguments(scenes, tmp_path / "out", "--workers", 1)]) == 0
     assert contents(tmp_path / "out") == whole
@@ -302,7 +302,7 @@ def refuse(item):
 
 def test_errors_of_the_work_come_as_they_are():
     with pytest.raises(InputError, match=r"^some/file: item 0 cannot be used$"), Engine(Workers(2)) as engine:
-        engine.map([].append, [1])  # in this process: nothing was started yet
+        list(engine.map([].append, [1]))  # in this process: nothing was started yet
         list(engine.map_unordered(refuse, [0, 0, 0]))
 
 

@@ -269,14 +269,14 @@ def test_waymo_conversion_follows_objects_and_goes_on(tmp_path):
         return wire_message((1, b"context"), (2, 1 << 60), (4, wire_message((1, name), jpeg, (10, label))))
 
     write_records(tmp_path / "raw" / "a.tfrecord", [frame([(1, 90000), (2, 70000)]), frame([(1, 70000), (2, 90000)])])
-    assert convert_waymo(tmp_path / "raw", tmp_path, workers=1) == 2
+    assert convert_waymo(tmp_path / "raw", tmp_path) == 2
     first, second = (read_map(tmp_path / "validation" / "a" / f"{i}_instance.png", "I;16") for i in (0, 1))
     assert first[0, 0] == second[0, 4] and first[0, 4] == second[0, 0] and first[0, 0] != first[0, 4]
     assert first[0, 8] not in second and first[7, 0] == second[7, 0] == 0
     assert len(Waymo(tmp_path)) == 2 and Waymo(tmp_path, classes=19).truth("a_0").semantic[0, 8] == 11
     whole = {path: path.read_bytes() for path in (tmp_path / "validation").rglob("*.png")}
     (tmp_path / "validation" / "a" / "1_instance.png").unlink()
-    assert convert_waymo(tmp_path / "raw", tmp_path, workers=1) == 2
+    assert convert_waymo(tmp_path / "raw", tmp_path) == 2
     assert whole == {path: path.read_bytes() for path in (tmp_path / "validation").rglob("*.png")}
     assert front_image(frame([], name=2)) is None  # another camera
 
@@ -295,7 +295,7 @@ def test_waymo_files_that_are_damaged(miniatures, tmp_path, capsys):
         assert fault in (error := line(capsys)) and str(tmp_path) in error
     write_records(broken, [b"\xff\xff\xff"])
     with pytest.raises(InputError, match=r"broken\.tfrecord: record 0 is not a frame"):
-        convert_waymo(tmp_path, tmp_path / "out", workers=1)
+        convert_waymo(tmp_path, tmp_path / "out")
 
 
 # Faults

@@ -348,7 +348,7 @@ def test_check_finds_every_damage(tmp_path, damage, capsys):
     store = filled(tmp_path)
     store.write_failure("unreadable", "left.png: not readable")
     store.finish()
-    assert check_store(tmp_path, 1) == (4, [])
+    assert check_store(tmp_path) == (4, [])
     DAMAGES[damage](store.paths(NAMES[1]), tmp_path)
     assert main(["store", "check", str(tmp_path), "--workers", "1"]) == 2
     said = capsys.readouterr()
@@ -364,13 +364,13 @@ def test_check_finds_an_index_that_disagrees(tmp_path):
     store.finish()
     for path in store.paths(NAMES[0]).values():
         path.unlink()
-    assert len(check_store(tmp_path, 1)[1]) == 1
+    assert len(check_store(tmp_path)[1]) == 1
     hidden = filled(tmp_path / "other", NAMES[4:5])
     for path in hidden.paths(NAMES[4]).values():
         (target := tmp_path / path.relative_to(hidden.root)).parent.mkdir(exist_ok=True)
         path.rename(target)
     edit(path := store.paths(NAMES[1])["json"], statistics=frame(store, 2)["statistics"])
-    faults = check_store(tmp_path, 1)[1]
+    faults = check_store(tmp_path)[1]
     assert [word for word in ("lacks 1", "not complete, 1", "other pixels of 1") if word in " ".join(faults)] == [
         "lacks 1", "not complete, 1", "other pixels of 1",
     ]  # fmt: skip

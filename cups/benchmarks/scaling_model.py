@@ -39,7 +39,7 @@ class Costs:
     read_bytes, written_bytes : float
         What it reads from the storage and leaves there.
     message_bytes : float
-        What scheduler, client and worker tell each other.
+        Messages between scheduler, client and worker.
     operations : float
         Files that are opened, renamed or removed.
 
@@ -98,7 +98,7 @@ class Site:
     def __post_init__(self) -> None:
         _check(self, positive=True)
 
-# %% ../../nbs/benchmarks/scaling_model.ipynb #ed3b4e76
+# %% ../../nbs/benchmarks/scaling_model.ipynb #0d4f0c6e
 @dataclass(frozen=True)
 class Extrapolation:
     """What a job takes.
@@ -110,7 +110,7 @@ class Extrapolation:
     stored_bytes : float
         What is left on the storage.
     moved_bytes : float
-        What goes over the network: read, written and told.
+        What goes over the network: files and messages.
     """
 
     bounds_h: dict[str, float]
@@ -127,7 +127,7 @@ class Extrapolation:
         """Hours that the job takes at least."""
         return self.bounds_h[self.bottleneck]
 
-
+# %% ../../nbs/benchmarks/scaling_model.ipynb #ed3b4e76
 def extrapolate(costs: Costs, frames: int, site: Site) -> Extrapolation:
     """Extrapolate from a frame's costs to a job whose parts overlap.
 

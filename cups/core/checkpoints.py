@@ -23,18 +23,16 @@ from torch import Tensor, nn
 
 from .errors import InputError
 
-Network = TypeVar("Network", bound=nn.Module)
+_Network = TypeVar("_Network", bound=nn.Module)
 
 # %% auto #0
-__all__ = ['Network', 'STORAGES', 'STAND_INS', 'BYSTANDERS', 'PLAIN_TYPES', 'LEGACY', 'Bystander', 'StoredTensor', 'StoredArray',
-           'StoredDtype', 'rebuilt_tensor', 'TensorUnpickler', 'open_archive', 'load_stored', 'state_of',
-           'read_archive', 'read_pickle', 'read_tensors', 'first_five', 'fill']
+__all__ = ['read_tensors', 'fill']
 
 # %% ../../nbs/core/11_checkpoints.ipynb #731940fc
-class Bystander:
+class _Bystander:
     """An object of a class that is not needed: takes all it is given and does nothing."""
 
-    def __new__(cls, *_: Any, **__: Any) -> Bystander:
+    def __new__(cls, *_: Any, **__: Any) -> _Bystander:
         """Make one from any arguments."""
         return object.__new__(cls)
 
@@ -52,9 +50,9 @@ class Bystander:
 
     update = add = append
 
-
+# %% ../../nbs/core/11_checkpoints.ipynb #171594e0
 @dataclass
-class StoredTensor:
+class _StoredTensor:
     """A tensor that still lies in its file.
 
     Parameters
@@ -71,21 +69,21 @@ class StoredTensor:
     shape: tuple[int, ...]
     stride: tuple[int, ...]
 
-# %% ../../nbs/core/11_checkpoints.ipynb #60bc4abb
-class StoredArray:
+# %% ../../nbs/core/11_checkpoints.ipynb #ed97f4a5
+class _StoredArray:
     """A NumPy array of numbers, put together from its pickled state."""
 
     def __init__(self, *_: Any) -> None:
         self.array = np.zeros(0, np.float32)
 
-    def __setstate__(self, state: tuple[int, tuple[int, ...], StoredDtype, bool, bytes | str]) -> None:
+    def __setstate__(self, state: tuple[int, tuple[int, ...], _StoredDtype, bool, bytes | str]) -> None:
         """Take shape, type, order (column-major or not) and bytes."""
         _, shape, dtype, fortran, data = state
         data = data.encode("latin1") if isinstance(data, str) else data
         self.array = np.frombuffer(data, dtype.of_numbers()).reshape(shape, order="F" if fortran else "C")
 
 
-class StoredDtype:
+class _StoredDtype:
     """The type of a NumPy array."""
 
     def __init__(self, code: str, *_: Any) -> None:
@@ -102,64 +100,66 @@ class StoredDtype:
             raise InputError(f"it holds an array of {dtype}, not of numbers")
         return dtype
 
-# %% ../../nbs/core/11_checkpoints.ipynb #171594e0
-def rebuilt_tensor(storage: Any, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any) -> StoredTensor:
+# %% ../../nbs/core/11_checkpoints.ipynb #0c23e387
+def _rebuilt_tensor(
+    storage: Any, offset: int, shape: tuple[int, ...], stride: tuple[int, ...], *_: Any
+) -> _StoredTensor:
     """Stand in for torch's function of a tensor on a storage."""
-    return StoredTensor(storage, int(offset), tuple(shape), tuple(stride))
+    return _StoredTensor(storage, int(offset), tuple(shape), tuple(stride))
 
 
-STORAGES = {
+_STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16,
     "BFloat16Storage": torch.bfloat16, "LongStorage": torch.int64, "IntStorage": torch.int32,
     "ShortStorage": torch.int16, "CharStorage": torch.int8, "ByteStorage": torch.uint8, "BoolStorage": torch.bool,
 }  # fmt: skip
 """torch's names of storages."""
 
-STAND_INS: dict[tuple[str, str], Callable[..., Any] | Any] = {
+_STAND_INS: dict[tuple[str, str], Callable[..., Any] | Any] = {
     ("collections", "OrderedDict"): OrderedDict,
     ("collections", "defaultdict"): lambda *_: {},
     ("torch", "Size"): tuple,
-    ("torch._utils", "_rebuild_tensor_v2"): rebuilt_tensor,
+    ("torch._utils", "_rebuild_tensor_v2"): _rebuilt_tensor,
     ("torch._utils", "_rebuild_parameter"): lambda data, *_: data,
-    ("numpy", "dtype"): StoredDtype,
+    ("numpy", "dtype"): _StoredDtype,
     ("_codecs", "encode"): lambda text, *_: str(text).encode("latin1"),
-    **{(f"numpy.{core}.multiarray", "_reconstruct"): StoredArray for core in ("core", "_core")},
-    **{("torch", name): dtype for name, dtype in STORAGES.items()},
+    **{(f"numpy.{core}.multiarray", "_reconstruct"): _StoredArray for core in ("core", "_core")},
+    **{("torch", name): dtype for name, dtype in _STORAGES.items()},
 }
 """What a pickle may have, by module and name."""
 
-BYSTANDERS = {
+_BYSTANDERS = {
     "_codecs", "argparse", "collections", "copyreg", "copy_reg", "dataclasses", "datetime", "decimal", "enum",
     "functools", "pathlib", "types", "typing", "uuid",
 }  # fmt: skip
 """Modules of Python whose objects occur among hyperparameters."""
 
-PLAIN_TYPES = {
+_PLAIN_TYPES = {
     "bool", "bytes", "complex", "dict", "float", "frozenset", "int", "list", "object", "set", "slice", "str", "tuple",
 }  # fmt: skip
 """Built-in types that occur there, too."""
 
-
-class TensorUnpickler(pickle._Unpickler):  # the one in Python: a file cannot make it reserve memory
+# %% ../../nbs/core/11_checkpoints.ipynb #7ba9169e
+class _TensorUnpickler(pickle._Unpickler):  # the one in Python: a file cannot make it reserve memory
     """Reads tensors, arrays and plain containers; never calls what the pickle asks for."""
 
     def find_class(self, module: str, name: str) -> Any:
         """Return a stand-in for what the pickle calls `module.name`."""
-        if (module, name) in STAND_INS:
-            return STAND_INS[module, name]
+        if (module, name) in _STAND_INS:
+            return _STAND_INS[module, name]
         top = module.partition(".")[0]
-        plain = top in ("builtins", "__builtin__") and name in PLAIN_TYPES
-        if (top in sys.stdlib_module_names or top == "__builtin__") and top not in BYSTANDERS and not plain:
+        plain = top in ("builtins", "__builtin__") and name in _PLAIN_TYPES
+        if (top in sys.stdlib_module_names or top == "__builtin__") and top not in _BYSTANDERS and not plain:
             raise InputError(f"it wants to call {module}.{name}, which no file of weights needs")
-        return Bystander
+        return _Bystander
 
     def persistent_load(self, pid: Any) -> tuple[str, torch.dtype, int]:
         """Return the key, type and length of a storage."""
         _, dtype, key, _, count = pid
         return str(key), dtype, int(count)
 
-# %% ../../nbs/core/11_checkpoints.ipynb #0c23e387
-def open_archive(path: Path) -> tuple[zipfile.ZipFile, str]:
+# %% ../../nbs/core/11_checkpoints.ipynb #ff5b7f34
+def _open_archive(path: Path) -> tuple[zipfile.ZipFile, str]:
     """Return the zip file that torch wrote, and the folder in it."""
     archive = zipfile.ZipFile(path)
     packed = [info.filename for info in archive.infolist() if info.compress_type != zipfile.ZIP_STORED]
@@ -171,7 +171,7 @@ def open_archive(path: Path) -> tuple[zipfile.ZipFile, str]:
     return archive, pickles[0].removesuffix("data.pkl")
 
 
-def load_stored(stored: StoredTensor, archive: zipfile.ZipFile, folder: str) -> Tensor:
+def _load_stored(stored: _StoredTensor, archive: zipfile.ZipFile, folder: str) -> Tensor:
     """Return a tensor that lies in a zip file."""
     key, dtype, count = stored.storage
     data = bytearray(archive.read(f"{folder}data/{key}"))
@@ -184,33 +184,34 @@ def load_stored(stored: StoredTensor, archive: zipfile.ZipFile, folder: str) -> 
     storage = torch.frombuffer(data, dtype=dtype, count=count)
     return storage.as_strided(stored.shape, stored.stride, stored.offset).contiguous()
 
-# %% ../../nbs/core/11_checkpoints.ipynb #7ba9169e
-def state_of(content: Any, prefix: str) -> dict[str, Any]:
+# %% ../../nbs/core/11_checkpoints.ipynb #56848d2c
+def _state_of(content: Any, prefix: str) -> dict[str, Any]:
     """Return what is named `prefix...` in a state dict, or in the one that a checkpoint holds, without the prefix."""
     for name in ("state_dict", "model"):
         if isinstance(content, dict) and isinstance(content.get(name), dict):
             content = content[name]
     named = content.items() if isinstance(content, dict) else ()
-    kinds = (Tensor, StoredTensor, StoredArray)
+    kinds = (Tensor, _StoredTensor, _StoredArray)
     return {n.removeprefix(prefix): v for n, v in named if str(n).startswith(prefix) and isinstance(v, kinds)}
 
 
-def read_archive(path: Path, prefix: str) -> dict[str, Tensor]:
+def _read_archive(path: Path, prefix: str) -> dict[str, Tensor]:
     """Return the tensors of a zip file of torch."""
-    archive, folder = open_archive(path)
+    archive, folder = _open_archive(path)
     with archive, archive.open(f"{folder}data.pkl") as file:
-        state = state_of(TensorUnpickler(file).load(), prefix)
-        return {name: load_stored(stored, archive, folder) for name, stored in state.items()}
+        state = _state_of(_TensorUnpickler(file).load(), prefix)
+        return {name: _load_stored(stored, archive, folder) for name, stored in state.items()}
 
-# %% ../../nbs/core/11_checkpoints.ipynb #6fff8a86
-def read_pickle(file: BinaryIO, prefix: str) -> dict[str, Tensor]:
+
+def _read_pickle(file: BinaryIO, prefix: str) -> dict[str, Tensor]:
     """Return the arrays of a pickle as tensors."""
-    state = state_of(TensorUnpickler(file, encoding="latin1").load(), prefix)
+    state = _state_of(_TensorUnpickler(file, encoding="latin1").load(), prefix)
     return {name: torch.from_numpy(stored.array.copy()) for name, stored in state.items()}
 
-# %% ../../nbs/core/11_checkpoints.ipynb #ff5b7f34
-LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
-"""How torch began its files before they were zip files."""
+# %% ../../nbs/core/11_checkpoints.ipynb #04326564
+_LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
+"""How PyTorch began its files before they were zip files."""
+
 
 def read_tensors(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
     """Return the tensors of a file by name.
@@ -234,16 +235,16 @@ def read_tensors(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
         raise InputError(f"{path}: no such file")
     try:
         with path.open("rb") as file:
-            head = file.read(len(LEGACY))
+            head = file.read(len(_LEGACY))
             file.seek(0)
             if head.startswith(b"PK"):
-                tensors = read_archive(path, prefix)
-            elif head == LEGACY:
-                tensors = state_of(torch.load(file, map_location="cpu", weights_only=True), prefix)
+                tensors = _read_archive(path, prefix)
+            elif head == _LEGACY:
+                tensors = _state_of(torch.load(file, map_location="cpu", weights_only=True), prefix)
             elif head.startswith(b"\x80"):
-                tensors = read_pickle(file, prefix)
+                tensors = _read_pickle(file, prefix)
             else:
-                tensors = state_of(load_file(path), prefix)
+                tensors = _state_of(load_file(path), prefix)
     # Whatever a damaged file makes of the reading, it is the file's fault.
     except (SafetensorError, Exception) as error:
         fault = " ".join(str(error).split()) or type(error).__name__
@@ -253,12 +254,12 @@ def read_tensors(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
     return tensors
 
 # %% ../../nbs/core/11_checkpoints.ipynb #338497d0
-def first_five(names: list[str]) -> str:
+def _first_five(names: list[str]) -> str:
     """Return a list of names, cut after the fifth."""
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
-def fill(network: Network, tensors: dict[str, Tensor], path: str | Path) -> Network:
+def fill(network: _Network, tensors: dict[str, Tensor], path: str | Path) -> _Network:
     """Put tensors into a network and return it.
 
     Batch norm's counters of batches may be missing: files for inference leave them out.
@@ -279,7 +280,7 @@ def fill(network: Network, tensors: dict[str, Tensor], path: str | Path) -> Netw
         ],
     }
     if any(faults.values()):
-        listed = "; ".join(f"{len(names)} {fault}: {first_five(names)}" for fault, names in faults.items() if names)
+        listed = "; ".join(f"{len(names)} {fault}: {_first_five(names)}" for fault, names in faults.items() if names)
         raise InputError(f"{path}: does not fit the network; {listed}")
     network.load_state_dict(tensors, strict=False)
     return network

@@ -5,8 +5,6 @@
 # %% ../../nbs/core/00_errors.ipynb #671ec159
 from __future__ import annotations
 
-
-
 # %% auto #0
 __all__ = ['InputError']
 

@@ -57,14 +57,17 @@ def back_project(depth: Tensor, calibration: Calibration, position: Tensor | Non
     rays_x, rays_y = (x - calibration.cx) / calibration.fx, (y - calibration.cy) / calibration.fy
     return torch.stack([rays_x * depth, rays_y * depth, depth], dim=-1)
 
-# %% ../../nbs/core/08_geometry.ipynb #5ecd8e1c
+# %% ../../nbs/core/08_geometry.ipynb #bfe1c3d2
+_NEAREST_M = 1e-3  # the depth of points on or behind the image plane: a division by zero has no gradient
+
+
 def project(points: Tensor, calibration: Calibration) -> Tensor:
     """Return (x, y, disparity) in pixels, (..., 3), of points (..., 3) in metres.
 
-    Points behind the camera are projected as if they lay 1 mm before it, far outside any image.
+    Points behind the camera are projected as if they lay 1 mm in front of it, far outside any image.
     """
     x, y, z = points.unbind(-1)
-    z = z.clamp(min=1e-3)
+    z = z.clamp(min=_NEAREST_M)
     return torch.stack(
         [
             calibration.fx * x / z + calibration.cx,
@@ -76,7 +79,7 @@ def project(points: Tensor, calibration: Calibration) -> Tensor:
 
 # %% ../../nbs/core/08_geometry.ipynb #ccf2f674
 def warp(image: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
-    """Fetch `image` at every pixel plus its flow.
+    """Sample `image` at every pixel plus its flow.
 
     Parameters
     ----------
@@ -100,7 +103,10 @@ def warp(image: Tensor, flow: Tensor) -> tuple[Tensor, Tensor]:
     warped = F.grid_sample(image, grid.to(image.dtype), mode="bilinear", padding_mode="border", align_corners=True)
     return warped, inside.unsqueeze(1)
 
-# %% ../../nbs/core/08_geometry.ipynb #73f5b42f
+# %% ../../nbs/core/08_geometry.ipynb #18ded1b9
+_RELATIVE_ERROR, _SQUARED_ERROR_PX = 0.01, 0.5  # of Sundaram et al.
+
+
 def visible(flow_forward: Tensor, flow_backward: Tensor) -> Tensor:
     """Return which pixels the other image sees too, (B, 1, H, W), bool.
 
@@ -118,4 +124,4 @@ def visible(flow_forward: Tensor, flow_backward: Tensor) -> Tensor:
     returned, inside = warp(flow_backward, flow_forward)
     error = (flow_forward + returned).square().sum(1, keepdim=True)
     length = (flow_forward.square() + returned.square()).sum(1, keepdim=True)
-    return (error < 0.01 * length + 0.5) & inside
+    return (error < _RELATIVE_ERROR * length + _SQUARED_ERROR_PX) & inside

@@ -20,24 +20,25 @@ def to_array(image: Tensor) -> np.ndarray:
     """Return an image tensor (3, H, W), uint8, as an array (H, W, 3) on the CPU."""
     return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
 
-
+# %% ../../nbs/core/06_images.ipynb #a38f90ad
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-"""Of the red, green and blue of images in [0, 1]: what networks trained on ImageNet are used to."""
+"""Mean and standard deviation of red, green and blue over ImageNet's images in [0, 1] (torchvision's constants)."""
+
 
 def normalised(images: Tensor) -> Tensor:
-    """Return RGB images (..., 3, H, W), uint8 or float in [0, 1], by ImageNet's mean and deviation."""
+    """Return RGB images (..., 3, H, W), uint8 or float in [0, 1], less ImageNet's mean and over its deviation."""
     scaled = images / 255 if images.dtype == torch.uint8 else images
     mean, deviation = (scaled.new_tensor(v)[:, None, None] for v in (IMAGENET_MEAN, IMAGENET_DEVIATION))
     return (scaled - mean) / deviation
 
-# %% ../../nbs/core/06_images.ipynb #be757720
+# %% ../../nbs/core/06_images.ipynb #789bed3f
 def root_colour(image: np.ndarray) -> np.ndarray:
     """Return the square roots of uint8 colours, (H, W, 3), float32 in [0, 1]: their noise is even over brightness."""
     return np.sqrt(np.arange(256, dtype=np.float32) / 255)[image]
 
-
+# %% ../../nbs/core/06_images.ipynb #ffb5f75a
 def image_difference(image_0: np.ndarray, image_1: np.ndarray, position: np.ndarray) -> np.ndarray:
-    """Return the mean absolute difference between image 0 and image 1 fetched at `position`.
+    """Return the mean absolute difference between image 0 and image 1 looked up at `position` (bilinear).
 
     Parameters
     ----------
@@ -65,7 +66,11 @@ def guided_filter(
     radius : int
         Windows are 2 * radius + 1 pixels wide.
     eps : float
-        Variance of a guide below which it is taken as flat.
+        Variance of a guide below which it counts as flat.
+
+    Returns
+    -------
+    ndarray, (H, W), float32
 
     Source
     ------
@@ -93,7 +98,7 @@ def guided_filter(
             slopes[i] = slopes[i] - matrix[i][j] * slopes[j]
         slopes[i] = slopes[i] / matrix[i][i]
     offset = mean - sum(s * m for s, m in zip(slopes, means, strict=True))
-    # windows that know more have more to say about the pixels they cover
+    # each pixel averages the windows that cover it, by their weights
     smooth = cv2.blur(total * offset, size)
     for slope, guide in zip(slopes, guides, strict=True):
         smooth += cv2.blur(total * slope, size) * guide

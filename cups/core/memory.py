@@ -10,7 +10,11 @@ import resource
 import sys
 from pathlib import Path
 
-LARGE_BYTES = 16 << 20
+# %% auto #0
+__all__ = ['keep_freed_memory', 'release_memory', 'peak_memory_bytes']
+
+# %% ../../nbs/core/12_memory.ipynb #33d5cfa6
+_LARGE_BYTES = 16 << 20
 """Arrays from this size on go back to the system when they are freed, whatever is kept: in one piece, at no loss."""
 
 
@@ -20,7 +24,7 @@ def keep_freed_memory() -> None:
     limit = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
     if limit is not None:
         limit(trim_threshold, never)
-        limit(mmap_threshold, LARGE_BYTES)
+        limit(mmap_threshold, _LARGE_BYTES)
 
 
 def release_memory() -> None:
@@ -29,7 +33,7 @@ def release_memory() -> None:
     if trim is not None:
         trim(0)
 
-
+# %% ../../nbs/core/12_memory.ipynb #b7ab1f51
 def peak_memory_bytes() -> int:
     """Return the most resident memory that this process ever had."""
     status = Path("/proc/self/status")
@@ -38,6 +42,3 @@ def peak_memory_bytes() -> int:
         return 1024 * int(held.split()[1])
     # Elsewhere in kB, and never less than what the process that started this one had.
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-# %% auto #0
-__all__ = ['LARGE_BYTES', 'keep_freed_memory', 'release_memory', 'peak_memory_bytes']

@@ -42,7 +42,7 @@ def scalar_rgb(values: Tensor, low: float | None = None, high: float | None = No
     rgb = (255 * matplotlib.colormaps[cmap](scaled)[..., :3]).astype(np.uint8)
     return rgb * finite[..., None].astype(np.uint8)
 
-# %% ../../nbs/core/07_pictures.ipynb #4ebbccae
+# %% ../../nbs/core/07_pictures.ipynb #b1b5654a
 def disparity_rgb(disparity: Tensor, high: float | None = None) -> np.ndarray:
     """Return a disparity map (H, W) in pixels: warm is near, black has none."""
     return scalar_rgb(torch.where(disparity > 0, disparity.float(), torch.nan), low=0, high=high)
@@ -50,19 +50,22 @@ def disparity_rgb(disparity: Tensor, high: float | None = None) -> np.ndarray:
 
 def flow_rgb(flow: Tensor) -> np.ndarray:
     """Return a flow (2, H, W) in the usual colour wheel: hue is the direction, saturation the length."""
-    from torchvision.utils import flow_to_image  # takes a second and 140 MB, which the explorer need not pay
+    from torchvision.utils import flow_to_image  # takes a second and 140 MB, only needed here
 
     return image_rgb(flow_to_image(torch.nan_to_num(flow.detach().float().cpu())))
 
-# %% ../../nbs/core/07_pictures.ipynb #b1b5654a
+# %% ../../nbs/core/07_pictures.ipynb #a8d75ab5
+_GOLDEN_RATIO = 0.618034  # its multiples, modulo 1, keep apart
+
+
 def distinct_colours(count: int) -> np.ndarray:
     """Return `count` colours (count, 3) that are easy to tell apart; the first is black (nothing)."""
     numbers = np.arange(1, max(count, 1))
-    hsv = np.stack([numbers * 0.618034 % 1, 0.55 + 0.45 * (numbers % 2), 1 - 0.25 * (numbers // 2 % 2)], -1)
+    hsv = np.stack([numbers * _GOLDEN_RATIO % 1, 0.55 + 0.45 * (numbers % 2), 1 - 0.25 * (numbers // 2 % 2)], -1)
     colours = (255 * matplotlib.colors.hsv_to_rgb(hsv)).astype(np.uint8).reshape(-1, 3)
     return np.concatenate([np.zeros((1, 3), np.uint8), colours])[:count]
 
-
+# %% ../../nbs/core/07_pictures.ipynb #783d2fb7
 def over(rgb: np.ndarray, image: Tensor | None, opacity: float = 0.6, where: np.ndarray | None = None) -> np.ndarray:
     """Lay `rgb` over an image (3, H, W) turned grey, inside the mask `where` (H, W) only."""
     if image is None:
@@ -138,5 +141,5 @@ def panel(pictures: Mapping[str, np.ndarray], columns: int = 2, width: int = 800
         x, y = index % columns * (cell + gap), index // columns * (height + gap)
         draw.text((x + 2, y + 1), title, fill="black", font=font)
         sheet.paste(picture, (x, y + bar))
-    sheet._repr_png_ = lambda: None  # notebooks would keep it twice, as PNG and as JPEG
+    sheet._repr_png_ = lambda: None  # else a notebook stores it twice, as PNG and as JPEG
     return sheet

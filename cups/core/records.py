@@ -5,26 +5,27 @@
 # %% ../../nbs/core/01_records.ipynb #e4db1f1b
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from .errors import InputError
+from .files import read_json
 
 # %% auto #0
 __all__ = ['VOID', 'Record', 'Calibration', 'PanopticLabel', 'StereoSample', 'Matches', 'SceneFlow', 'Proposals', 'ClassScores']
 
 # %% ../../nbs/core/01_records.ipynb #6003648b
 VOID = 255
-"""Class id (and instance id) of pixels that belong to no class; the metric leaves them out."""
+"""Class of pixels that belong to no class; the metric leaves them out."""
 
-# %% ../../nbs/core/01_records.ipynb #9cc6b961
+
 class Record:
-    """A frozen dataclass of tensors; moves between devices and gets changed copies as a whole."""
+    """A frozen dataclass of tensors that moves between devices, and is copied with changes, as a whole."""
 
     def to(self, device: torch.device | str) -> Self:
         """Return the record with every tensor on `device`, nested records included."""
@@ -58,7 +59,7 @@ class Calibration:
     Raises
     ------
     InputError
-        If a focal length, the baseline or a size is not positive and finite.
+        If a value is not a finite number; or a focal length, the baseline or a size is not positive.
     """
 
     fx: float
@@ -80,50 +81,50 @@ class Calibration:
                 raise InputError(f"calibration value {name} must be positive, got {value}")
 
     def cropped(self, top: int, left: int, height: int, width: int) -> Calibration:
-        """Return the calibration of the window that starts at row `top`, column `left`."""
+        """Return the calibration of the window of `height` x `width` pixels at row `top`, column `left`."""
         return replace(self, cx=self.cx - left, cy=self.cy - top, width=width, height=height)
 
-    def resized(self, height: int, width: int) -> Calibration:
-        """Return the calibration of the image resampled to `height` x `width`."""
-        sx, sy = width / self.width, height / self.height
-        return Calibration(
-            fx=self.fx * sx,
-            fy=self.fy * sy,
-            cx=(self.cx + 0.5) * sx - 0.5,
-            cy=(self.cy + 0.5) * sy - 0.5,
-            baseline_m=self.baseline_m,
-            width=width,
-            height=height,
-        )
+# %% ../../nbs/core/01_records.ipynb #d8a7ca1a
+@patch
+def resized(self: Calibration, height: int, width: int) -> Calibration:
+    """Return the calibration of the image resampled to `height` x `width` pixels."""
+    sx, sy = width / self.width, height / self.height
+    return Calibration(
+        fx=self.fx * sx,
+        fy=self.fy * sy,
+        cx=(self.cx + 0.5) * sx - 0.5,
+        cy=(self.cy + 0.5) * sy - 0.5,
+        baseline_m=self.baseline_m,
+        width=width,
+        height=height,
+    )
 
-    @classmethod
-    def from_json(cls, path: str | Path) -> Calibration:
-        """Read `calibration.json` (keys `fx fy cx cy baseline_m width height`).
+# %% ../../nbs/core/01_records.ipynb #1410551e
+@patch(cls_method=True)
+def from_json(cls: Calibration, path: str | Path) -> Calibration:
+    """Read `calibration.json` (keys `fx fy cx cy baseline_m width height`).
 
-        Raises
-        ------
-        InputError
-            If the file is missing or unreadable, or a value is missing or wrong; the message names the file.
-        """
-        try:
-            values = json.loads(Path(path).read_text())
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: not readable as JSON ({error})") from None
-        if not isinstance(values, dict):
-            raise InputError(f"{path}: expected a JSON object, found {type(values).__name__}")
-        names = [f.name for f in fields(cls)]
-        if missing := [name for name in names if name not in values]:
-            raise InputError(f"{path}: calibration value {missing[0]} is missing")
-        try:
-            return cls(**{name: values[name] for name in names})
-        except InputError as error:
-            raise InputError(f"{path}: {error}") from None
+    Raises
+    ------
+    InputError
+        If the file is missing or unreadable, or a value is missing or wrong; the message names the file.
+    """
+    values = read_json(path)
+    if not isinstance(values, dict):
+        raise InputError(f"{path}: expected a JSON object, found {type(values).__name__}")
+    names = [f.name for f in fields(cls)]
+    if missing := [name for name in names if name not in values]:
+        raise InputError(f"{path}: calibration value {missing[0]} is missing")
+    try:
+        return cls(**{name: values[name] for name in names})
+    except InputError as error:
+        raise InputError(f"{path}: {error}") from None
 
-    def to_dict(self) -> dict[str, float]:
-        """Return the values as the JSON object that `from_json` reads."""
-        return asdict(self)
+
+@patch
+def to_dict(self: Calibration) -> dict[str, float]:
+    """Return the values as the JSON object that `from_json` reads."""
+    return asdict(self)
 
 # %% ../../nbs/core/01_records.ipynb #9aa42a7b
 @dataclass(frozen=True)
@@ -133,11 +134,11 @@ class PanopticLabel(Record):
     Parameters
     ----------
     semantic : Tensor, (H, W), int64
-        Class of every pixel; `VOID` (255) where there is none.
+        Class of every pixel, 0 to K - 1; `VOID` (255) where there is none.
     instance : Tensor, (H, W), int64
-        Number of the object a pixel belongs to; 0 where it belongs to none.
+        Number of the object that a pixel belongs to, from 1; 0 where it belongs to none.
     diagnostics : dict
-        Numbers that say how the label came about.
+        Plain numbers about how the label came about.
     """
 
     semantic: Tensor
@@ -145,7 +146,7 @@ class PanopticLabel(Record):
     diagnostics: dict[str, Any] = field(default_factory=dict)
 
     def stacked(self) -> Tensor:
-        """Return the (H, W, 2) map of (class, instance) that `PanopticQuality` takes."""
+        """Return the map (H, W, 2) of (class, object number), int64, that `PanopticQuality` takes."""
         return torch.stack([self.semantic, self.instance], dim=-1)
 
 # %% ../../nbs/core/01_records.ipynb #43fd2a56
@@ -181,25 +182,25 @@ class StereoSample(Record):
         """Height and width in pixels."""
         return self.left_0.shape[-2], self.left_0.shape[-1]
 
-# %% ../../nbs/core/01_records.ipynb #6f1fcc9a
+# %% ../../nbs/core/01_records.ipynb #d13d366e
 @dataclass(frozen=True)
 class Matches(Record):
-    """Where every pixel of one image lies in another.
+    """Where every pixel of one image lies in the others.
 
     Parameters
     ----------
     flow_forward, flow_backward : Tensor, (2, H, W), float32
-        Optical flow (u right, v down) in pixels, `left_0` to `left_1` and back.
+        Optical flow (u right, v down) in pixels, from `left_0` to `left_1` and back.
     disparity_0, disparity_1 : Tensor, (H, W), float32
-        Disparity of the left image in pixels, >= 0, at both times; 0 where there is none.
+        Disparity of the left images in pixels, >= 0; 0 where there is none.
     disparity_right_0, disparity_right_1 : Tensor, (H, W), float32
-        Disparity of the right image, for the left-right check and the noise scale.
+        Disparity of the right images in pixels, for the left-right check and the noise scale.
     flow_visible : Tensor, (H, W), bool
-        `left_0` pixels whose forward and backward flow agree inside the image.
+        Pixels of `left_0` that are forward-backward consistent and whose flow ends inside the image.
     disparity_visible_0, disparity_visible_1 : Tensor, (H, W), bool
-        Left pixels whose left and right disparity agree inside the image.
+        Pixels of the left images that are left-right consistent and whose match lies inside the right image.
     diagnostics : dict
-        Share of visible pixels and the like.
+        Plain numbers: shares of visible pixels and the like.
     """
 
     flow_forward: Tensor
@@ -213,7 +214,7 @@ class Matches(Record):
     disparity_visible_1: Tensor
     diagnostics: dict[str, Any] = field(default_factory=dict)
 
-# %% ../../nbs/core/01_records.ipynb #d13d366e
+# %% ../../nbs/core/01_records.ipynb #ebc04a95
 @dataclass(frozen=True)
 class SceneFlow(Record):
     """The motion of every pixel in 3D.
@@ -221,22 +222,24 @@ class SceneFlow(Record):
     Parameters
     ----------
     points_0, points_1 : Tensor, (H, W, 3), float32
-        The surface point a `left_0` pixel sees, in metres, in camera coordinates at t and at t + 1.
+        The surface point that a pixel of `left_0` sees, in metres, in camera coordinates at t and at t + 1;
+        (0, 0, 0) where the depth is unknown.
     disparity_0, disparity_1 : Tensor, (H, W), float32
         Disparity in pixels at t, and at t + 1 of the same surface point (looked up through the flow).
     flow : Tensor, (2, H, W), float32
-        Optical flow in pixels.
+        Optical flow (u right, v down) in pixels, from `left_0` to `left_1`.
     trusted : Tensor, (H, W), bool
-        Pixels whose two points can be relied on.
+        Pixels whose points at t and at t + 1 can both be relied on.
     flow_seen : Tensor, (H, W), bool
         Pixels whose flow can be relied on.
     depth_seen_0, depth_seen_1 : Tensor, (H, W), bool
-        Pixels whose depth at t, or at t + 1, was measured; elsewhere it is filled in.
+        Pixels whose depth at t, or at t + 1, is left-right consistent and in range.
     noise_px : Tensor, (3,), float32
-        Standard deviations of the matching error of flow x, flow y and disparity in pixels.
+        Standard deviations of the matching errors of flow x, flow y and disparity, in pixels.
     calibration : Calibration
+        Of the images.
     diagnostics : dict
-        Trusted pixels and what distrusted the rest.
+        Plain numbers: the share of trusted pixels, and what ruled out the others.
     """
 
     points_0: Tensor
@@ -252,13 +255,12 @@ class SceneFlow(Record):
     calibration: Calibration
     diagnostics: dict[str, Any] = field(default_factory=dict)
 
-
     @property
     def tracked(self) -> Tensor:
         """Pixels with a point at t and a flow, (H, W), bool; their depth at t + 1 may be unknown."""
         return self.flow_seen & self.depth_seen_0
 
-# %% ../../nbs/core/01_records.ipynb #65032d67
+# %% ../../nbs/core/01_records.ipynb #a43dc652
 @dataclass(frozen=True)
 class Proposals(Record):
     """Independently moving objects, each with its rigid motion.
@@ -266,9 +268,9 @@ class Proposals(Record):
     Parameters
     ----------
     instance : Tensor, (H, W), int64
-        0 where nothing moves by itself, 1..N inside object n.
+        0 where nothing moves by itself, 1 to N inside object n.
     motions : Tensor, (N, 4, 4), float32
-        SE(3) motion of each object: maps its points in camera coordinates at t to those at t + 1.
+        SE(3) motion of each object: maps its points in camera coordinates at t to those at t + 1, in metres.
     camera_motion : Tensor, (4, 4), float32
         The same for the static scene. An object's own motion is `inv(camera_motion) @ motion`.
     scores : Tensor, (N,), float32
@@ -276,7 +278,7 @@ class Proposals(Record):
     diagnostics : dict
         Motions tried and selected, what dropped each proposal, and for an empty frame a sentence that says why.
     regions : Tensor, (H, W), int64, optional
-        Regions that move, from which the proposals came; 0 for none. What was dropped names its region.
+        Moving regions that the proposals were found in, from 1; 0 for none. `diagnostics` refers to them.
     """
 
     instance: Tensor
@@ -289,7 +291,15 @@ class Proposals(Record):
 
 @dataclass(frozen=True)
 class ClassScores(Record):
-    """Log-probabilities of K classes, (K, H, W), float32."""
+    """Scores of K classes for every pixel.
+
+    Parameters
+    ----------
+    log_probs : Tensor, (K, H, W), float32
+        Natural logarithms of probabilities that sum to 1 over the classes.
+    diagnostics : dict
+        Plain numbers.
+    """
 
     log_probs: Tensor
     diagnostics: dict[str, Any] = field(default_factory=dict)

@@ -12,7 +12,7 @@ from .geometry import project
 from .records import Calibration
 
 # %% auto #0
-__all__ = ['transform', 'invert', 'rotation_angle', 'se3_exp', 'kabsch', 'reprojection_residuals', 'refine_motion']
+__all__ = ['transform', 'invert', 'se3_exp', 'rotation_angle', 'kabsch', 'reprojection_residuals', 'refine_motion']
 
 # %% ../../nbs/core/09_rigid.ipynb #497bdd5c
 def transform(motion: Tensor, points: Tensor) -> Tensor:
@@ -26,17 +26,7 @@ def invert(motion: Tensor) -> Tensor:
     translation = -rotation @ motion[..., :3, 3:]
     return torch.cat([torch.cat([rotation, translation], -1), motion[..., 3:, :]], -2)
 
-# %% ../../nbs/core/09_rigid.ipynb #b2324d87
-def rotation_angle(motion: Tensor) -> Tensor:
-    """Return the rotation angle of motions (..., 4, 4) in radians, (...).
-
-    Taken from sine and cosine together: the arc cosine of the trace alone loses small angles to rounding.
-    """
-    r = motion[..., :3, :3]
-    axis = torch.stack([r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], -1)
-    return torch.atan2(axis.norm(dim=-1), r.diagonal(dim1=-2, dim2=-1).sum(-1) - 1)
-
-
+# %% ../../nbs/core/09_rigid.ipynb #fce45c4f
 def se3_exp(twist: Tensor) -> Tensor:
     """Return the motions (..., 4, 4) of twists (..., 6): translation part (m), then rotation vector (rad)."""
     v, w = twist[..., :3], twist[..., 3:]
@@ -47,6 +37,13 @@ def se3_exp(twist: Tensor) -> Tensor:
     generator[..., :3, :3] = hat
     generator[..., :3, 3] = v
     return torch.linalg.matrix_exp(generator)
+
+# %% ../../nbs/core/09_rigid.ipynb #00a7a5cd
+def rotation_angle(motion: Tensor) -> Tensor:
+    """Return the rotation angles of motions (..., 4, 4), (...), in [0, pi] radians."""
+    r = motion[..., :3, :3]
+    axis = torch.stack([r[..., 2, 1] - r[..., 1, 2], r[..., 0, 2] - r[..., 2, 0], r[..., 1, 0] - r[..., 0, 1]], -1)
+    return torch.atan2(axis.norm(dim=-1), r.diagonal(dim1=-2, dim2=-1).sum(-1) - 1)
 
 # %% ../../nbs/core/09_rigid.ipynb #df9522bb
 def kabsch(points_0: Tensor, points_1: Tensor, weights: Tensor | None = None) -> Tensor:
@@ -106,7 +103,26 @@ def reprojection_residuals(
     """
     return (project(transform(motion, points_0), calibration) - observed) / noise_px
 
-# %% ../../nbs/core/09_rigid.ipynb #41754862
+# %% ../../nbs/core/09_rigid.ipynb #cf7e3fe8
+_NEAREST_M = 0.1
+"""Depth below which a point is left out: the projection has no slope behind the camera."""
+
+_DAMPING = 1e-6
+"""Added to the normal equations, relative to their diagonal, so that few or collinear points can be solved, too."""
+
+
+def _projection_jacobian(moved: Tensor, calibration: Calibration) -> Tensor:
+    """Return the derivatives of (x, y, disparity) by a twist applied to points (..., N, 3), (..., N, 3, 6)."""
+    fx, fy, fb = calibration.fx, calibration.fy, calibration.fx * calibration.baseline_m
+    x, y, z = moved[..., 0], moved[..., 1], moved[..., 2].clamp(min=_NEAREST_M)
+    zero = torch.zeros_like(x)
+    slope = torch.stack(
+        [fx / z, zero, -fx * x / z**2, zero, fy / z, -fy * y / z**2, zero, zero, -fb / z**2], -1
+    ).reshape(*x.shape, 3, 3)
+    hat = torch.stack([zero, z, -y, -z, zero, x, y, -x, zero], -1).reshape(*x.shape, 3, 3)
+    return torch.cat([slope, slope @ hat], -1)
+
+# %% ../../nbs/core/09_rigid.ipynb #9d47eb31
 def refine_motion(
     motion: Tensor,
     points_0: Tensor,
@@ -139,22 +155,15 @@ def refine_motion(
     dtype = motion.dtype
     motion, points_0, observed = motion.double(), points_0.double(), observed.double()
     noise_px = noise_px.double().expand(observed.shape)
-    fx, fy, fb = calibration.fx, calibration.fy, calibration.fx * calibration.baseline_m
-    damping = 1e-6 * torch.eye(6, dtype=torch.float64, device=motion.device)
+    damping = _DAMPING * torch.eye(6, dtype=torch.float64, device=motion.device)
     for _ in range(steps):
         moved = transform(motion, points_0)
         residual = (project(moved, calibration) - observed) / noise_px
         weight = (1 + residual.square().sum(-1) / outlier_scale**2) ** -2
-        weight = weight * (moved[..., 2] > 0.1)  # the projection has no slope behind the camera
+        weight = weight * (moved[..., 2] > _NEAREST_M)
         if weights is not None:
             weight = weight * weights
-        x, y, z = moved[..., 0], moved[..., 1], moved[..., 2].clamp(min=0.1)
-        zero = torch.zeros_like(x)
-        slope = torch.stack(
-            [fx / z, zero, -fx * x / z**2, zero, fy / z, -fy * y / z**2, zero, zero, -fb / z**2], -1
-        ).reshape(*x.shape, 3, 3)
-        hat = torch.stack([zero, z, -y, -z, zero, x, y, -x, zero], -1).reshape(*x.shape, 3, 3)
-        jacobian = torch.cat([slope, slope @ hat], -1) / noise_px.unsqueeze(-1)  # (..., N, 3, 6)
+        jacobian = _projection_jacobian(moved, calibration) / noise_px.unsqueeze(-1)
         weighted = jacobian * weight[..., None, None]
         normal = torch.einsum("...nij,...nik->...jk", weighted, jacobian)
         gradient = torch.einsum("...nij,...ni->...j", weighted, residual)

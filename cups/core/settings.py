@@ -15,14 +15,32 @@ import yaml
 
 from .errors import InputError
 
-Settings = TypeVar("Settings")
+_Settings = TypeVar("_Settings")
 
 # %% auto #0
-__all__ = ['Settings', 'PACKAGES', 'settings_from_dict', 'checked', 'tuples', 'settings_to_dict', 'changed_settings', 'setting',
-           'with_setting', 'preset_values', 'load_settings', 'package_versions']
+__all__ = ['settings_from_dict', 'settings_to_dict', 'changed_settings', 'setting', 'with_setting', 'preset_values',
+           'load_settings', 'package_versions']
 
 # %% ../../nbs/core/10_settings.ipynb #ac02457d
-def settings_from_dict(cls: type[Settings], values: dict[str, Any], path: str = "") -> Settings:
+def _tuples(value: Any) -> Any:
+    """Return nested lists as nested tuples, anything else as it is."""
+    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+
+
+def _checked(value: Any, kind: Any, name: str) -> Any:
+    """Return `value` as the annotated type `kind`: whole numbers pass as floats, lists as tuples."""
+    kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    allowed = tuple(get_origin(k) or k for k in kinds)
+    if tuple in allowed:
+        value = _tuples(value)
+    if float in allowed and type(value) is int:
+        value = float(value)
+    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
+        raise InputError(f"setting {name}: expected {' or '.join(k.__name__ for k in allowed)}, got {value!r}")
+    return value
+
+# %% ../../nbs/core/10_settings.ipynb #a4f88d02
+def settings_from_dict(cls: type[_Settings], values: dict[str, Any], path: str = "") -> _Settings:
     """Build the settings dataclass `cls`, nested ones included; what is not given keeps its default.
 
     Parameters
@@ -48,28 +66,10 @@ def settings_from_dict(cls: type[Settings], values: dict[str, Any], path: str = 
         if name not in kinds:
             raise InputError(f"setting {dotted} is unknown; there are {', '.join(f.name for f in fields(cls))}")
         kind = kinds[name]
-        made[name] = settings_from_dict(kind, value, dotted) if is_dataclass(kind) else checked(value, kind, dotted)
+        made[name] = settings_from_dict(kind, value, dotted) if is_dataclass(kind) else _checked(value, kind, dotted)
     return cls(**made)
 
-
-def checked(value: Any, kind: Any, name: str) -> Any:
-    """Return `value` as the annotated type `kind`: whole numbers pass as floats, lists as tuples."""
-    kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
-    allowed = tuple(get_origin(k) or k for k in kinds)
-    if tuple in allowed:
-        value = tuples(value)
-    if float in allowed and type(value) is int:
-        value = float(value)
-    if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
-        raise InputError(f"setting {name}: expected {' or '.join(k.__name__ for k in allowed)}, got {value!r}")
-    return value
-
-# %% ../../nbs/core/10_settings.ipynb #04b5f143
-def tuples(value: Any) -> Any:
-    """Return nested lists as nested tuples, anything else as it is."""
-    return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
-
-
+# %% ../../nbs/core/10_settings.ipynb #14db4e6f
 def settings_to_dict(settings: Any) -> dict[str, Any]:
     """Return settings as nested dictionaries of plain values (tuples as lists), as JSON and YAML hold them."""
     return {
@@ -77,9 +77,9 @@ def settings_to_dict(settings: Any) -> dict[str, Any]:
         for key, value in (settings if isinstance(settings, dict) else asdict(settings)).items()
     }
 
-# %% ../../nbs/core/10_settings.ipynb #a4f88d02
+# %% ../../nbs/core/10_settings.ipynb #7c44929e
 def changed_settings(settings: Any) -> dict[str, Any]:
-    """Return the settings that differ from their defaults, as `settings_to_dict` does: all that a job must be told."""
+    """Return the settings that differ from their defaults, as nested dictionaries of plain values."""
     values, defaults = settings_to_dict(settings), settings_to_dict(type(settings)())
     return _differing(values, defaults)
 
@@ -95,7 +95,7 @@ def _differing(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, An
             changed[name] = value
     return changed
 
-# %% ../../nbs/core/10_settings.ipynb #e1e37474
+# %% ../../nbs/core/10_settings.ipynb #c47968cb
 def setting(settings: Any, name: str) -> Any:
     """Return the setting of a dotted name, as `"crf.steps"`."""
     for part in name.split("."):
@@ -103,8 +103,8 @@ def setting(settings: Any, name: str) -> Any:
     return settings
 
 
-def with_setting(settings: Settings, name: str, value: Any) -> Settings:
-    """Return the settings with that of a dotted name changed.
+def with_setting(settings: _Settings, name: str, value: Any) -> _Settings:
+    """Return a copy of the settings with the one of a dotted name changed.
 
     Raises
     ------
@@ -114,7 +114,7 @@ def with_setting(settings: Settings, name: str, value: Any) -> Settings:
     first, _, rest = name.partition(".")
     return replace(settings, **{first: with_setting(getattr(settings, first), rest, value) if rest else value})
 
-# %% ../../nbs/core/10_settings.ipynb #14db4e6f
+# %% ../../nbs/core/10_settings.ipynb #01677184
 def preset_values(presets: dict[str, dict[str, Any]], preset: str, what: str) -> dict[str, Any]:
     """Return what a preset of `what` changes.
 
@@ -127,8 +127,8 @@ def preset_values(presets: dict[str, dict[str, Any]], preset: str, what: str) ->
         raise InputError(f"unknown preset {preset!r} of the {what}; known: {', '.join(presets)}")
     return presets[preset]
 
-
-def load_settings(cls: type[Settings], path: str | Path) -> Settings:
+# %% ../../nbs/core/10_settings.ipynb #2cbf22b8
+def load_settings(cls: type[_Settings], path: str | Path) -> _Settings:
     """Read the settings dataclass `cls` from a YAML (or JSON) file.
 
     Raises
@@ -148,11 +148,11 @@ def load_settings(cls: type[Settings], path: str | Path) -> Settings:
     except InputError as error:
         raise InputError(f"{path}: {error}") from None
 
-# %% ../../nbs/core/10_settings.ipynb #c47968cb
-PACKAGES = ("cups", "torch", "torchvision", "lightning", "opencv-python-headless", "scikit-learn", "numpy")
+# %% ../../nbs/core/10_settings.ipynb #1578b953
+_PACKAGES = ("cups", "torch", "torchvision", "lightning", "opencv-python-headless", "scikit-learn", "numpy")
 """Packages whose versions can change a result."""
 
 
 def package_versions() -> dict[str, str]:
-    """Return the versions of `PACKAGES` that are installed."""
-    return {name: version(name) for name in PACKAGES}
+    """Return the installed versions of the packages that can change a result."""
+    return {name: version(name) for name in _PACKAGES}

@@ -14,8 +14,8 @@ from .errors import InputError
 from .records import VOID, PanopticLabel, Record
 
 # %% auto #0
-__all__ = ['ClassStatistics', 'class_statistics', 'movable_share', 'ThingStuffSplit', 'split_things_stuff', 'SplitChoice',
-           'chosen_split', 'claimed_segments']
+__all__ = ['THING_THRESHOLD', 'ClassStatistics', 'class_statistics', 'movable_share', 'ThingStuffSplit', 'split_things_stuff',
+           'SplitChoice', 'chosen_split', 'claimed_segments']
 
 # %% ../../nbs/core/04_splits.ipynb #10324a7f
 @dataclass(frozen=True)
@@ -124,8 +124,12 @@ class ThingStuffSplit(Record):
         things, stuff = tuple(values["things"]), tuple(values["stuff"])
         return cls(things, stuff, torch.tensor(values["order"]), torch.tensor(values["share"]))
 
+# %% ../../nbs/core/04_splits.ipynb #6d20ad72
+THING_THRESHOLD = 0.08
+"""Share above which a class is a thing (CUPS, section 3.1)."""
 
-def split_things_stuff(statistics: ClassStatistics, threshold: float = 0.08) -> ThingStuffSplit:
+
+def split_things_stuff(statistics: ClassStatistics, threshold: float = THING_THRESHOLD) -> ThingStuffSplit:
     """Call things the classes with a share above the threshold (CUPS, section 3.1).
 
     Parameters
@@ -186,7 +190,7 @@ class SplitChoice:
             parts[kind].add(number)
         return SplitChoice(self.threshold, *(tuple(sorted(part)) for part in parts.values()))
 
-
+# %% ../../nbs/core/04_splits.ipynb #7d077f49
 def chosen_split(split: ThingStuffSplit, choice: SplitChoice) -> ThingStuffSplit:
     """Return a split with a person's choice applied; its shares stay as measured.
 

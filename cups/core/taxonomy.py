@@ -166,13 +166,6 @@ def cityscapes_classes(count: int) -> Taxonomy:
     raise InputError(f"Cityscapes has 27, 19 or 7 classes, not {count!r}")
 
 # %% ../../nbs/core/03_taxonomy.ipynb #96cb6d10
-def _number(label: CityscapesLabel, taxonomy: Taxonomy) -> int:
-    """Return the label's class in a taxonomy of Cityscapes."""
-    if cityscapes_classes(len(taxonomy)).names != taxonomy.names:
-        raise InputError(f"not one of the sets of Cityscapes classes: {', '.join(taxonomy.names)}")
-    return {27: label.to_27, 19: label.to_19, 7: label.to_7}[len(taxonomy)]
-
-
 def looked_up(numbers: Tensor, table: dict[int, int], what: str) -> Tensor:
     """Return a map with every number replaced as a table says; void stays void.
 
@@ -200,6 +193,13 @@ def looked_up(numbers: Tensor, table: dict[int, int], what: str) -> Tensor:
     if (unknown := numbers[found < 0]).numel():
         raise InputError(f"the map holds {unknown[0]}, not {what}")
     return found
+
+# %% ../../nbs/core/03_taxonomy.ipynb #0bd25cb9
+def _number(label: CityscapesLabel, taxonomy: Taxonomy) -> int:
+    """Return the label's class in a taxonomy of Cityscapes."""
+    if cityscapes_classes(len(taxonomy)).names != taxonomy.names:
+        raise InputError(f"not one of the sets of Cityscapes classes: {', '.join(taxonomy.names)}")
+    return {27: label.to_27, 19: label.to_19, 7: label.to_7}[len(taxonomy)]
 
 
 def from_cityscapes_ids(ids: Tensor, target: Taxonomy) -> Tensor:

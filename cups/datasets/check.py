@@ -15,7 +15,7 @@ from PIL import Image
 
 from ..core.errors import InputError
 from ..core.files import read_json
-from ..core.parallel import parallel_map
+from ..core.parallel import Mapper, serial_map
 from ..core.protocols import LabelledDataset
 from ..core.records import VOID
 from .inventory import Part, lonely
@@ -161,7 +161,7 @@ def _reader(name: str, root: str | Path, split: str, incomplete: bool) -> Labell
     return dataset if DATASETS[name].labelled else None
 
 # %% ../../nbs/datasets/19_check.ipynb #8f2ed5bb
-def _split_faults(name: str, root: str | Path, parts: list[Part], full: bool, workers: int) -> list[str]:
+def _split_faults(name: str, root: str | Path, parts: list[Part], full: bool, map: Mapper) -> list[str]:
     """Return a line for each fault of a split."""
     faults, dataset = missing_files(parts), None
     try:
@@ -169,13 +169,13 @@ def _split_faults(name: str, root: str | Path, parts: list[Part], full: bool, wo
     except InputError as error:
         faults = faults or [str(error)]
     names = sorted({key for part in parts for key in _sampled(list(part.files), full)})
-    workers = workers if full else 1  # twenty files are opened before the processes have started
+    map = map if full else serial_map  # twenty files are opened before other processes have started
     task = partial(frame_faults, parts=parts, dataset=dataset)
-    found = parallel_map(task, names, workers, f"opening {parts[0].split}")
+    found = map(task, names, f"opening {parts[0].split}")
     return list(dict.fromkeys(faults + [line for lines in found for line in lines]))
 
 # %% ../../nbs/datasets/19_check.ipynb #c24ccd89
-def check_dataset(name: str, root: str | Path, full: bool = False, workers: int = 0) -> CheckReport:
+def check_dataset(name: str, root: str | Path, full: bool = False, map: Mapper = serial_map) -> CheckReport:
     """Check the files of a data set.
 
     Parameters
@@ -185,8 +185,8 @@ def check_dataset(name: str, root: str | Path, full: bool = False, workers: int 
     root : str or Path
     full : bool
         True to open every file, else `SAMPLE` of each kind.
-    workers : int
-        Number of processes that open files; 0 is one per core.
+    map : Mapper
+        Opens the files if all are asked for: in this process, or `Engine.map`.
 
     Returns
     -------
@@ -205,8 +205,8 @@ def check_dataset(name: str, root: str | Path, full: bool = False, workers: int 
     for part in parts:
         splits.setdefault(part.split, []).append(part)
     here = {split: found for split, found in splits.items() if any(part.files for part in found if part.partners)}
-    counts = {split: ", ".join(map(_count, found)) for split, found in here.items()}
-    faults = {split: _split_faults(name, root, found, full, workers) for split, found in here.items()}
+    counts = {split: ", ".join(_count(part) for part in found) for split, found in here.items()}
+    faults = {split: _split_faults(name, root, found, full, map) for split, found in here.items()}
     if not here:
         needed = getattr(dataset_reader(name), "default_split", parts[0].split)
         faults = {needed: missing_files(splits[needed])}

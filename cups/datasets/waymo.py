@@ -16,7 +16,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.files import write_atomically, write_png
-from ..core.parallel import parallel_map
+from ..core.parallel import Mapper, serial_map
 from ..core.records import VOID
 from ..core.taxonomy import CITYSCAPES_27
 from .inventory import Part
@@ -246,7 +246,7 @@ def convert_segment(path: Path, root: Path) -> int:
     return count
 
 
-def convert_waymo(source: str | Path, root: str | Path, workers: int = 0) -> int:
+def convert_waymo(source: str | Path, root: str | Path, map: Mapper = serial_map) -> int:
     """Take the labelled front images out of a folder of Waymo's TFRecord files.
 
     Parameters
@@ -255,8 +255,8 @@ def convert_waymo(source: str | Path, root: str | Path, workers: int = 0) -> int
         Folder with the `*.tfrecord` files of the validation split.
     root : str or Path
         Folder to write. A started one is completed.
-    workers : int
-        Number of processes; 0 is one per core.
+    map : Mapper
+        Goes through the files: in this process, or `Engine.map`.
 
     Returns
     -------
@@ -271,7 +271,7 @@ def convert_waymo(source: str | Path, root: str | Path, workers: int = 0) -> int
     paths = sorted(Path(source).glob("*.tfrecord"))
     if not paths:
         raise InputError(f"{source}: no *.tfrecord files; get {_SOURCE}")
-    count = sum(parallel_map(partial(convert_segment, root=Path(root)), paths, workers, "segments"))
+    count = sum(map(partial(convert_segment, root=Path(root)), paths, "segments"))
     if not count:
         raise InputError(f"{source}: none of the {len(paths)} files has a labelled image; version 1.4.0 has")
     return count
@@ -308,4 +308,4 @@ def write_tfrecords(folder: Path, frames: int = 2) -> None:
 def write_miniature(root: Path, frames: int = 2) -> None:
     """Write a tiny Waymo: TFRecord files, and the images converted from them."""
     write_tfrecords(root / "individual_files" / "validation", frames)
-    convert_waymo(root / "individual_files" / "validation", root, workers=1)
+    convert_waymo(root / "individual_files" / "validation", root)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 import re
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.files import read_image
-from ..core.parallel import parallel_map
+from ..core.parallel import Mapper, serial_map
 from ..core.splits import class_statistics
 from .files import read_label
 from cups.labels.store import (
@@ -162,20 +162,15 @@ def index_faults(store: PseudoLabelStore, shards: Sequence[CheckedShard]) -> lis
     return [f"{path}: {what} {len(names)} in all, the first is {names[0]}" for what, names in found.items() if names]
 
 
-def _mapped(workers: int, description: str) -> Callable[..., Any]:
-    """Return a `map` over processes."""
-    return partial(parallel_map, workers=workers, description=description)
-
-
-def check_store(root: str | Path, workers: int = 0) -> tuple[int, list[str]]:
+def check_store(root: str | Path, map: Mapper = serial_map) -> tuple[int, list[str]]:
     """Open every file of a store.
 
     Parameters
     ----------
     root : str or Path
         Folder of the store; it need not be finished.
-    workers : int
-        Number of processes; 0 is one per core.
+    map : Mapper
+        Goes through the shards: in this process, or `Engine.map`.
 
     Returns
     -------
@@ -191,22 +186,22 @@ def check_store(root: str | Path, workers: int = 0) -> tuple[int, list[str]]:
     """
     store = PseudoLabelStore(root)
     work = partial(check_shard, num_classes=store.num_classes)
-    shards = list(_mapped(workers, "checking")(work, store.shards))
+    shards = list(map(work, store.shards, "checking"))
     faults = [line for shard in shards for line in shard.faults]
     if store.is_finished:
         faults += index_faults(store, shards)
     return sum(len(shard.names) for shard in shards), faults
 
 # %% ../../nbs/labels/03_check.ipynb #d3dedf81
-def merge_store(root: str | Path, workers: int = 0) -> PseudoLabelStore:
+def merge_store(root: str | Path, map: Mapper = serial_map) -> PseudoLabelStore:
     """Finish a store: merge its frames, write its index, remove what killed processes left behind.
 
     Parameters
     ----------
     root : str or Path
         Folder of the store.
-    workers : int
-        Number of processes; 0 is one per core.
+    map : Mapper
+        Goes through the shards: in this process, or `Engine.map`.
 
     Raises
     ------
@@ -214,7 +209,7 @@ def merge_store(root: str | Path, workers: int = 0) -> PseudoLabelStore:
         If there is no store, no complete frame in it, or a file of it cannot be used.
     """
     store = PseudoLabelStore(root)
-    store.finish(map=_mapped(workers, "merging"))
+    store.finish(map=partial(map, description="merging"))
     return store
 
 # %% ../../nbs/labels/03_check.ipynb #77099b40
@@ -233,15 +228,15 @@ def shard_bytes(folder: Path) -> int:
         return sum(entry.stat().st_size for entry in entries if entry.is_file())
 
 
-def store_stats(root: str | Path, workers: int = 0) -> dict[str, Any]:
+def store_stats(root: str | Path, map: Mapper = serial_map) -> dict[str, Any]:
     """Count what a store holds.
 
     Parameters
     ----------
     root : str or Path
         Folder of the store; it need not be finished.
-    workers : int
-        Number of processes; 0 is one per core.
+    map : Mapper
+        Goes through the shards: in this process, or `Engine.map`.
 
     Returns
     -------
@@ -255,9 +250,9 @@ def store_stats(root: str | Path, workers: int = 0) -> dict[str, Any]:
         If there is no store, or a file of it cannot be used.
     """
     store = PseudoLabelStore(root)
-    frames, sizes = len(store), _mapped(workers, "measuring")(shard_bytes, [store.root, *store.shards])
+    frames, sizes = len(store), map(shard_bytes, [store.root, *store.shards], "measuring")
     pixels = store.statistics().pixels.tolist() if frames else []
-    kinds = Counter(map(reason_kind, store.failures.values()))
+    kinds = Counter(reason_kind(reason) for reason in store.failures.values())
     return {
         "root": str(root),
         "finished": store.is_indexed,

@@ -19,11 +19,9 @@ from time import monotonic
 from typing import Any, TypeVar
 from uuid import uuid4
 
-import cv2
 import dask
 import torch
 import yaml
-from .workers import Failure, Workers
 from distributed import (
     CancelledError,
     Client,
@@ -37,37 +35,22 @@ from distributed import (
     WorkerPlugin,
     get_worker,
 )
-from threadpoolctl import threadpool_limits
+from fastcore.basics import patch
 
 from ..core.errors import InputError
 from ..core.memory import keep_freed_memory, release_memory
+from ..core.parallel import use_one_thread
+from .workers import Failure, Workers
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 # %% auto #0
-__all__ = ['Item', 'Result', 'NETWORKS_BYTES', 'FRAME_BYTES', 'CLUSTERS', 'ANSWER_S', 'DEATHS', 'FAILED_STARTS', 'PER_THREAD',
-           'CONFIG', 'one_thread_from_now_on', 'Work', 'call', 'frames_in_flight', 'local_cluster', 'read_cluster',
-           'queue_cluster', 'quiet', 'DaskPool']
+__all__ = ['ANSWER_S', 'DEATHS', 'frames_in_flight', 'read_cluster', 'DaskPool']
 
 # %% ../../nbs/run/04_dask_pool.ipynb #0ec9bfcf
-def one_thread_from_now_on() -> None:
-    """Let torch, OpenCV, BLAS and OpenMP use one thread when this thread calls them."""
-    thread = threading.current_thread()
-    if not getattr(thread, "calls_in_one_thread", False):
-        torch.set_num_threads(1)
-        cv2.setNumThreads(1)
-        threadpool_limits(1)
-        thread.calls_in_one_thread = True
-
-
-class Work(WorkerPlugin):
-    """A function that a worker can call by name.
-
-    Parameters
-    ----------
-    function : callable
-    """
+class _Work(WorkerPlugin):
+    """A function that a worker can call by name."""
 
     def __init__(self, function: Callable[[Any], Any]) -> None:
         self.function = function
@@ -77,19 +60,22 @@ class Work(WorkerPlugin):
         keep_freed_memory()
 
 
-def call(name: str, item: Any) -> Any:
-    """Call the function of the plugin `name` with an item: the task."""
-    one_thread_from_now_on()
+def _call(name: str, item: Any) -> Any:
+    """Return what the function of the plugin `name` makes of an item: the task."""
+    thread = threading.current_thread()
+    if not getattr(thread, "calls_in_one_thread", False):
+        use_one_thread()
+        thread.calls_in_one_thread = True
     try:
         return get_worker().plugins[name].function(item)
     finally:
         release_memory()
 
 # %% ../../nbs/run/04_dask_pool.ipynb #a0167c50
-NETWORKS_BYTES = 2 << 30
+_NETWORKS_BYTES = 2 << 30
 """GPU memory of a process for CUDA, and for SMURF and DepthG with their weights."""
 
-FRAME_BYTES = 6 << 30
+_FRAME_BYTES = 6 << 30
 """GPU memory of a frame of 640 x 1280 pixels on its way through both networks, all of its windows at once."""
 
 
@@ -103,7 +89,7 @@ def frames_in_flight(free_bytes: int, cores: int) -> int:
     cores : int
         CPU cores for this process; each frame in flight keeps about one busy.
     """
-    return max(1, min((free_bytes - NETWORKS_BYTES) // FRAME_BYTES, cores))
+    return max(1, min((free_bytes - _NETWORKS_BYTES) // _FRAME_BYTES, cores))
 
 # %% ../../nbs/run/04_dask_pool.ipynb #41a62818
 _LOOPBACK = "127.0.0.1"
@@ -123,7 +109,7 @@ def _process(number: int, workers: Workers) -> dict[str, Any]:
     return {"cls": Nanny, "options": options}
 
 
-def local_cluster(workers: Workers) -> SpecCluster:
+def _local_cluster(workers: Workers) -> SpecCluster:
     """Start a scheduler in this process, and processes that work for it."""
     options = {"host": _LOOPBACK, "port": 0, "dashboard": workers.dashboard, "dashboard_address": f"{_LOOPBACK}:0"}
     cluster = SpecCluster(scheduler={"cls": Scheduler, "options": options}, silence_logs=logging.CRITICAL)
@@ -132,7 +118,7 @@ def local_cluster(workers: Workers) -> SpecCluster:
     return cluster
 
 # %% ../../nbs/run/04_dask_pool.ipynb #12519578
-CLUSTERS = {
+_CLUSTERS = {
     "htcondor": "HTCondorCluster",
     "local": "LocalCluster",
     "lsf": "LSFCluster",
@@ -144,13 +130,15 @@ CLUSTERS = {
 }
 """Kind of queue -> class of dask-jobqueue; the jobs of "local" are processes on this machine."""
 
+
 def read_cluster(path: str | Path) -> tuple[str, int, dict[str, Any]]:
     """Read which jobs to start.
 
     Parameters
     ----------
     path : str or Path
-        YAML with `kind` (a key of `CLUSTERS`), `jobs` (how many, by default 1) and keywords of the class.
+        YAML with `kind` (htcondor, local, lsf, moab, oar, pbs, sge or slurm), `jobs` (how many, by default 1) and
+        keywords of dask-jobqueue's class.
 
     Returns
     -------
@@ -169,16 +157,16 @@ def read_cluster(path: str | Path) -> tuple[str, int, dict[str, Any]]:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
         raise InputError(f"{path}: not readable as YAML ({' '.join(str(error).split())})") from None
-    if not isinstance(content, dict) or content.get("kind") not in CLUSTERS:
+    if not isinstance(content, dict) or content.get("kind") not in _CLUSTERS:
         kind = content.get("kind") if isinstance(content, dict) else None
-        raise InputError(f"{path}: kind must be one of {', '.join(CLUSTERS)}, got {kind!r}")
+        raise InputError(f"{path}: kind must be one of {', '.join(_CLUSTERS)}, got {kind!r}")
     jobs = content.pop("jobs", 1)
     if not isinstance(jobs, int) or jobs < 1:
         raise InputError(f"{path}: jobs must be a positive number, got {jobs!r}")
     return content.pop("kind"), jobs, content
 
-# %% ../../nbs/run/04_dask_pool.ipynb #71fd822e
-def queue_cluster(path: str | Path) -> SpecCluster:
+# %% ../../nbs/run/04_dask_pool.ipynb #e1ca668a
+def _queue_cluster(path: str | Path) -> SpecCluster:
     """Start a scheduler in this process, and jobs of a queue that work for it; see `read_cluster`.
 
     Raises
@@ -192,7 +180,7 @@ def queue_cluster(path: str | Path) -> SpecCluster:
         from dask_jobqueue.local import LocalCluster
     except ImportError:
         raise InputError(f"{path}: needs dask-jobqueue; install it by `pip install 'cups[cluster]'`") from None
-    cluster = LocalCluster if kind == "local" else getattr(dask_jobqueue, CLUSTERS[kind])
+    cluster = LocalCluster if kind == "local" else getattr(dask_jobqueue, _CLUSTERS[kind])
     command = getattr(cluster.job_cls, "submit_command", None)
     if command and not shutil.which(command.split()[0]):
         raise InputError(f"{path}: kind {kind} needs the command {command.split()[0]}, which is not on this machine")
@@ -208,23 +196,24 @@ ANSWER_S = 10
 """Seconds until a scheduler must have answered."""
 
 DEATHS = 10
-"""Workers that may die at a task before the scheduler gives it up."""
+"""Workers that may die at a task before the scheduler gives it up; one that holds several dies of one of them."""
 
-FAILED_STARTS = 20
+_FAILED_STARTS = 20
 """Processes that may die while they start, without any work done in between, before that ends the work."""
 
-PER_THREAD = 4
-"""Tasks in flight for each thread of the workers."""
+_TASKS_PER_THREAD = 4
+"""Tasks in flight for each thread of the workers: a finished one is replaced before the thread has to wait."""
 
-CONFIG = {
+_CONFIG = {
     "distributed.scheduler.allowed-failures": DEATHS,
     "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,  # else each thread keeps its own freed memory
 }
 """What Dask is told for the scheduler and the processes on this machine."""
 
+# %% ../../nbs/run/04_dask_pool.ipynb #788b038c
 @contextmanager
-def quiet() -> Iterator[None]:
-    """Keep Dask's logs and changes of the environment inside the block."""
+def _quiet() -> Iterator[None]:
+    """Silence Dask's logs inside the block, and restore the environment that it changes."""
     there = logging.root.manager.loggerDict
     names = [name for name in there if name.startswith(("asyncio", "distributed", "tornado"))]
     loggers = {logging.getLogger(name): logging.getLogger(name).level for name in names}
@@ -242,7 +231,7 @@ def quiet() -> Iterator[None]:
             if value is not None:
                 os.environ[key] = value
 
-# %% ../../nbs/run/04_dask_pool.ipynb #788b038c
+# %% ../../nbs/run/04_dask_pool.ipynb #2b12863b
 class DaskPool:
     """Workers under a Dask scheduler.
 
@@ -259,12 +248,12 @@ class DaskPool:
     def __init__(self, workers: Workers) -> None:
         self.workers, self._close = workers, ExitStack()
         try:
-            self._close.enter_context(dask.config.set(CONFIG))
-            self._close.enter_context(quiet())
+            self._close.enter_context(dask.config.set(_CONFIG))
+            self._close.enter_context(_quiet())
             self.cluster = None
             if not workers.scheduler:
-                self.cluster = queue_cluster(workers.cluster) if workers.cluster else local_cluster(workers)
-                self._close.callback(self._close_cluster)
+                self.cluster = _queue_cluster(workers.cluster) if workers.cluster else _local_cluster(workers)
+                self._close.callback(_close_cluster, self.cluster)
             self.client = self._connect(workers.scheduler)
             self._close.callback(self.client.close, timeout=ANSWER_S)
         except BaseException:
@@ -288,133 +277,151 @@ class DaskPool:
         return (self.client.dashboard_link or "") if asked else ""
 
     def close(self, now: bool = False) -> None:
-        """Close client and cluster; do not wait for tasks that run if `now`."""
+        """Close client and cluster; if `now`, kill the processes on this machine instead of waiting for their tasks."""
         if now:
-            self._kill()
+            _kill(self.cluster)
         self._close.close()
 
-    def _close_cluster(self) -> None:
-        """Close the cluster."""
-        try:
-            self.cluster.close(timeout=ANSWER_S)
-        except TimeoutError:  # a process that is starting does not listen
-            self._kill()
+# %% ../../nbs/run/04_dask_pool.ipynb #6d542a0c
+def _kill(cluster: SpecCluster | None) -> None:
+    """Kill the processes on this machine."""
+    nannies = cluster.workers.values() if cluster else ()
+    for nanny in [worker for worker in nannies if isinstance(worker, Nanny)]:
+        nanny.close_gracefully()  # lest it starts another process
+        if nanny.pid:
+            with suppress(ProcessLookupError):
+                os.kill(nanny.pid, signal.SIGKILL)
 
-    def _kill(self) -> None:
-        """Kill the processes on this machine."""
-        nannies = self.cluster.workers.values() if self.cluster else ()
-        for nanny in [worker for worker in nannies if isinstance(worker, Nanny)]:
-            nanny.close_gracefully()  # lest it starts another process
-            if nanny.pid:
-                with suppress(ProcessLookupError):
-                    os.kill(nanny.pid, signal.SIGKILL)
 
-    @contextmanager
-    def _connected(self) -> Iterator[None]:
-        """Say in one line that the scheduler is gone."""
-        try:
-            yield
-        except (OSError, CancelledError):  # Dask's errors of connections are the former
-            raise self._lost() from None
+def _close_cluster(cluster: SpecCluster) -> None:
+    """Close a cluster; kill its processes on this machine if they do not answer."""
+    try:
+        cluster.close(timeout=ANSWER_S)
+    except TimeoutError:
+        _kill(cluster)
 
-    def _lost(self) -> InputError:
-        """Return the error that the scheduler is gone."""
-        return InputError(f"{self.address}: the connection to the Dask scheduler was lost; the same command goes on")
+# %% ../../nbs/run/04_dask_pool.ipynb #5f30a2db
+@patch
+def _lost(self: DaskPool) -> InputError:
+    """Return the error that the scheduler is gone."""
+    return InputError(f"{self.address}: the connection to the Dask scheduler was lost; the same command goes on")
 
-    def _look_after(self) -> None:
-        """Count the threads of all workers, and start those again that died while they started; once a second."""
-        if monotonic() - self._looked < 1:
-            return
-        if self.client.status != "running":
-            raise self._lost()
-        with self._connected():
-            self._threads = sum(self.client.nthreads().values())
-        self._looked = monotonic()
-        if self.cluster is None:
-            return
-        for name, worker in list(self.cluster.workers.items()):
-            if worker.status in (Status.failed, Status.closed):
-                self.cluster.workers.pop(name, None)
-                self._failed_starts += 1
-        if self._failed_starts > FAILED_STARTS:
-            fault = "worker processes die while they start; scripts need `if __name__ == '__main__':`"
-            raise InputError(f"{fault}, and there must be memory for {len(self.cluster.worker_spec)} of them")
-        if len(self.cluster.workers) < len(self.cluster.worker_spec):
-            self.cluster.scale(len(self.cluster.worker_spec))
 
-    def _tell(self, work: Work, name: str) -> None:
-        """Give the workers what they will call. One that dies then fails the call: the others get it again."""
-        for _ in range(DEATHS + 1):
-            if self.client.status != "running":
-                break
-            with suppress(OSError, CancelledError):
-                self.client.register_plugin(work, name)
-                return
+@patch
+@contextmanager
+def _connected(self: DaskPool) -> Iterator[None]:
+    """Turn Dask's errors of a lost connection into one line."""
+    try:
+        yield
+    except (OSError, CancelledError):  # Dask's errors of connections are the former
+        raise self._lost() from None
+
+# %% ../../nbs/run/04_dask_pool.ipynb #46881c71
+@patch
+def _look_after(self: DaskPool) -> None:
+    """Count the threads of all workers, and start those again that died while they started; once a second."""
+    if monotonic() - self._looked < 1:
+        return
+    if self.client.status != "running":
         raise self._lost()
+    with self._connected():
+        self._threads = sum(self.client.nthreads().values())
+    self._looked = monotonic()
+    if self.cluster is None:
+        return
+    for name, worker in list(self.cluster.workers.items()):
+        if worker.status in (Status.failed, Status.closed):
+            self.cluster.workers.pop(name, None)
+            self._failed_starts += 1
+    if self._failed_starts > _FAILED_STARTS:
+        fault = "worker processes die while they start; scripts need `if __name__ == '__main__':`"
+        raise InputError(f"{fault}, and there must be memory for {len(self.cluster.worker_spec)} of them")
+    if len(self.cluster.workers) < len(self.cluster.worker_spec):
+        self.cluster.scale(len(self.cluster.worker_spec))
 
-    def map_unordered(
-        self, function: Callable[[Item], Result], items: Sequence[Item]
-    ) -> Iterator[tuple[Item, Result | Failure]]:
-        """Yield each item with `function(item)`, in any order; see `Engine.map_unordered`."""
-        name, suspects = f"cups-{uuid4().hex}", []
-        self._tell(Work(function), name)
-        try:
-            for item, result in self._run(name, items, PER_THREAD):
-                if isinstance(result, KilledWorker):
-                    suspects.append(item)
-                else:
-                    yield item, result
-            for item, result in self._run(name, suspects, 0):
-                died = Failure("the processes that worked on it died again and again; out of memory?")
-                yield item, died if isinstance(result, KilledWorker) else result
-        finally:
-            with suppress(Exception):  # the scheduler may be gone; the reason to end is said elsewhere
-                self.client.unregister_worker_plugin(name)
-
-    def _run(
-        self, name: str, items: Sequence[Item], per_thread: int
-    ) -> Iterator[tuple[Item, Result | KilledWorker]]:
-        """Yield each item with what the plugin `name` makes of it, at least one and `per_thread` tasks in flight."""
-        waiting, doing, done = iter(items), {}, SimpleQueue()
-        try:
-            while True:
-                self._look_after()
-                for item in islice(waiting, max(0, max(1, per_thread * self._threads) - len(doing))):
-                    future = self.client.submit(call, name, item, key=f"{name}-{uuid4().hex}", pure=False)
-                    doing[future.key] = item, future
-                    future.add_done_callback(lambda future: done.put(future.key))
-                if not doing:
-                    return
-                finished = [doing.pop(key) for key in _taken(done)]
-                outcomes = self._outcomes([future for _, future in finished])
-                for (item, _), outcome in zip(finished, outcomes, strict=True):
-                    self._failed_starts = 0
-                    yield item, outcome
-        finally:
-            with suppress(Exception):
-                self.client.cancel([future for _, future in doing.values()], force=True)
-
-    def _outcomes(self, futures: list[Future]) -> list[Any]:
-        """Return the results of futures that are done, or that their workers died; raise what a task raised."""
-        try:
-            return self.client.gather(futures) if futures else []
-        except Exception:  # of one of them, or of all
-            return [self._outcome(future) for future in futures]
-
-    def _outcome(self, future: Future) -> Any:
-        """Return the result of a future, or that its workers died; raise what the task raised."""
-        if future.status != "error":
-            with self._connected():
-                return future.result()
-        try:
-            return future.result()
-        except KilledWorker as error:
-            return error
-
-# %% ../../nbs/run/04_dask_pool.ipynb #3a6857d6
+# %% ../../nbs/run/04_dask_pool.ipynb #bcd7b48c
 def _taken(queue: SimpleQueue[str]) -> Iterator[str]:
     """Yield what is in a queue; wait for it for at most a second."""
     with suppress(Empty):
         yield queue.get(timeout=1)
         while True:
             yield queue.get_nowait()
+
+
+@patch
+def _outcome(self: DaskPool, future: Future) -> Any:
+    """Return the result of a future, or that its workers died; raise what the task raised."""
+    if future.status != "error":
+        with self._connected():
+            return future.result()
+    try:
+        return future.result()
+    except KilledWorker as error:
+        return error
+
+
+@patch
+def _outcomes(self: DaskPool, futures: list[Future]) -> list[Any]:
+    """Return the outcomes of futures that are done, as `_outcome` does, in one request if all went well."""
+    try:
+        return self.client.gather(futures) if futures else []
+    except Exception:  # of one of them, or of all
+        return [self._outcome(future) for future in futures]
+
+# %% ../../nbs/run/04_dask_pool.ipynb #3dbe7bab
+@patch
+def _run(
+    self: DaskPool, name: str, items: Sequence[_Item], per_thread: int
+) -> Iterator[tuple[_Item, _Result | KilledWorker]]:
+    """Yield each item with what the plugin `name` makes of it, at least one and `per_thread` tasks in flight."""
+    waiting, doing, done = iter(items), {}, SimpleQueue()
+    try:
+        while True:
+            self._look_after()
+            for item in islice(waiting, max(0, max(1, per_thread * self._threads) - len(doing))):
+                future = self.client.submit(_call, name, item, key=f"{name}-{uuid4().hex}", pure=False)
+                doing[future.key] = item, future
+                future.add_done_callback(lambda future: done.put(future.key))
+            if not doing:
+                return
+            finished = [doing.pop(key) for key in _taken(done)]
+            outcomes = self._outcomes([future for _, future in finished])
+            for (item, _), outcome in zip(finished, outcomes, strict=True):
+                self._failed_starts = 0
+                yield item, outcome
+    finally:
+        with suppress(Exception):
+            self.client.cancel([future for _, future in doing.values()], force=True)
+
+# %% ../../nbs/run/04_dask_pool.ipynb #130de220
+@patch
+def _tell(self: DaskPool, work: _Work, name: str) -> None:
+    """Give the workers what they will call. One that dies then fails the call: the others get it again."""
+    for _ in range(DEATHS + 1):
+        if self.client.status != "running":
+            break
+        with suppress(OSError, CancelledError):
+            self.client.register_plugin(work, name)
+            return
+    raise self._lost()
+
+
+@patch
+def map_unordered(
+    self: DaskPool, function: Callable[[_Item], _Result], items: Sequence[_Item]
+) -> Iterator[tuple[_Item, _Result | Failure]]:
+    """Yield each item with `function(item)`, in any order; see `Engine.map_unordered`."""
+    name, suspects = f"cups-{uuid4().hex}", []
+    self._tell(_Work(function), name)
+    try:
+        for item, result in self._run(name, items, _TASKS_PER_THREAD):
+            if isinstance(result, KilledWorker):
+                suspects.append(item)
+            else:
+                yield item, result
+        for item, result in self._run(name, suspects, 0):
+            died = Failure("the processes that worked on it died again and again; out of memory?")
+            yield item, died if isinstance(result, KilledWorker) else result
+    finally:
+        with suppress(Exception):  # the scheduler may be gone; the reason to end is said elsewhere
+            self.client.unregister_worker_plugin(name)

@@ -6,22 +6,23 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import cached_property
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, TypeVar
 
-from .workers import Failure, Workers
+from fastcore.basics import patch
 
 from ..core.errors import InputError
 from ..core.parallel import in_one_thread, progress
+from .workers import Failure, Workers
 
 if TYPE_CHECKING:
     from cups.run.dask_pool import DaskPool
 
-Item = TypeVar("Item")
-Result = TypeVar("Result")
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
 
 # %% auto #0
-__all__ = ['Item', 'Result', 'Engine']
+__all__ = ['Engine']
 
 # %% ../../nbs/run/03_engine.ipynb #93770c6f
 class Engine:
@@ -50,54 +51,78 @@ class Engine:
 
     @cached_property
     def pool(self) -> DaskPool:
-        """The processes."""
+        """The processes; starts them."""
         from cups.run.dask_pool import DaskPool
 
         return DaskPool(self.workers)
+
+    @property
+    def is_started(self) -> bool:
+        """Whether the processes have been started."""
+        return "pool" in vars(self)
 
     @property
     def dashboard_link(self) -> str:
         """Address of Dask's dashboard; "" if there is none. Starts the processes."""
         return "" if self.workers.alone else self.pool.dashboard_link
 
-    def map_unordered(
-        self, function: Callable[[Item], Result], items: Sequence[Item], description: str = ""
-    ) -> Iterator[tuple[Item, Result | Failure]]:
-        """Yield each item with `function(item)`, in any order.
+# %% ../../nbs/run/03_engine.ipynb #325049ad
+@patch
+def map_unordered(
+    self: Engine, function: Callable[[_Item], _Result], items: Sequence[_Item], description: str = ""
+) -> Iterator[tuple[_Item, _Result | Failure]]:
+    """Yield each item with `function(item)`, in any order.
 
-        Parameters
-        ----------
-        function : callable
-            A function of an importable module, or a `functools.partial` of one. What the partial holds goes to each
-            worker once; only the items go with the tasks.
-        items : sequence
-            What to call it with; plain values.
-        description : str
-            Title of the progress bar.
+    Parameters
+    ----------
+    function : callable
+        A function, or a `functools.partial` of one. What the partial holds goes to each worker once; only the items go
+        with the tasks.
+    items : sequence
+        What to call it with; plain values.
+    description : str
+        Title of the progress bar; none if empty.
 
-        Yields
-        ------
-        (Item, Result or Failure)
-            A `Failure` where workers died again and again at this item. What the function raises ends the work.
-        """
-        if self.workers.alone or (len(items) < 2 and not self.workers.elsewhere):
-            results = ((item, in_one_thread(function, item)) for item in items)
-        else:
-            results = self.pool.map_unordered(function, items) if items else iter(())
-        yield from progress(results, len(items), description)
+    Yields
+    ------
+    (item, result or Failure)
+        A `Failure` where workers died again and again at this item. What the function raises ends the work.
+    """
+    if self.workers.alone or (len(items) < 2 and not self.workers.elsewhere):
+        results = ((item, in_one_thread(function, item)) for item in items)
+    else:
+        results = self.pool.map_unordered(function, items) if items else iter(())
+    yield from progress(results, len(items), description)
 
-    def map(self, function: Callable[[Item], Result], items: Sequence[Item]) -> list[Result]:
-        """Return `function(item)` of items that differ, in their order; without other processes if none was needed yet.
+# %% ../../nbs/run/03_engine.ipynb #1cfcd698
+def _numbered(numbered: tuple[int, _Item], function: Callable[[_Item], _Result]) -> _Result:
+    """Return `function(item)` of a numbered item."""
+    return function(numbered[1])
 
-        Raises
-        ------
-        InputError
-            If workers died again and again at an item, and what the function raises.
-        """
-        if "pool" not in vars(self):
-            return [in_one_thread(function, item) for item in items]
-        results = dict(self.pool.map_unordered(function, items))
-        for item, result in results.items():
-            if isinstance(result, Failure):
-                raise InputError(f"{item}: {result.reason}")
-        return [results[item] for item in items]
+
+@patch
+def map(
+    self: Engine, function: Callable[[_Item], _Result], items: Sequence[_Item], description: str = ""
+) -> Iterator[_Result]:
+    """Yield `function(item)` of all items, in their order.
+
+    Parameters
+    ----------
+    function, items, description
+        As for `map_unordered`.
+
+    Raises
+    ------
+    InputError
+        If workers died again and again at an item.
+    """
+    early: dict[int, _Result] = {}
+    turn = 0
+    work = partial(_numbered, function=function)
+    for (number, item), result in self.map_unordered(work, list(enumerate(items)), description):
+        if isinstance(result, Failure):
+            raise InputError(f"{item}: {result.reason}")
+        early[number] = result
+        while turn in early:
+            yield early.pop(turn)
+            turn += 1

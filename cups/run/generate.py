@@ -9,31 +9,31 @@ import fcntl
 import os
 import random
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
-from .workers import Failure, Workers
 from safetensors.torch import load_file, save
 from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.files import write_bytes
+from ..core.parallel import serial_map
 from ..core.protocols import StereoDataset
 from ..core.settings import settings_to_dict
 from ..labels.store import PseudoLabelStore
 from .engine import Engine
+from .workers import Failure, Workers
 from ..stages.labels.pseudo_classes import PseudoClasses, fit_pseudo_classes
 from ..stages.pipeline import PseudoLabelSettings, analyse, describe, known_clusters
 from ..stages.semantics.clusters import Clusters
 from ..weights import device_called, weights_file
 
 # %% auto #0
-__all__ = ['Frame', 'RECORDS', 'uses_gpu', 'check_networks', 'second_run', 'describe_one', 'work_through', 'clustering_frames',
-           'read_descriptions', 'find_classes', 'in_turn', 'none_labelled', 'label_one', 'label_missing', 'generate']
+__all__ = ['Frame', 'uses_gpu', 'clustering_frames', 'find_classes', 'label_one', 'generate']
 
 # %% ../../nbs/run/06_generate.ipynb #517b7790
 def uses_gpu(settings: PseudoLabelSettings) -> bool:
@@ -42,7 +42,7 @@ def uses_gpu(settings: PseudoLabelSettings) -> bool:
     return any(getattr(stage, "device", "cpu") != "cpu" for stage in stages)
 
 
-def check_networks(settings: PseudoLabelSettings, here: bool = True) -> None:
+def _check_networks(settings: PseudoLabelSettings, here: bool = True) -> None:
     """Fetch the weights of the stages that need some; look for their device if they run on this machine.
 
     Raises
@@ -58,18 +58,18 @@ def check_networks(settings: PseudoLabelSettings, here: bool = True) -> None:
 
 # %% ../../nbs/run/06_generate.ipynb #955bed03
 @contextmanager
-def second_run(root: str | Path) -> Iterator[bool]:
-    """Say whether another run works on a folder already."""
+def _locked_folder(root: str | Path) -> Iterator[bool]:
+    """Lock a folder; yield whether another run had locked it before."""
     folder = os.open(root, os.O_RDONLY)
     try:
         try:
             fcntl.flock(folder, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            locked = False
+            is_second = False
         except BlockingIOError:
-            locked = True
+            is_second = True
         except OSError:  # some network drives cannot lock a folder
-            locked = False
-        yield locked
+            is_second = False
+        yield is_second
     finally:
         os.close(folder)
 
@@ -77,25 +77,16 @@ def second_run(root: str | Path) -> Iterator[bool]:
 Frame = tuple[int, str]
 """Index and name of a sample."""
 
-RECORDS = ("vectors", "inside", "sizes")
-"""What the first pass keeps of a frame, see `describe`."""
 
-def describe_one(frame: Frame, dataset: StereoDataset, folder: Path, settings: PseudoLabelSettings) -> Failure | None:
-    """Describe a frame and keep the record in a folder, unless it is there."""
-    index, name = frame
-    path = folder / f"{name}.safetensors"
-    if path.exists():
-        return None
-    try:
-        found = describe(dataset[index], settings)
-    except Exception as error:
-        return Failure.of(error)
-    record = {key: tensor.contiguous() for key, tensor in zip(RECORDS, found, strict=True)}
-    write_bytes(path, save(record))
-    return None
+def _in_turn(frames: Iterable[Frame], shuffled: bool) -> list[Frame]:
+    """Return frames in their order, or in one that no other process has."""
+    frames = list(frames)
+    if shuffled:
+        random.Random(os.urandom(8)).shuffle(frames)
+    return frames
 
-
-def work_through(
+# %% ../../nbs/run/06_generate.ipynb #de86df98
+def _work_through(
     engine: Engine, function: partial[Failure | None], frames: Sequence[Frame], strict: bool, description: str
 ) -> Iterator[tuple[str, str]]:
     """Yield the names of the frames that failed, and why; stop at the first if `strict`."""
@@ -105,19 +96,43 @@ def work_through(
                 raise InputError(f"{name}: {failure.reason}")
             yield name, failure.reason
 
-# %% ../../nbs/run/06_generate.ipynb #4a733335
+
+def _none_labelled(count: int, failed: dict[str, str]) -> InputError:
+    """Return the error that no frame of `count` can be used."""
+    return InputError(f"none of {count} frames can be used; the first: {failed[min(failed)]}")
+
+# %% ../../nbs/run/06_generate.ipynb #2c45aeda
 def clustering_frames(names: Sequence[str], settings: PseudoLabelSettings) -> list[Frame]:
     """Return the frames that show what the classes are: spread evenly over the data set."""
     count = min(len(names), settings.clustering_frames)
     return [(index, names[index]) for index in np.linspace(0, len(names) - 1, count).round().astype(int).tolist()]
 
+# %% ../../nbs/run/06_generate.ipynb #2152af6c
+_DESCRIPTION = ("vectors", "inside", "sizes")
+"""What is kept of a frame, see `cups.stages.pipeline.describe`."""
 
-def read_descriptions(folder: Path, frames: Sequence[Frame]) -> list[Tensor]:
-    """Return the records of frames, put together in their order."""
+
+def _describe_one(frame: Frame, dataset: StereoDataset, folder: Path, settings: PseudoLabelSettings) -> Failure | None:
+    """Describe a frame and keep the description in a folder, unless it is there."""
+    index, name = frame
+    path = folder / f"{name}.safetensors"
+    if path.exists():
+        return None
+    try:
+        found = describe(dataset[index], settings)
+    except Exception as error:
+        return Failure.of(error)
+    record = {key: tensor.contiguous() for key, tensor in zip(_DESCRIPTION, found, strict=True)}
+    write_bytes(path, save(record))
+    return None
+
+
+def _read_descriptions(folder: Path, frames: Sequence[Frame]) -> list[Tensor]:
+    """Return the descriptions of frames, put together in their order."""
     records = [load_file(folder / f"{name}.safetensors") for _, name in frames]
-    return [torch.cat([record[key] for record in records]) for key in RECORDS]
+    return [torch.cat([record[key] for record in records]) for key in _DESCRIPTION]
 
-# %% ../../nbs/run/06_generate.ipynb #de86df98
+# %% ../../nbs/run/06_generate.ipynb #4d52fdae
 def find_classes(
     dataset: StereoDataset,
     folder: Path,
@@ -127,18 +142,18 @@ def find_classes(
     strict: bool = False,
     shuffled: bool = False,
 ) -> PseudoClasses:
-    """Find the classes on frames that are spread evenly over the data set, but for those of pixels if `known`.
+    """Find the pseudo-classes on frames that are spread evenly over the data set.
 
     Parameters
     ----------
     dataset : StereoDataset
     folder : Path
-        Where the frames' records are kept; those of an earlier call are taken.
+        Where the frames' descriptions are kept; those of an earlier call are used.
     settings : PseudoLabelSettings
     engine : Engine
-        Calls `describe_one`.
+        Does the work.
     known : Clusters, optional
-        Classes of pixels that come with the features.
+        Classes of pixels that come with the features; only those of objects are found then.
     strict : bool
         Whether a frame that cannot be used ends the work; else it is left out.
     shuffled : bool
@@ -150,29 +165,16 @@ def find_classes(
         If no frame can be used.
     """
     frames = clustering_frames(dataset.names, settings)
-    work = partial(describe_one, dataset=dataset, folder=folder, settings=settings)
-    todo = in_turn((frame for frame in frames if not (folder / f"{frame[1]}.safetensors").exists()), shuffled)
-    failed = dict(work_through(engine, work, todo, strict, "describing frames"))
+    work = partial(_describe_one, dataset=dataset, folder=folder, settings=settings)
+    todo = _in_turn((frame for frame in frames if not (folder / f"{frame[1]}.safetensors").exists()), shuffled)
+    failed = dict(_work_through(engine, work, todo, strict, "describing frames"))
     if len(failed) == len(frames):
-        raise none_labelled(len(frames), failed)
+        raise _none_labelled(len(frames), failed)
     numbers = settings.num_classes, settings.num_object_classes
     good = [frame for frame in frames if frame[1] not in failed]
-    return fit_pseudo_classes(*read_descriptions(folder, good), *numbers, settings.seed, known)
+    return fit_pseudo_classes(*_read_descriptions(folder, good), *numbers, settings.seed, known)
 
-# %% ../../nbs/run/06_generate.ipynb #eb3dd74d
-def in_turn(frames: Iterator[Frame], shuffled: bool) -> list[Frame]:
-    """Return frames in their order, or in one that no other process has."""
-    frames = list(frames)
-    if shuffled:
-        random.Random(os.urandom(8)).shuffle(frames)
-    return frames
-
-
-def none_labelled(count: int, failed: dict[str, str]) -> InputError:
-    """Return the error that no frame of `count` can be used."""
-    return InputError(f"none of {count} frames can be used; the first: {failed[min(failed)]}")
-
-# %% ../../nbs/run/06_generate.ipynb #2c45aeda
+# %% ../../nbs/run/06_generate.ipynb #fbcfc835
 def label_one(
     frame: Frame, dataset: StereoDataset, store: PseudoLabelStore, classes: PseudoClasses, settings: PseudoLabelSettings
 ) -> Failure | None:
@@ -188,7 +190,7 @@ def label_one(
     return None
 
 
-def label_missing(
+def _label_missing(
     dataset: StereoDataset, store: PseudoLabelStore, classes: PseudoClasses, settings: PseudoLabelSettings,
     engine: Engine, strict: bool = False, shuffled: bool = False,
 ) -> None:  # fmt: skip
@@ -201,15 +203,15 @@ def label_missing(
     """
     names = dataset.names
     missing = set(store.missing(names))
-    frames = in_turn(((index, name) for index, name in enumerate(names) if name in missing), shuffled)
+    frames = _in_turn(((index, name) for index, name in enumerate(names) if name in missing), shuffled)
     work, failed = partial(label_one, dataset=dataset, store=store, classes=classes, settings=settings), {}
-    for name, reason in work_through(engine, work, frames, strict, "labelling frames"):
+    for name, reason in _work_through(engine, work, frames, strict, "labelling frames"):
         store.write_failure(name, reason)
         failed[name] = reason
     if len(failed) == len(names):
-        raise none_labelled(len(names), failed)
+        raise _none_labelled(len(names), failed)
 
-# %% ../../nbs/run/06_generate.ipynb #2152af6c
+# %% ../../nbs/run/06_generate.ipynb #6abc3869
 def _classes(
     dataset: StereoDataset, root: Path, settings: PseudoLabelSettings, engine: Engine,
     classes: PseudoClasses | None, known: Clusters | None, strict: bool, shuffled: bool,
@@ -221,12 +223,12 @@ def _classes(
             classes = classes or find_classes(dataset, folder, settings, engine, known, strict, shuffled)
             classes.save(kept)
         except (InputError, OSError):
-            if not kept.exists():  # else another run was faster and has removed the records
+            if not kept.exists():  # else another run was faster and has removed the descriptions
                 raise
     shutil.rmtree(folder, ignore_errors=True)
     return PseudoClasses.load(kept)
 
-# %% ../../nbs/run/06_generate.ipynb #0794d0d1
+# %% ../../nbs/run/06_generate.ipynb #48246770
 def generate(
     dataset: StereoDataset,
     root: str | Path,
@@ -269,11 +271,11 @@ def generate(
     if not isinstance(workers, Engine):
         with Engine(Workers(workers, gpus=uses_gpu(settings))) as engine:
             return generate(dataset, root, settings, engine, classes, strict)
-    check_networks(settings, here=not workers.workers.elsewhere)
+    _check_networks(settings, here=not workers.workers.elsewhere)
     known = None if classes or (root / "classes.safetensors").exists() else known_clusters(settings)
     store = PseudoLabelStore.create(root, settings_to_dict(settings), settings.total_classes)
-    with second_run(root) as shuffled:
+    with _locked_folder(root) as shuffled:
         found = _classes(dataset, root, settings, workers, classes, known, strict, shuffled)
-        label_missing(dataset, store, found, settings, workers, strict, shuffled)
-        store.finish(settings.thing_threshold, map=workers.map)
+        _label_missing(dataset, store, found, settings, workers, strict, shuffled)
+        store.finish(settings.thing_threshold, map=workers.map if workers.is_started else serial_map)
     return PseudoLabelStore(root)

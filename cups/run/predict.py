@@ -28,13 +28,13 @@ from ..model.test_time_augmentation import check_scales
 from ..weights import device_called, weights_file
 
 # %% auto #0
-__all__ = ['SUFFIXES', 'image_files', 'read_rgb', 'class_colours', 'started_folder', 'predict_images']
+__all__ = ['read_rgb', 'predict_images']
 
 # %% ../../nbs/run/07_predict.ipynb #fc513974
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")
+_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of the formats that Pillow reads
 
 
-def image_files(paths: Sequence[str | Path]) -> list[Path]:
+def _image_files(paths: Sequence[str | Path]) -> list[Path]:
     """Return image files, and those in folders, in order.
 
     Raises
@@ -44,7 +44,7 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES) if path.is_dir() else [path]
         if not inside:
             raise InputError(f"{path}: holds no image")
         files += inside
@@ -57,7 +57,7 @@ def image_files(paths: Sequence[str | Path]) -> list[Path]:
         by_name[file.stem] = file
     return files
 
-
+# %% ../../nbs/run/07_predict.ipynb #14753205
 def read_rgb(path: str | Path) -> Tensor:
     """Read an image as (3, H, W), uint8; grey ones get three equal channels, 16 bits become 8."""
     array = read_image(path)
@@ -67,8 +67,8 @@ def read_rgb(path: str | Path) -> Tensor:
         array = np.repeat(array[..., None], 3, axis=-1)
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
-# %% ../../nbs/run/07_predict.ipynb #14753205
-def class_colours(categories: list[dict[str, Any]]) -> np.ndarray:
+# %% ../../nbs/run/07_predict.ipynb #5324e0b2
+def _class_colours(categories: list[dict[str, Any]]) -> np.ndarray:
     """Return a colour for each class: Cityscapes' for its names, distinct ones for others."""
     colours = distinct_colours(VOID + 1)[1:].copy()
     for category in categories:
@@ -76,8 +76,8 @@ def class_colours(categories: list[dict[str, Any]]) -> np.ndarray:
             colours[category["id"]] = CITYSCAPES_27.colours[CITYSCAPES_27.names.index(category["name"])]
     return colours
 
-
-def started_folder(out: Path, settings: dict[str, Any]) -> None:
+# %% ../../nbs/run/07_predict.ipynb #3a99cfeb
+def _started_folder(out: Path, settings: dict[str, Any]) -> None:
     """Note the settings of a run in its folder, or make sure that it was started with the same."""
     path = out / "settings.json"
     if path.exists() and (there := read_json(path)) != settings:
@@ -86,7 +86,7 @@ def started_folder(out: Path, settings: dict[str, Any]) -> None:
         raise InputError(f"{path}: started with {name} {change}; choose another folder")
     write_json(path, settings)
 
-# %% ../../nbs/run/07_predict.ipynb #05a211e0
+# %% ../../nbs/run/07_predict.ipynb #b71cb88e
 def predict_images(
     images: Sequence[str | Path], weights: str | Path, out: str | Path, classes: str | Path | None = None,
     scales: Sequence[float] = (1.0,), mirror: bool = False, device: str = "auto", min_confidence: float = 0.5,
@@ -106,8 +106,9 @@ def predict_images(
     scales, mirror
         Test-time augmentation, as in `predict_views`.
     device : str
+        As for PyTorch; `"auto"` takes the GPU if there is one.
     min_confidence : float
-        Objects with a lower score are left out.
+        Objects with a lower score, in [0, 1], are left out.
 
     Returns
     -------
@@ -120,14 +121,14 @@ def predict_images(
         If an image, the weights or the names cannot be read, or the folder holds predictions of other settings.
     """
     check_scales(scales)
-    files, out, weights = image_files(images), Path(out), weights_file(weights)
+    files, out, weights = _image_files(images), Path(out), weights_file(weights)
     with weights.open("rb") as file:
         digest = hashlib.file_digest(file, "sha256").hexdigest()
     options = {"scales": list(scales), "mirror": mirror, "min_confidence": min_confidence}
     network = load(weights, device_called(device), min_confidence=min_confidence)
     categories = coco_categories(network.split, read_names(classes, network.split) if classes else None)
-    started_folder(out, {"weights_sha256": digest, **options})
-    colours = class_colours(categories)
+    _started_folder(out, {"weights_sha256": digest, **options})
+    colours = _class_colours(categories)
     frames = []
     for path in progress(files, len(files), "segmenting"):
         kept = out / "annotations" / f"{path.stem}.json"

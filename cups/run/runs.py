@@ -19,10 +19,10 @@ from ..core.files import read_json, write_json
 from ..core.settings import package_versions
 
 # %% auto #0
-__all__ = ['git_state', 'environment', 'RunFolder']
+__all__ = ['environment', 'RunFolder']
 
 # %% ../../nbs/run/01_runs.ipynb #a5dd6005
-def git_state(folder: str | Path = ".") -> str | None:
+def _git_state(folder: str | Path = ".") -> str | None:
     """Return the commit checked out in `folder`, with `+changes` if files differ from it; None outside a checkout."""
     try:
         commit, changes = (
@@ -40,7 +40,7 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "packages": package_versions(),
-        "git": git_state(),
+        "git": _git_state(),
         "platform": platform.platform(),
         "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "gpus": gpus,

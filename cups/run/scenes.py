@@ -14,29 +14,30 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.files import read_json, write_atomically, write_json, write_png
-from ..core.parallel import parallel_map
 from ..datasets.stereo_folder import StereoFolder, write_sample
+from .engine import Engine
+from .workers import Workers
 from ..street.scenes import StreetScenes, StreetTruth
 
 # %% auto #0
-__all__ = ['kitti_disparity', 'kitti_flow', 'write_truth', 'render_one', 'render_scenes']
+__all__ = ['render_scenes']
 
 # %% ../../nbs/run/05_scenes.ipynb #e52381f4
-def kitti_disparity(disparity: Tensor) -> np.ndarray:
+def _kitti_disparity(disparity: Tensor) -> np.ndarray:
     """Return a disparity (H, W) in pixels as KITTI's uint16: 256 * d, 0 where there is none."""
     return (disparity.cpu().numpy() * 256).round().clip(0, 65535).astype(np.uint16)
 
 
-def kitti_flow(flow: Tensor, valid: Tensor) -> np.ndarray:
+def _kitti_flow(flow: Tensor, valid: Tensor) -> np.ndarray:
     """Return a flow (2, H, W) in pixels and its mask (H, W) as KITTI's uint16 (H, W, 3): 64 (u, v) + 2^15, mask."""
     steps = (flow.permute(1, 2, 0).cpu().numpy() * 64 + 2**15).round().clip(0, 65535)
     return np.concatenate([steps, valid.cpu().numpy()[..., None]], axis=-1).astype(np.uint16)
 
-
-def write_truth(folder: Path, name: str, truth: StreetTruth) -> None:
+# %% ../../nbs/run/05_scenes.ipynb #ab3b8d4e
+def _write_truth(folder: Path, name: str, truth: StreetTruth) -> None:
     """Write the exact geometry of a scene: `<name>_disparity.png`, `<name>_flow.png`, `<name>_objects.json`."""
-    write_png(folder / f"{name}_disparity.png", kitti_disparity(truth.disparity_0))
-    flow = kitti_flow(truth.flow_forward, truth.flow_visible)
+    write_png(folder / f"{name}_disparity.png", _kitti_disparity(truth.disparity_0))
+    flow = _kitti_flow(truth.flow_forward, truth.flow_visible)
     write_atomically(folder / f"{name}_flow.png", lambda p: cv2.imwrite(str(p), flow[..., ::-1]))
     objects = [
         {"instance": int(i), "class": int(c), "moving": bool(m), "motion": motion.tolist()}
@@ -48,16 +49,16 @@ def write_truth(folder: Path, name: str, truth: StreetTruth) -> None:
         folder / f"{name}_objects.json", {"camera_motion": truth.camera_motion.tolist(), "objects": objects}
     )
 
-# %% ../../nbs/run/05_scenes.ipynb #ab3b8d4e
-def render_one(index: int, root: Path, scenes: StreetScenes) -> None:
+
+def _render_one(index: int, root: Path, scenes: StreetScenes) -> None:
     """Render scene `index` into the stereo folder `root`, unless it is there."""
     if (root / "truth" / f"{index:06d}_0_objects.json").exists():
         return
     scene = scenes[index]
     name = write_sample(root, scene.sample, index)
-    write_truth(root / "truth", name, scene.truth)
+    _write_truth(root / "truth", name, scene.truth)
 
-
+# %% ../../nbs/run/05_scenes.ipynb #f5a01592
 def render_scenes(
     root: str | Path, count: int, seed: int = 0, height: int = 192, width: int = 384, workers: int = 0
 ) -> StereoFolder:
@@ -88,7 +89,9 @@ def render_scenes(
     if (root / "scenes.json").exists() and (before := read_json(root / "scenes.json")) != made_of:
         raise InputError(f"{root / 'scenes.json'}: the folder holds scenes of {before}, asked for {made_of}")
     write_json(root / "scenes.json", made_of)
-    render = partial(render_one, root=root, scenes=StreetScenes(count, seed, height, width))
-    for _ in parallel_map(render, range(count), workers, "rendering street scenes"):
-        pass
+    render = partial(_render_one, root=root, scenes=StreetScenes(count, seed, height, width))
+    processes = min(Workers(workers).processes, count)
+    with Engine(Workers(processes)) as engine:
+        for _ in engine.map(render, range(count), "rendering street scenes"):
+            pass
     return StereoFolder(root)

@@ -23,7 +23,8 @@ class Workers:
     Parameters
     ----------
     count : int
-        Number of processes on this machine. 0 takes one per core, or one per GPU if `gpus`; 1 stays in this process.
+        Number of processes on this machine, at least 0. 0 takes one per core, or one per GPU if `gpus`; 1 stays in
+        this process.
     scheduler : str
         Address of a Dask scheduler that is there already, `tcp://host:8786`.
     cluster : str
@@ -32,6 +33,11 @@ class Workers:
         Whether the work runs on GPUs.
     dashboard : bool
         Whether to serve Dask's dashboard, on this machine's loopback address, for processes on this machine.
+
+    Raises
+    ------
+    InputError
+        If `count` is negative, or both a scheduler and a cluster are given.
     """
 
     count: int = 0

@@ -16,6 +16,7 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.protocols import Matcher
 from ..core.records import VOID, ClassScores, Matches, PanopticLabel, Proposals, Record, SceneFlow, StereoSample
+from ..core.splits import THING_THRESHOLD
 from .labels.fusion import fuse
 from .labels.pseudo_classes import PseudoClasses, classify_objects, fit_pseudo_classes, object_sizes
 from .matching.classical import ClassicalMatcher, ClassicalMatcherSettings
@@ -83,7 +84,7 @@ class PseudoLabelSettings:
     crf: CrfSettings = field(default_factory=CrfSettings)
     num_classes: int = 40
     num_object_classes: int = 5
-    thing_threshold: float = 0.08
+    thing_threshold: float = THING_THRESHOLD
     clustering_frames: int = 200
     clustering_vectors: int = 1500
     seed: int = 0
