@@ -77,23 +77,23 @@ def open_truth(
         return TruthFolder(root, **options)
     return open_labelled_dataset(dataset, root, **options)
 
-
+# %% ../../nbs/evaluation/02_truth.ipynb #e33f5126
 def evaluated_classes(truth: LabelledDataset | TruthFolder, classes: int | None = None) -> Taxonomy:
-    """Return the classes to judge in: those asked for, or those of the truth.
+    """Return the classes of an evaluation: those asked for, or those of the truth.
 
     Raises
     ------
     InputError
-        If the truth cannot be judged in them.
+        If the truth cannot be evaluated in them.
     """
     if not classes or classes == len(truth.taxonomy):
         return truth.taxonomy
     taxonomy = cityscapes_classes(classes)
     if len(taxonomy) > len(truth.taxonomy):
-        raise InputError(f"a truth in {len(truth.taxonomy)} classes cannot be judged in {classes}: these are finer")
+        raise InputError(f"a truth in {len(truth.taxonomy)} classes cannot be evaluated in {classes}: these are finer")
     return taxonomy
 
-# %% ../../nbs/evaluation/02_truth.ipynb #f74dcb0c
+# %% ../../nbs/evaluation/02_truth.ipynb #d813da2f
 def true_label(
     dataset: LabelledDataset | TruthFolder, name: str, size: tuple[int, int] | None = None
 ) -> PanopticLabel | None:
@@ -104,7 +104,7 @@ def true_label(
     dataset : LabelledDataset or TruthFolder
     name : str
     size : tuple of int, optional
-        Height and width in pixels that it must have.
+        Required height and width in pixels.
 
     Raises
     ------
@@ -122,7 +122,7 @@ def true_label(
         raise InputError(f"{dataset.root}: the ground truth of {name} holds class {classes.max()}, expected {known}")
     return label
 
-# %% ../../nbs/evaluation/02_truth.ipynb #e33f5126
+# %% ../../nbs/evaluation/02_truth.ipynb #d5d5eb80
 class KeptLabels(MutableMapping[int, PanopticLabel]):
     """Labels by number, 8 bits for the class and 16 (32 if need be) for the instance of a pixel."""
 
@@ -147,7 +147,7 @@ class KeptLabels(MutableMapping[int, PanopticLabel]):
     def __len__(self) -> int:
         return len(self._labels)
 
-
+# %% ../../nbs/evaluation/02_truth.ipynb #58b7bfd8
 class TrueLabels(Mapping[int, PanopticLabel]):
     """The ground truth of a data set by the number of the image, read when asked for.
 
