@@ -120,7 +120,7 @@ def count_segments(
     missed[t[hit]] = False
 
     iou, iou_class = shared[hit] / union[hit], class_t[t[hit]]
-    # math.fsum rounds once, at the end: the same value in whatever order the images came.
+    # math.fsum rounds once, at the end: the same value for any order of the images.
     iou_sum = np.array([math.fsum(iou[iou_class == k]) for k in range(num_classes)])
     counts = [np.bincount(c, minlength=num_classes) for c in (iou_class, class_p[wrong], class_t[missed])]
     return iou_sum, *counts
