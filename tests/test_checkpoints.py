@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from cups.core.checkpoints import fill, read_tensors
 from cups.core.errors import InputError
@@ -51,6 +52,16 @@ def test_a_checkpoint_with_objects_of_other_classes(tmp_path):
     assert read.keys() == {"weight", "half", "view", "parameter"}
     for name, value in read.items():
         assert torch.equal(value, state[f"net.{name}"]) and value.dtype == state[f"net.{name}"].dtype
+
+
+@pytest.mark.parametrize("first", [b"\x80", b"PK"])
+def test_a_safetensors_file_that_begins_like_another_format(tmp_path, first):
+    path = tmp_path / "a.safetensors"
+    for filling in range(0, 1 << 16, 8):  # the file begins with the length of its header
+        save_file(STATE, path, {"filling": "x" * filling})
+        if path.read_bytes().startswith(first):
+            break
+    assert path.read_bytes().startswith(first) and read_tensors(path).keys() == STATE.keys()
 
 
 @pytest.mark.parametrize("protocol", [2, 4])

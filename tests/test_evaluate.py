@@ -28,7 +28,6 @@ from cups.evaluation.objects import (
     detected_objects,
     detection_scores,
     labelled_objects,
-    network_output,
     numbered_masks,
     true_objects,
 )
@@ -37,7 +36,7 @@ from cups.labels.files import write_label
 from cups.labels.store import PseudoLabelStore
 from cups.model.config import Prediction
 from cups.model.files import numbered_split
-from cups.model.inference import combine, predict
+from cups.model.inference import combine, network_output, predict
 from cups.model.network import panoptic_cascade
 
 MADE_UP = Taxonomy(("a",) * 27, np.zeros((27, 3), np.uint8), np.zeros(27, bool))
@@ -161,7 +160,7 @@ def test_command_evaluates_in_other_classes(count, tmp_path, capsys):
     ("options", "fault"),
     [
         (["--classes", "8"], "27, 19 or 7 classes, not 8"),
-        (["--classes", "27"], "cannot be judged in 27"),
+        (["--classes", "27"], "cannot be evaluated in 27"),
         (["--without", "dragon"], "'dragon' is none of the 19 classes"),
     ],
 )

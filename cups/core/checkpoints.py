@@ -213,6 +213,15 @@ _LEGACY = b"\x80\x02\x8a\x0al\xfc\x9cF\xf9 j\xa8P\x19."
 """How PyTorch began its files before they were zip files."""
 
 
+
+def _is_safetensors(head: bytes, size: int) -> bool:
+    """Return whether a file of `size` bytes begins with the length of a JSON header, and the header.
+
+    The length may begin with the bytes of a pickle or a zip file, as a small number; theirs are huge ones.
+    """
+    return head[8:9] == b"{" and int.from_bytes(head[:8], "little") < size
+
+
 def read_tensors(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
     """Return the tensors of a file by name.
 
@@ -237,7 +246,9 @@ def read_tensors(path: str | Path, prefix: str = "") -> dict[str, Tensor]:
         with path.open("rb") as file:
             head = file.read(len(_LEGACY))
             file.seek(0)
-            if head.startswith(b"PK"):
+            if _is_safetensors(head, path.stat().st_size):
+                tensors = _state_of(load_file(path), prefix)
+            elif head.startswith(b"PK"):
                 tensors = _read_archive(path, prefix)
             elif head == _LEGACY:
                 tensors = _state_of(torch.load(file, map_location="cpu", weights_only=True), prefix)

@@ -19,7 +19,7 @@ __all__ = ['confusion', 'frame_accuracy']
 def confusion(
     pairs: Iterable[tuple[PanopticLabel, PanopticLabel]], assignments: Sequence[int], num_classes: int
 ) -> Tensor:
-    """Return how often each class is taken for each other.
+    """Return how often each class is predicted as each other.
 
     Parameters
     ----------
@@ -33,7 +33,7 @@ def confusion(
     Returns
     -------
     Tensor, (K, K + 1), int64
-        Pixels of a class (row) that are called another one (column); the last column counts those called nothing.
+        Pixels of a class (row) by the class predicted for them (column); the last column: none.
     """
     names = torch.full((VOID + 1,), num_classes)
     names[: len(assignments)] = torch.tensor(list(assignments)).clamp(max=num_classes)
@@ -44,10 +44,10 @@ def confusion(
         counts += torch.bincount(index, minlength=counts.numel()).view_as(counts)
     return counts
 
-
+# %% ../../nbs/evaluation/04_confusion.ipynb #743c410a
 def frame_accuracy(
     prediction: PanopticLabel, truth: PanopticLabel, assignments: Sequence[int], num_classes: int
 ) -> float:
-    """Return the share of a frame's known pixels that are called what they are; NaN if none is known."""
+    """Return the share of correct pixels among the labelled ones of a frame; NaN if none is labelled."""
     counts = confusion([(prediction, truth)], assignments, num_classes)
     return float(counts.diagonal().sum() / counts.sum())

@@ -17,7 +17,7 @@ def percent(value: float | None) -> str:
     """Return a share in percent, a dash where there is none."""
     return "–" if value is None else f"{100 * value:.1f}"
 
-
+# %% ../../nbs/evaluation/05_tables.ipynb #3301d08a
 def score_table(results: dict[str, dict[str, Any]]) -> str:
     """Return a Markdown table of the scores in percent, one row per entry of `results`."""
     columns = {
@@ -30,7 +30,7 @@ def score_table(results: dict[str, dict[str, Any]]) -> str:
         rows.append(f"| {name} | {' | '.join(cells)} | {scores['frames']} |")
     return "\n".join(rows)
 
-
+# %% ../../nbs/evaluation/05_tables.ipynb #f3864793
 def class_table(results: dict[str, dict[str, Any]], taxonomy: Taxonomy = CITYSCAPES_19) -> str:
     """Return a Markdown table of the PQ of every class that occurs, in percent, one column per entry of `results`."""
     rows = [f"| class | | {' | '.join(results)} |", f"| --- | --- |{' ---: |' * len(results)}"]

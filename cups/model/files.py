@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -17,14 +18,16 @@ from torch import Tensor
 from ..core.checkpoints import fill, read_tensors
 from ..core.errors import InputError
 from ..core.files import write_bytes
-from ..core.settings import settings_from_dict, settings_to_dict
+from ..core.settings import settings_from_dict, settings_to_dict, tuples
 from ..core.splits import ThingStuffSplit
+from .cascade_heads import BOX_CELLS, CASCADE_BOX_WEIGHTS, CASCADE_IOU, DETECTION_NMS_IOU, MASK_CELLS
 from .config import PanopticCascadeConfig
 from .network import PanopticCascade
+from .region_proposals import ANCHOR_RATIOS, RPN_NMS_IOU, RPN_POSITIVE_SHARE
 from ..weights import weights_file
 
 # %% auto #0
-__all__ = ['save_network', 'saved_parts', 'numbered_split', 'published_network', 'load', 'load_backbone']
+__all__ = ['save_network', 'numbered_split', 'load', 'load_backbone']
 
 # %% ../../nbs/model/10_files.ipynb #29926737
 def save_network(path: str | Path, model: PanopticCascade, split: ThingStuffSplit) -> Path:
@@ -34,8 +37,29 @@ def save_network(path: str | Path, model: PanopticCascade, split: ThingStuffSpli
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
     return write_bytes(path, save(weights, metadata))
 
+# %% ../../nbs/model/10_files.ipynb #f1b2ccbc
+_CONSTANTS: dict[str, Any] = {
+    "anchor_ratios": ANCHOR_RATIOS,
+    "rpn_positive_share": RPN_POSITIVE_SHARE,
+    "rpn_nms_iou": RPN_NMS_IOU,
+    "cascade_iou": CASCADE_IOU,
+    "cascade_box_weights": CASCADE_BOX_WEIGHTS,
+    "box_cells": BOX_CELLS,
+    "mask_cells": MASK_CELLS,
+    "detection_nms_iou": DETECTION_NMS_IOU,
+}
+"""Constants that were settings, by the names they have in files."""
 
-def saved_parts(path: Path) -> tuple[PanopticCascadeConfig, ThingStuffSplit] | None:
+
+def _config_from_dict(saved: dict[str, Any]) -> PanopticCascadeConfig:
+    """Return the settings of a file of weights; raise InputError if one is unknown or has become another constant."""
+    for name in saved.keys() & _CONSTANTS:
+        if tuples(saved[name]) != _CONSTANTS[name]:
+            raise InputError(f"setting {name} is {saved[name]} there, but always {_CONSTANTS[name]} in this version")
+    return settings_from_dict(PanopticCascadeConfig, {k: v for k, v in saved.items() if k not in _CONSTANTS})
+
+
+def _saved_parts(path: Path) -> tuple[PanopticCascadeConfig, ThingStuffSplit] | None:
     """Return what `save_network` wrote beside the weights; None if another program wrote the file."""
     try:
         with safe_open(path, framework="pt") as file:
@@ -44,7 +68,7 @@ def saved_parts(path: Path) -> tuple[PanopticCascadeConfig, ThingStuffSplit] | N
         return None
     try:
         saved = json.loads(metadata["cups"])
-        return settings_from_dict(PanopticCascadeConfig, saved["config"]), ThingStuffSplit.from_dict(saved["split"])
+        return _config_from_dict(saved["config"]), ThingStuffSplit.from_dict(saved["split"])
     except (KeyError, ValueError) as error:
         raise InputError(f"{path}: not a network that cups saved ({error})") from None
 
@@ -54,18 +78,18 @@ def numbered_split(num_things: int, num_stuff: int) -> ThingStuffSplit:
     things, stuff = tuple(range(num_stuff, num_stuff + num_things)), tuple(range(num_stuff))
     return ThingStuffSplit(things, stuff, torch.tensor(things + stuff), torch.zeros(num_things + num_stuff))
 
-
-def published_network(tensors: dict[str, Tensor], path: Path, **changes: float) -> PanopticCascade:
-    """Return the published network of the numbers of classes that the tensors have, filled with them."""
+# %% ../../nbs/model/10_files.ipynb #ac971e26
+def _published_network(tensors: dict[str, Tensor], path: Path, **changes: float) -> PanopticCascade:
+    """Return the published network with as many classes as the tensors have, filled with them."""
     try:
         num_things = tensors["roi_heads.mask_head.predictor.weight"].shape[0]
         num_stuff = tensors["sem_seg_head.predictor.weight"].shape[0] - 1
         config = PanopticCascadeConfig(num_things, num_stuff, **changes)
     except (KeyError, IndexError, InputError) as error:
         raise InputError(f"{path}: not the weights of a panoptic network ({error})") from None
-    return fill(PanopticCascade(config), tensors, path)
+    return fill(PanopticCascade(config, numbered_split(num_things, num_stuff)), tensors, path)
 
-# %% ../../nbs/model/10_files.ipynb #46f2c40d
+# %% ../../nbs/model/10_files.ipynb #03307aa1
 def load(path: str | Path, device: str = "cpu", **changes: float) -> PanopticCascade:
     """Return a network from a file, in evaluation mode.
 
@@ -75,26 +99,24 @@ def load(path: str | Path, device: str = "cpu", **changes: float) -> PanopticCas
         What `save_network` wrote, a checkpoint of the published format, or the name of published weights.
     device : str
     **changes
-        Fields of the network's configuration that concern inference, such as `min_confidence`.
+        Settings of inference, such as `min_confidence`: fields of `PanopticCascadeConfig`.
 
     Returns
     -------
     PanopticCascade
-        With the pseudo-classes behind its own as `split`.
+        In its `split`, the pseudo-classes behind its own.
 
     Raises
     ------
     InputError
-        If the file is missing, damaged or no network; names and shapes that do not fit are listed.
+        If the file is missing, damaged or no network; names and shapes of weights that do not fit are listed.
     """
     path = weights_file(path)
-    if saved := saved_parts(path):
+    if saved := _saved_parts(path):
         config, split = saved
-        model = fill(PanopticCascade(replace(config, **changes)), read_tensors(path), path)
+        model = fill(PanopticCascade(replace(config, **changes), split), read_tensors(path), path)
     else:
-        model = published_network(read_tensors(path, "model."), path, **changes)
-        split = numbered_split(model.config.num_things, model.config.num_stuff)
-    model.split = split
+        model = _published_network(read_tensors(path, "model."), path, **changes)
     return model.to(device).eval()
 
 # %% ../../nbs/model/10_files.ipynb #8857f7b0

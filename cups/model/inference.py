@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,21 +15,22 @@ from torch.nn import functional as F
 
 from ..core.errors import InputError
 from ..core.records import VOID, PanopticLabel
-from .config import PanopticCascadeConfig, Prediction
+from ..core.splits import ThingStuffSplit
+from .config import MergingSettings, Prediction
 from .network import PanopticCascade
 from .test_time_augmentation import predict_views
 
 # %% auto #0
-__all__ = ['paste_mask', 'Segment', 'combine', 'Classes', 'predict']
+__all__ = ['paste_mask', 'Segment', 'combine', 'network_output', 'predict']
 
 # %% ../../nbs/model/09_inference.ipynb #4ed6d653
 def paste_mask(mask: Tensor, box: Tensor, size: tuple[int, int]) -> tuple[slice, slice, Tensor]:
-    """Resample a mask over its box at the image's pixels.
+    """Sample the mask of a box at the pixels of the image.
 
     Parameters
     ----------
     mask : Tensor, (M, M)
-        Probability over a grid that fills the box.
+        Probability on a grid that fills the box.
     box : Tensor, (4,)
         x0, y0, x1, y1 in pixels.
     size : tuple of int
@@ -39,7 +39,7 @@ def paste_mask(mask: Tensor, box: Tensor, size: tuple[int, int]) -> tuple[slice,
     Returns
     -------
     rows, columns : slice
-        The window of the image that holds the box.
+        The window of the image that contains the box.
     inside : Tensor, (h, w), bool
         Pixels of the window whose probability is 0.5 or more.
     """
@@ -65,7 +65,7 @@ class Segment:
     class_id : int
         As in the map.
     instance : int
-        Number of the object in the map; 0 for stuff.
+        Instance number in the map; 0 for stuff.
     score : float
         The detection's score; 1 for stuff.
     area_px : int
@@ -78,22 +78,22 @@ class Segment:
 
 # %% ../../nbs/model/09_inference.ipynb #608da72b
 def combine(
-    prediction: Prediction, config: PanopticCascadeConfig, things: Sequence[int], stuff: Sequence[int]
+    prediction: Prediction, settings: MergingSettings, things: Sequence[int], stuff: Sequence[int]
 ) -> tuple[PanopticLabel, list[Segment]]:
     """Merge instances and semantics into a panoptic map (Kirillov et al., Panoptic FPN, 2019, section 3).
 
     Parameters
     ----------
     prediction : Prediction
-    config : PanopticCascadeConfig
-        `min_confidence`, `max_overlap` and `min_stuff_area_px` count here.
+    settings : MergingSettings
+        A network's `config`, for example.
     things, stuff : sequence of int
-        The map's class for each of the network's thing and stuff classes.
+        The class in the map of each of the network's thing and stuff classes.
 
     Returns
     -------
     label : PanopticLabel
-        255 where nothing is claimed.
+        255 where no segment is.
     segments : list of Segment
         Instances, best first, then stuff by the network's class.
     """
@@ -103,12 +103,12 @@ def combine(
     for score, class_index, box, mask in zip(
         prediction.scores.tolist(), prediction.classes.tolist(), prediction.boxes, prediction.masks, strict=True
     ):
-        if score < config.min_confidence:
+        if score < settings.min_confidence:
             break
         rows, columns, inside = paste_mask(mask, box, prediction.size)
         free = inside & (instance[rows, columns] == 0)
         area, free_area = torch.stack([inside.sum(), free.sum()]).tolist()
-        if free_area == 0 or area - free_area > config.max_overlap * area:
+        if free_area == 0 or area - free_area > settings.max_overlap * area:
             continue
         segments.append(Segment(things[class_index], len(segments) + 1, score, free_area))
         instance[rows, columns][free] = segments[-1].instance
@@ -117,23 +117,44 @@ def combine(
     areas = torch.bincount(classes.flatten(), minlength=1 + len(stuff))
     areas[0] = 0
     names = torch.tensor([VOID, *stuff], device=classes.device)
-    names[(areas < config.min_stuff_area_px) | (areas == 0)] = VOID
+    names[(areas < settings.min_stuff_area_px) | (areas == 0)] = VOID
     semantic = torch.where(instance == 0, names[classes], semantic)
     kept = zip(names.tolist()[1:], areas.tolist()[1:], strict=True)
     segments += [Segment(name, 0, 1.0, area) for name, area in kept if name != VOID]
     return PanopticLabel(semantic, instance), segments
 
 # %% ../../nbs/model/09_inference.ipynb #70b0cad2
-class Classes(Protocol):
-    """What a thing and a stuff class of the network is called outside of it, as a `ThingStuffSplit` says."""
-
-    things: tuple[int, ...]
-    stuff: tuple[int, ...]
-
-
 @torch.no_grad()
+def network_output(
+    model: PanopticCascade, image: Tensor, scales: Sequence[float] = (1.0,), mirror: bool = False
+) -> Prediction:
+    """Return the prediction for an image: all detections with their scores, and semantic scores.
+
+    Parameters
+    ----------
+    model : PanopticCascade
+    image : Tensor, (3, H, W)
+        RGB; uint8, or float in [0, 1].
+    scales, mirror
+        Test-time augmentation, as in `predict_views`; none by default.
+    """
+    image = image.to(model.mean.device)
+    was_training = model.training
+    model.eval()
+    try:
+        if tuple(scales) == (1.0,) and not mirror:
+            return model([image])[0]
+        return predict_views(model, image, scales, mirror)
+    finally:
+        model.train(was_training)
+
+# %% ../../nbs/model/09_inference.ipynb #77433485
 def predict(
-    model: PanopticCascade, image: Tensor, split: Classes, scales: Sequence[float] = (1.0,), mirror: bool = False
+    model: PanopticCascade,
+    image: Tensor,
+    split: ThingStuffSplit | None = None,
+    scales: Sequence[float] = (1.0,),
+    mirror: bool = False,
 ) -> PanopticLabel:
     """Segment one image.
 
@@ -142,32 +163,28 @@ def predict(
     model : PanopticCascade
     image : Tensor, (3, H, W)
         RGB; uint8, or float in [0, 1].
-    split : ThingStuffSplit
-        The pseudo-classes behind the network's: thing i is `things[i]`, semantic channel j is `stuff[j - 1]`.
+    split : ThingStuffSplit, optional
+        The pseudo-classes behind the network's: thing i is `things[i]`, semantic channel j is `stuff[j - 1]`. Those
+        that the network holds by default.
     scales, mirror
         Test-time augmentation, as in `predict_views`; none by default.
 
     Returns
     -------
     PanopticLabel
-        In pseudo-classes, 255 where nothing is claimed, on the model's device. `diagnostics["segments"]` lists each
+        In pseudo-classes, 255 where no segment is, on the model's device. `diagnostics["segments"]` lists each
         segment's class, instance number, score and area.
 
     Raises
     ------
     InputError
-        If the split has another number of classes than the network.
+        If there is no split, or it has another number of classes than the network.
     """
+    if (split := split or model.split) is None:
+        raise InputError("the network holds no split into things and stuff: load it from a file, or give one")
     expected, given = (model.config.num_things, model.config.num_stuff), (len(split.things), len(split.stuff))
     if expected != given:
         raise InputError(f"things and stuff classes: the network has {expected}, the split {given}")
-    was_training = model.training
-    model.eval()
-    try:
-        image = image.to(model.mean.device)
-        plain = tuple(scales) == (1.0,) and not mirror
-        prediction = model([image])[0] if plain else predict_views(model, image, scales, mirror)
-    finally:
-        model.train(was_training)
+    prediction = network_output(model, image, scales, mirror)
     label, segments = combine(prediction, model.config, split.things, split.stuff)
     return label.replace(diagnostics={"segments": [vars(segment) for segment in segments]})
