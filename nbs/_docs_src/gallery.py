@@ -1,4 +1,4 @@
-"""Draw the figures of the gallery, which turn and zoom without a kernel: `gallery.py OUT`."""
+"""Plot the interactive figures of the gallery, which need no kernel: `gallery.py OUT`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from cups.workbench.frames import matched_colours
 
 HEIGHT, WIDTH = 256, 512
 SEEDS = [(5, 11), (5, 8), (5, 1), (5, 3)]
-"""Street scenes that show the classes; the first is drawn."""
+"""Street scenes that show the classes; the first is shown in the figures."""
 
 MARGIN = {"l": 0, "r": 0, "t": 0, "b": 0}
 PLAIN = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font": {"color": "#888"},
@@ -86,7 +86,7 @@ def arrow_trace(start: torch.Tensor, step: torch.Tensor, name: str) -> list[go.S
 
 
 def scene_flow_figure(frame: FrameAnalysis, most: int = 14000, far_m: float = 30.0) -> go.Figure:
-    """Draw the trusted points in space: what rests in its own colours, what moves by how far it moved."""
+    """Plot the trusted points in space: what rests in its own colours, what moves by how far it moved."""
     flow, found, image = frame.flow, frame.proposals, image_rgb(frame.sample.left_0)
     near = flow.trusted & (flow.points_0[..., 2] < far_m)
     still = near & (found.instance == 0)
@@ -117,7 +117,7 @@ def _moving(points: torch.Tensor, own_motion: torch.Tensor, number: int) -> list
 
 
 def class_names(label: PanopticLabel, names: list[str]) -> np.ndarray:
-    """Return what a pixel shows when pointed at: the class and, for an object, its number."""
+    """Return the text of a pixel under the pointer: the class and, for an object, its number."""
     table = np.array([*names, *["void"] * (VOID + 1 - len(names))])
     text = table[label.semantic.numpy()]
     numbers = label.instance.numpy()
@@ -125,7 +125,7 @@ def class_names(label: PanopticLabel, names: list[str]) -> np.ndarray:
 
 
 def panoptic_figure(scenes: list[StreetScene], found: list[FrameAnalysis], split: ThingStuffSplit) -> go.Figure:
-    """Draw image, pseudo-label and ground truth, which zoom together and name what is pointed at."""
+    """Plot image, pseudo-label and ground truth, which zoom together and name the pixel under the pointer."""
     pairs = [(frame.label, scene.truth.panoptic) for frame, scene in zip(found, scenes, strict=True)]
     matched = panoptic_scores(pairs, split)["assignments"]
     known = CITYSCAPES_19
@@ -164,7 +164,7 @@ def lines(rows: list[dict[str, float]], factor: float, first: bool) -> list[go.S
 
 
 def curves_figure(runs: dict[str, dict[str, Any]]) -> go.Figure:
-    """Draw losses and scores of runs over their steps; a click on a name hides its curves."""
+    """Plot losses and scores of runs over their steps; a click on a name hides its curves."""
     titles = [f"{name}: {what}" for name in runs for what in ("losses", "unseen frames, %")]
     figure = make_subplots(len(runs), 2, subplot_titles=titles, vertical_spacing=0.16)
     for row, run in enumerate(runs.values(), 1):
@@ -188,7 +188,7 @@ def write(figure: go.Figure, path: Path) -> None:
 
 
 def main(out: Path) -> None:
-    """Draw all figures into the folder `out`."""
+    """Plot all figures into the folder `out`."""
     scenes, found, split = analysed()
     write(scene_flow_figure(found[0]), out / "scene_flow.html")
     write(panoptic_figure(scenes, found, split), out / "panoptic.html")
