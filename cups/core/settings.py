@@ -18,13 +18,13 @@ from .errors import InputError
 _Settings = TypeVar("_Settings")
 
 # %% auto #0
-__all__ = ['settings_from_dict', 'settings_to_dict', 'changed_settings', 'setting', 'with_setting', 'preset_values',
+__all__ = ['tuples', 'settings_from_dict', 'settings_to_dict', 'changed_settings', 'setting', 'with_setting', 'preset_values',
            'load_settings', 'package_versions']
 
 # %% ../../nbs/core/10_settings.ipynb #ac02457d
-def _tuples(value: Any) -> Any:
+def tuples(value: Any) -> Any:
     """Return nested lists as nested tuples, anything else as it is."""
-    return tuple(map(_tuples, value)) if isinstance(value, list | tuple) else value
+    return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
 
 
 def _checked(value: Any, kind: Any, name: str) -> Any:
@@ -32,7 +32,7 @@ def _checked(value: Any, kind: Any, name: str) -> Any:
     kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     allowed = tuple(get_origin(k) or k for k in kinds)
     if tuple in allowed:
-        value = _tuples(value)
+        value = tuples(value)
     if float in allowed and type(value) is int:
         value = float(value)
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
