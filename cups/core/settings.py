@@ -37,16 +37,20 @@ def settings_from_dict(cls: type[Settings], values: dict[str, Any], path: str = 
     Raises
     ------
     InputError
-        If a name is unknown or a value has the wrong type; the message gives the dotted name.
+        If a name is unknown or a value has the wrong type; the message gives the dotted name. For a setting of an
+        earlier version it says what became of it.
     """
     if not isinstance(values, dict):
         raise InputError(f"setting {path or cls.__name__}: expected names and values, got {values!r}")
-    kinds = get_type_hints(cls)
+    hints = get_type_hints(cls)
+    kinds = {f.name: hints[f.name] for f in fields(cls)}
     made = {}
     for name, value in values.items():
         dotted = f"{path}.{name}" if path else str(name)
         if name not in kinds:
-            raise InputError(f"setting {dotted} is unknown; there are {', '.join(f.name for f in fields(cls))}")
+            if fate := _fate(cls, str(name), value, path):
+                raise InputError(fate)
+            raise InputError(f"setting {dotted} is unknown; there are {', '.join(kinds)}")
         kind = kinds[name]
         made[name] = settings_from_dict(kind, value, dotted) if is_dataclass(kind) else checked(value, kind, dotted)
     return cls(**made)
@@ -63,6 +67,21 @@ def checked(value: Any, kind: Any, name: str) -> Any:
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
         raise InputError(f"setting {name}: expected {' or '.join(k.__name__ for k in allowed)}, got {value!r}")
     return value
+
+# %% ../../nbs/core/10_settings.ipynb #f47e0002
+def _fate(cls: type, name: str, value: Any, path: str) -> str:
+    """Return what became of a setting of an earlier version, or of those below it; nothing if it never was one."""
+    if isinstance(value, dict) and value:
+        return "; ".join(filter(None, (_fate(cls, f"{name}.{inner}", given, path) for inner, given in value.items())))
+    prefix = f"{path}." if path else ""
+    if name in (moved := getattr(cls, "MOVED", {})):
+        return f"setting {prefix}{name} is {prefix}{moved[name]} now: rename it"
+    removed = getattr(cls, "REMOVED", {})
+    parents = [parent for parent in removed if f"{name}.".startswith(f"{parent}.")]
+    if not parents:
+        return ""
+    where = removed[max(parents, key=len)]
+    return f"setting {prefix}{name} was removed (it is a constant of {where} now): delete it"
 
 # %% ../../nbs/core/10_settings.ipynb #04b5f143
 def tuples(value: Any) -> Any:

@@ -326,7 +326,7 @@ _CONTROLS = {
         Control("motion.min_moved_noise", "least motion, noise σ", 0.0, 10.0, 0.5),
         Control("motion.min_moved_px", "least motion, px", 0.0, 3.0, 0.1),
         Control("motion.min_agreement", "least agreement, share", 0.0, 1.0, 0.05),
-        Control("motion.regions.min_evidence", "least evidence, -1 to 1", -0.5, 0.9, 0.05),
+        Control("motion.min_evidence", "least evidence, -1 to 1", -0.5, 0.9, 0.05),
     ),
     "CRF": (
         Control("crf.steps", "mean-field steps", 1, 20, 1),
