@@ -9,8 +9,7 @@ import cv2
 import numpy as np
 
 # %% auto #0
-__all__ = ['JUMP_M', 'JUMP_SHARE', 'JUMP_PX', 'JUMP_NOISE', 'NECK_SHARE', 'MIN_CORE_SHARE', 'large_parts', 'nearest_label',
-           'grown', 'depth_cuts', 'cut_necks', 'depth_segments']
+__all__ = ['large_parts', 'nearest_label', 'grown', 'depth_cuts', 'cut_necks', 'depth_segments']
 
 # %% ../../../nbs/stages/motion/03_depth_segments.ipynb #84d261f7
 def large_parts(mask: np.ndarray, min_area_px: int) -> np.ndarray:
@@ -42,13 +41,13 @@ def grown(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return np.where(mask & (part_of[spread] == parts), spread, 0)
 
 # %% ../../../nbs/stages/motion/03_depth_segments.ipynb #f1d14602
-JUMP_M = 0.2
+_JUMP_M = 0.2
 """Step of depth in metres from one pixel to the next that separates two surfaces: less than two people side by side."""
 
-JUMP_SHARE = 0.1
+_JUMP_SHARE = 0.1
 """Step of disparity, as a share of it, that does too, whatever its metres: near the camera 0.2 m is many pixels."""
 
-JUMP_PX, JUMP_NOISE = 0.3, 1.0
+_JUMP_PX, _JUMP_NOISE = 0.3, 1.0
 """No step below so many pixels plus so many standard deviations of the disparity's noise separates anything."""
 
 def depth_cuts(disparity: np.ndarray, scale: float, noise_px: float) -> np.ndarray:
@@ -63,8 +62,8 @@ def depth_cuts(disparity: np.ndarray, scale: float, noise_px: float) -> np.ndarr
     noise_px : float
         Standard deviation of disparity.
     """
-    far = np.minimum(JUMP_M * disparity**2 / scale, JUMP_SHARE * disparity)
-    allowed = np.maximum(far, JUMP_PX + JUMP_NOISE * noise_px)
+    far = np.minimum(_JUMP_M * disparity**2 / scale, _JUMP_SHARE * disparity)
+    allowed = np.maximum(far, _JUMP_PX + _JUMP_NOISE * noise_px)
     across = np.abs(np.diff(disparity, axis=1)) > np.minimum(allowed[:, 1:], allowed[:, :-1])
     down = np.abs(np.diff(disparity, axis=0)) > np.minimum(allowed[1:], allowed[:-1])
     cut = np.zeros(disparity.shape, bool)
@@ -75,10 +74,10 @@ def depth_cuts(disparity: np.ndarray, scale: float, noise_px: float) -> np.ndarr
     return cut
 
 # %% ../../../nbs/stages/motion/03_depth_segments.ipynb #8f8d4e3d
-NECK_SHARE = 0.08
+_NECK_SHARE = 0.08
 """A bridge narrower than twice this share of the root of a segment's area is cut."""
 
-MIN_CORE_SHARE = 0.075
+_MIN_CORE_SHARE = 0.075
 """Share of a segment's area that a core needs."""
 
 def cut_necks(pieces: np.ndarray, min_area_px: int) -> np.ndarray:
@@ -93,11 +92,11 @@ def cut_necks(pieces: np.ndarray, min_area_px: int) -> np.ndarray:
     """
     areas = np.bincount(pieces.reshape(-1))
     depth = cv2.distanceTransform((pieces > 0).astype(np.uint8), cv2.DIST_L2, 5)
-    radius = np.floor(NECK_SHARE * np.sqrt(areas))[pieces]
+    radius = np.floor(_NECK_SHARE * np.sqrt(areas))[pieces]
     cores = large_parts((pieces > 0) & (depth > radius), min_area_px)
     piece_of = np.zeros(cores.max() + 1, np.int32)
     piece_of[cores[cores > 0]] = pieces[cores > 0]
-    whole = np.bincount(cores.reshape(-1)) >= MIN_CORE_SHARE * areas[piece_of]
+    whole = np.bincount(cores.reshape(-1)) >= _MIN_CORE_SHARE * areas[piece_of]
     cores_of = np.bincount(piece_of[1:][whole[1:]], minlength=len(areas))
     pieces, count = pieces.copy(), len(areas) - 1
     for piece in np.flatnonzero(cores_of > 1):

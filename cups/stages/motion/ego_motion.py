@@ -15,10 +15,8 @@ from ...core.records import Calibration, SceneFlow
 from ...core.rigid import kabsch, refine_motion, transform
 
 # %% auto #0
-__all__ = ['FAR_M', 'FILLED_SHARE', 'FILLED_PX', 'MIN_DISPARITY_PX', 'INLIER_ERROR', 'OUTLIER_SCALE', 'NUM_POINTS', 'NUM_GROUPS',
-           'GROUP_SIZE', 'NUM_REFINED', 'COARSE_TO_FINE', 'MAD_TO_DEVIATION', 'Measurements', 'measurements',
-           'points_after', 'squared_errors', 'motion_votes', 'ego_motion', 'EgoMotion', 'estimate_ego_motion',
-           'with_residual_noise']
+__all__ = ['FAR_M', 'MIN_DISPARITY_PX', 'INLIER_ERROR', 'MAD_TO_DEVIATION', 'Measurements', 'measurements', 'points_after',
+           'squared_errors', 'motion_votes', 'ego_motion', 'EgoMotion', 'estimate_ego_motion', 'with_residual_noise']
 
 # %% ../../../nbs/stages/motion/01_ego_motion.ipynb #e7427e87
 @dataclass(frozen=True)
@@ -56,7 +54,7 @@ class Measurements:
 FAR_M = 1e4
 """Depth of pixels without disparity (the sky): so far that translation moves them by less than the flow's noise."""
 
-FILLED_SHARE, FILLED_PX = 0.3, 1.5
+_FILLED_SHARE, _FILLED_PX = 0.3, 1.5
 """Standard deviation of a filled-in disparity: this share of it, and at least so many pixels."""
 
 def measurements(flow: SceneFlow, noise_px: Tensor) -> Measurements:
@@ -73,7 +71,7 @@ def measurements(flow: SceneFlow, noise_px: Tensor) -> Measurements:
     noise = noise_px.repeat(len(observed), 1)
     disparities = (flow.disparity_0, flow.depth_seen_0), (flow.disparity_1, flow.depth_seen_1)
     at_0, at_1 = (
-        torch.where(seen, noise_px[2], (FILLED_SHARE * disparity).clamp(min=FILLED_PX)).reshape(-1)
+        torch.where(seen, noise_px[2], (_FILLED_SHARE * disparity).clamp(min=_FILLED_PX)).reshape(-1)
         for disparity, seen in disparities
     )
     noise[:, 2] = at_1
@@ -134,26 +132,26 @@ def squared_errors(motions: Tensor, m: Measurements) -> Tensor:
     return (error.square().sum(-1) - along.square() / variance).clamp(min=0)
 
 # %% ../../../nbs/stages/motion/01_ego_motion.ipynb #b0c4ff92
-OUTLIER_SCALE = 3.0
+_OUTLIER_SCALE = 3.0
 """Error in standard deviations at which a point counts a quarter, as in `refine_motion`."""
 
-def motion_votes(motions: Tensor, m: Measurements, outlier_scale: float = OUTLIER_SCALE) -> Tensor:
+def motion_votes(motions: Tensor, m: Measurements, outlier_scale: float = _OUTLIER_SCALE) -> Tensor:
     """Return the share of points that each motion explains, (M,), counted softly: 1 for no error, 0 for a large one."""
     return (1 + squared_errors(motions, m) / outlier_scale**2).pow(-2).mean(-1)
 
 # %% ../../../nbs/stages/motion/01_ego_motion.ipynb #5f6ffdea
-NUM_POINTS = 3000
+_NUM_POINTS = 3000
 """Trusted points that vote, drawn at random: the share of inliers is then known to a percent."""
 
-NUM_GROUPS, GROUP_SIZE = 100, 6
+_NUM_GROUPS, _GROUP_SIZE = 100, 6
 """Random groups that propose a motion, and their points: where 60 % of the points are static, one of the groups is all
 static with a probability of 99 %. Three points determine a motion; six average their noise."""
 
-NUM_REFINED = 5
+_NUM_REFINED = 5
 """Proposals that are refined: the best group by votes is not always the best after refinement."""
 
-COARSE_TO_FINE = (10, 3, 1)
-"""Multiples of `OUTLIER_SCALE`, one after the other: the groups' motions are off by more than the noise."""
+_COARSE_TO_FINE = (10, 3, 1)
+"""Multiples of `_OUTLIER_SCALE`, one after the other: the groups' motions are off by more than the noise."""
 
 def ego_motion(m: Measurements, generator: torch.Generator) -> Tensor:
     """Return the motion of the static scene as the camera sees it, (4, 4).
@@ -166,18 +164,18 @@ def ego_motion(m: Measurements, generator: torch.Generator) -> Tensor:
         On the CPU.
     """
     device = m.points.device
-    draw = torch.randint(len(m.points), (NUM_POINTS,), generator=generator)
+    draw = torch.randint(len(m.points), (_NUM_POINTS,), generator=generator)
     m = m[draw.to(device)]
     # The half with the larger disparities: their depth is known best.
-    near = m.disparity.argsort(descending=True, stable=True)[: NUM_POINTS // 2]
-    groups = torch.randint(len(near), (NUM_GROUPS, GROUP_SIZE), generator=generator).to(device)
+    near = m.disparity.argsort(descending=True, stable=True)[: _NUM_POINTS // 2]
+    groups = torch.randint(len(near), (_NUM_GROUPS, _GROUP_SIZE), generator=generator).to(device)
     group = m[near[groups]]
     candidates = torch.cat([torch.eye(4, device=device)[None], kabsch(group.points, points_after(group))])
-    votes = motion_votes(candidates, m, COARSE_TO_FINE[0] * OUTLIER_SCALE)
-    candidates = candidates[votes.topk(NUM_REFINED).indices]
-    for widen in COARSE_TO_FINE:
+    votes = motion_votes(candidates, m, _COARSE_TO_FINE[0] * _OUTLIER_SCALE)
+    candidates = candidates[votes.topk(_NUM_REFINED).indices]
+    for widen in _COARSE_TO_FINE:
         candidates = refine_motion(
-            candidates, m.points, m.observed, m.calibration, m.noise_px, steps=5, outlier_scale=widen * OUTLIER_SCALE
+            candidates, m.points, m.observed, m.calibration, m.noise_px, steps=5, outlier_scale=widen * _OUTLIER_SCALE
         )
     return candidates[motion_votes(candidates, m).argmax()]
 

@@ -13,17 +13,16 @@ from torch import Tensor
 from ...core.records import SceneFlow
 
 # %% auto #0
-__all__ = ['NUM_TRIPLES', 'BELOW_M', 'MAX_TILT', 'VOTE_PX', 'MIN_VOTES', 'TOLERANCES_PX', 'START_M', 'MIN_POINTS', 'NUM_POINTS',
-           'ground_plane', 'bent_surface', 'Ground', 'no_ground', 'find_ground']
+__all__ = ['ground_plane', 'bent_surface', 'Ground', 'no_ground', 'find_ground']
 
 # %% ../../../nbs/stages/motion/02_ground.ipynb #b94d4757
-NUM_TRIPLES = 300
+_NUM_TRIPLES = 300
 """Random triples of points: where a third of the points is ground, eleven of them are all ground."""
 
-BELOW_M, MAX_TILT = (0.8, 4.0), 0.27
+_BELOW_M, _MAX_TILT = (0.8, 4.0), 0.27
 """Height of a camera above the ground in metres (cars to lorries), and tangent of the tilt between the two (15°)."""
 
-VOTE_PX, MIN_VOTES = 0.5, 0.1
+_VOTE_PX, _MIN_VOTES = 0.5, 0.1
 """A point votes for a plane this close in disparity, as close as matching is; a plane needs this share of votes."""
 
 def ground_plane(rays: Tensor, disparity: Tensor, scale: float, generator: torch.Generator) -> Tensor | None:
@@ -40,15 +39,15 @@ def ground_plane(rays: Tensor, disparity: Tensor, scale: float, generator: torch
     generator : torch.Generator
         On the CPU.
     """
-    triples = torch.randint(len(rays), (NUM_TRIPLES, 3), generator=generator).to(rays.device)
+    triples = torch.randint(len(rays), (_NUM_TRIPLES, 3), generator=generator).to(rays.device)
     planes = torch.linalg.lstsq(rays[triples], disparity[triples].unsqueeze(-1)).solution[..., 0]
     below_m, tilt = scale / planes[:, 1], planes[:, ::2].abs().amax(-1) / planes[:, 1]
-    possible = (below_m > BELOW_M[0]) & (below_m < BELOW_M[1]) & (tilt < MAX_TILT)
-    votes = ((rays @ planes.T - disparity.unsqueeze(-1)).abs() < VOTE_PX).double().mean(0) * possible
-    return planes[votes.argmax()] if votes.max() > MIN_VOTES else None
+    possible = (below_m > _BELOW_M[0]) & (below_m < _BELOW_M[1]) & (tilt < _MAX_TILT)
+    votes = ((rays @ planes.T - disparity.unsqueeze(-1)).abs() < _VOTE_PX).double().mean(0) * possible
+    return planes[votes.argmax()] if votes.max() > _MIN_VOTES else None
 
 # %% ../../../nbs/stages/motion/02_ground.ipynb #1cf56397
-TOLERANCES_PX = (3.0, 2.0, 1.0, 0.7)
+_TOLERANCES_PX = (3.0, 2.0, 1.0, 0.7)
 """Of the fits, one after the other: from a bend's size down to the noise of disparity."""
 
 def bent_surface(rays: Tensor, disparity: Tensor, plane: Tensor) -> Tensor:
@@ -63,7 +62,7 @@ def bent_surface(rays: Tensor, disparity: Tensor, plane: Tensor) -> Tensor:
     x, y, one = rays.unbind(-1)
     terms = torch.stack([x, y, one, x * x, x * y, y * y], -1)
     surface = torch.cat([plane, plane.new_zeros(3)])
-    for tolerance_px in TOLERANCES_PX:
+    for tolerance_px in _TOLERANCES_PX:
         near = (terms @ surface - disparity).abs() < tolerance_px
         surface = torch.linalg.lstsq(terms[near], disparity[near].unsqueeze(-1)).solution[:, 0]
     return surface
@@ -94,13 +93,13 @@ def no_ground(flow: SceneFlow) -> Ground:
     return Ground(zero - torch.inf, zero, zero.new_tensor([0.0, 1.0, 0.0]))
 
 # %% ../../../nbs/stages/motion/02_ground.ipynb #a144518a
-START_M = 0.5
+_START_M = 0.5
 """Points less than this below the camera are not ground, whatever carries the camera."""
 
-MIN_POINTS = 100
+_MIN_POINTS = 100
 """With fewer points below the camera no ground is searched."""
 
-NUM_POINTS = 5000
+_NUM_POINTS = 5000
 """Points that vote, drawn at random with replacement: more change the plane by less than its noise."""
 
 def find_ground(flow: SceneFlow, generator: torch.Generator) -> Ground | None:
@@ -114,10 +113,10 @@ def find_ground(flow: SceneFlow, generator: torch.Generator) -> Ground | None:
     """
     camera = flow.calibration
     height, width = flow.disparity_0.shape
-    rows, columns = (flow.trusted & (flow.points_0[..., 1] > START_M)).nonzero(as_tuple=True)
-    if len(rows) < MIN_POINTS:
+    rows, columns = (flow.trusted & (flow.points_0[..., 1] > _START_M)).nonzero(as_tuple=True)
+    if len(rows) < _MIN_POINTS:
         return None
-    pick = torch.randint(len(rows), (NUM_POINTS,), generator=generator).to(rows.device)
+    pick = torch.randint(len(rows), (_NUM_POINTS,), generator=generator).to(rows.device)
     rows, columns = rows[pick], columns[pick]
     rays = torch.stack([(columns - camera.cx) / camera.fx, (rows - camera.cy) / camera.fy, torch.ones_like(rows)], -1)
     rays, disparity = rays.double(), flow.disparity_0[rows, columns].double()

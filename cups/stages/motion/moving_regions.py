@@ -22,16 +22,14 @@ from .ground import find_ground, no_ground
 from .settings import MotionSettings
 
 # %% auto #0
-__all__ = ['GRADIENT_NOISE', 'TEXTURE_WINDOW_PX', 'DIFFERENCE_LIMIT', 'MIN_COLOUR_NOISE', 'GROUND_PX', 'GROUND_SHARE',
-           'SPECKLE_PX', 'EDGE_VARIANCE', 'MIN_WEIGHT', 'ERROR_LIMIT', 'MIN_KNOWN', 'MOVING_SHARE', 'MIN_RADIUS_PX',
-           'texture_confidence', 'Appearance', 'compare_images', 'Layout', 'scene_layout', 'Evidence',
-           'gather_evidence', 'smoothed_evidence', 'moving_regions']
+__all__ = ['ERROR_LIMIT', 'MIN_RADIUS_PX', 'texture_confidence', 'Appearance', 'compare_images', 'Layout', 'scene_layout',
+           'Evidence', 'gather_evidence', 'smoothed_evidence', 'moving_regions']
 
 # %% ../../../nbs/stages/motion/04_moving_regions.ipynb #3000dcd5
-GRADIENT_NOISE = 0.008
+_GRADIENT_NOISE = 0.008
 """Gradient of brightness, from 0 to 1 a pixel, at which the confidence is a half: twice the step of 8 bits."""
 
-TEXTURE_WINDOW_PX = 9
+_TEXTURE_WINDOW_PX = 9
 """Side of the window of the structure tensor: about that of the classical matcher."""
 
 def texture_confidence(guide: np.ndarray) -> np.ndarray:
@@ -44,11 +42,11 @@ def texture_confidence(guide: np.ndarray) -> np.ndarray:
     """
     across = cv2.Sobel(guide, cv2.CV_32F, 1, 0, ksize=3, scale=1 / 8)
     down = cv2.Sobel(guide, cv2.CV_32F, 0, 1, ksize=3, scale=1 / 8)
-    window = (TEXTURE_WINDOW_PX, TEXTURE_WINDOW_PX)
+    window = (_TEXTURE_WINDOW_PX, _TEXTURE_WINDOW_PX)
     xx, xy, yy = (cv2.blur(p, window) for p in (across * across, across * down, down * down))
     smaller = (xx + yy) / 2 - np.sqrt(((xx - yy) / 2) ** 2 + xy * xy)
     smaller = np.maximum(smaller, 0)
-    return smaller / (smaller + GRADIENT_NOISE * GRADIENT_NOISE)
+    return smaller / (smaller + _GRADIENT_NOISE * _GRADIENT_NOISE)
 
 # %% ../../../nbs/stages/motion/04_moving_regions.ipynb #38d8504a
 @dataclass(frozen=True)
@@ -74,10 +72,10 @@ class Appearance:
     limit: float
 
 # %% ../../../nbs/stages/motion/04_moving_regions.ipynb #0e628039
-DIFFERENCE_LIMIT = 5.0
+_DIFFERENCE_LIMIT = 5.0
 """Difference of colour, in standard deviations of its noise, that means "not the same thing"."""
 
-MIN_COLOUR_NOISE = 1 / 512
+_MIN_COLOUR_NOISE = 1 / 512
 """Half a step of 8 bits: colours have no less noise than their rounding."""
 
 def compare_images(sample: StereoSample, ego: EgoMotion, static: Tensor) -> Appearance:
@@ -102,7 +100,7 @@ def compare_images(sample: StereoSample, ego: EgoMotion, static: Tensor) -> Appe
     )
     still = (flow.trusted & stays.reshape(sample.size)).cpu().numpy()
     deviation = MAD_TO_DEVIATION * float(np.median(at_rest[still])) if still.any() else 0.0
-    limit = DIFFERENCE_LIMIT * max(deviation, MIN_COLOUR_NOISE)
+    limit = _DIFFERENCE_LIMIT * max(deviation, _MIN_COLOUR_NOISE)
     at_rest = np.minimum(at_rest / limit, 1)
     return Appearance(image_0, image_1, at_rest, at_rest - np.minimum(moved / limit, 1), limit)
 
@@ -143,19 +141,19 @@ class Layout:
         return depth_segments(mask, self.disparity, self.scale, self.noise_px, min_area_px)
 
 # %% ../../../nbs/stages/motion/04_moving_regions.ipynb #a8e85f0b
-GROUND_PX, GROUND_SHARE = 1.0, 0.02
+_GROUND_PX, _GROUND_SHARE = 1.0, 0.02
 """Pixels whose disparity is within so many pixels plus this share of the ground's are ground."""
 
-SPECKLE_PX = 5
+_SPECKLE_PX = 5
 """Side of the median filter that removes speckles of disparity."""
 
 def scene_layout(ego: EgoMotion, settings: MotionSettings, generator: torch.Generator) -> Layout:
     """Return what stands on the ground, and where depth jumps; without a ground everything stands, at height 0."""
     flow = ego.flow
     ground = find_ground(flow, generator) or no_ground(flow)
-    margin = GROUND_PX + GROUND_SHARE * ground.disparity.clamp(min=0)
+    margin = _GROUND_PX + _GROUND_SHARE * ground.disparity.clamp(min=0)
     standing = (flow.disparity_0 - ground.disparity > margin).cpu().numpy()
-    disparity = cv2.medianBlur(flow.disparity_0.cpu().numpy(), SPECKLE_PX)
+    disparity = cv2.medianBlur(flow.disparity_0.cpu().numpy(), _SPECKLE_PX)
     scale = flow.calibration.fx * flow.calibration.baseline_m
     noise_px = float(ego.measurements.noise_px[:, 2].min())
     segments = depth_segments(
@@ -167,10 +165,10 @@ def scene_layout(ego: EgoMotion, settings: MotionSettings, generator: torch.Gene
     )
 
 # %% ../../../nbs/stages/motion/04_moving_regions.ipynb #1fcdb3a9
-EDGE_VARIANCE = 1e-3
+_EDGE_VARIANCE = 1e-3
 """Variance of brightness (0 to 1) in a window above which it holds an edge: steps of 0.06 and more."""
 
-MIN_WEIGHT = 0.005
+_MIN_WEIGHT = 0.005
 """Weight of a pixel without any evidence: it takes over what its surroundings say."""
 
 @dataclass(frozen=True)
@@ -210,16 +208,16 @@ class Evidence:
             Rows and columns.
         """
         matched, seen = self.known[window] * matched, cv2.blur(seen, (3, 3))  # single pixels match by chance
-        weights = np.abs(matched) + np.abs(seen) + np.abs(prior) + MIN_WEIGHT
+        weights = np.abs(matched) + np.abs(seen) + np.abs(prior) + _MIN_WEIGHT
         votes = (matched + seen + prior) / weights
         guides = [self.appearance.image_0[window].mean(-1), self.layout.log_disparity[window]]
-        return guided_filter(guides, votes, weights, radius, EDGE_VARIANCE)
+        return guided_filter(guides, votes, weights, radius, _EDGE_VARIANCE)
 
 # %% ../../../nbs/stages/motion/04_moving_regions.ipynb #2bded80a
 ERROR_LIMIT = 50.0
 """Squared error in standard deviations at which it is clamped: no single pixel convinces alone."""
 
-MIN_KNOWN = 0.1
+_MIN_KNOWN = 0.1
 """Weight of a match without texture: smoothed flow is a guess from its surroundings there, and no more."""
 
 def gather_evidence(
@@ -241,13 +239,13 @@ def gather_evidence(
     return Evidence(
         ego,
         static=(static.clamp(max=ERROR_LIMIT) / ERROR_LIMIT).reshape(sample.size).cpu().numpy(),
-        known=(MIN_KNOWN + (1 - MIN_KNOWN) * texture) * ego.flow.flow_seen.cpu().numpy(),
+        known=(_MIN_KNOWN + (1 - _MIN_KNOWN) * texture) * ego.flow.flow_seen.cpu().numpy(),
         appearance=appearance,
         layout=scene_layout(ego, settings, generator),
     )
 
 # %% ../../../nbs/stages/motion/04_moving_regions.ipynb #e0356f4b
-MOVING_SHARE = 0.35
+_MOVING_SHARE = 0.35
 """Squared error, as a share of `ERROR_LIMIT`, that says neither rest nor motion: just above `INLIER_ERROR`."""
 
 MIN_RADIUS_PX = 2
@@ -257,7 +255,7 @@ def smoothed_evidence(evidence: Evidence, settings: MotionSettings) -> np.ndarra
     """Return the evidence against rest, smoothed along edges, (H, W), float32, -1 (static) to 1 (moving)."""
     seen = evidence.appearance.favours_flow
     radius = max(round(settings.smoothing_share * len(seen)), MIN_RADIUS_PX)
-    return evidence.votes(evidence.static - MOVING_SHARE, seen, np.zeros_like(seen), radius)
+    return evidence.votes(evidence.static - _MOVING_SHARE, seen, np.zeros_like(seen), radius)
 
 
 def moving_regions(evidence: Evidence, settings: MotionSettings) -> Tensor:

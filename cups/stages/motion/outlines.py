@@ -22,20 +22,17 @@ from .region_motions import MIN_TRACKED_POINTS, inflated
 from .settings import MotionSettings
 
 # %% auto #0
-__all__ = ['COMPACTNESS', 'MARGIN_PX', 'MARGIN_SHARE', 'TRIM_ROUNDS', 'TRIM_MEDIANS', 'RANGE_TAIL', 'RANGE_PIXELS',
-           'SURFACE_NOISE', 'SURFACE_SHARE', 'MIN_SEGMENT_SHARE', 'PRIOR_INSIDE', 'PRIOR_INSIDE_GUESSED',
-           'PRIOR_OUTSIDE', 'PRIOR_OUTSIDE_GUESSED', 'PRIOR_OFF_SURFACE', 'MIN_FAR_VOTES', 'MIN_FAR_SHARE',
-           'LIMB_SHARE', 'compact', 'hull', 'window_around', 'surface_plane', 'own_surface', 'better_seen',
-           'shape_prior', 'Claim', 'own_parts', 'claim_pixels']
+__all__ = ['compact', 'hull', 'window_around', 'surface_plane', 'own_surface', 'better_seen', 'shape_prior', 'Claim', 'own_parts',
+           'claim_pixels']
 
 # %% ../../../nbs/stages/motion/06_outlines.ipynb #3e85b0b6
-COMPACTNESS = 0.06
+_COMPACTNESS = 0.06
 """Notches and outgrowths thinner than twice this share of the root of an object's area are removed."""
 
 def compact(mask: np.ndarray) -> np.ndarray:
     """Return a mask (H, W), bool, without holes, thin notches and thin outgrowths."""
     image = mask.astype(np.uint8)
-    if radius := int(COMPACTNESS * float(image.sum()) ** 0.5):
+    if radius := int(_COMPACTNESS * float(image.sum()) ** 0.5):
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
         padded = cv2.copyMakeBorder(image, *[2 * radius] * 4, cv2.BORDER_REPLICATE)
         padded = cv2.morphologyEx(cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel), cv2.MORPH_OPEN, kernel)
@@ -57,24 +54,24 @@ def hull(mask: Tensor) -> Tensor:
     return torch.from_numpy(filled > 0).to(mask.device)
 
 # %% ../../../nbs/stages/motion/06_outlines.ipynb #b3934437
-MARGIN_PX, MARGIN_SHARE = 8, (0.25, 0.75)
+_MARGIN_PX, _MARGIN_SHARE = 8, (0.25, 0.75)
 """Margin around an object in pixels, and what is added of its height and of its width."""
 
 def window_around(mask: Tensor) -> tuple[slice, slice]:
     """Return the rows and columns of a mask (H, W), bool, with a margin."""
     rows, columns = (mask.any(1 - axis).nonzero()[:, 0] for axis in (0, 1))
     slices = []
-    for places, length, share in zip((rows, columns), mask.shape, MARGIN_SHARE, strict=True):
+    for places, length, share in zip((rows, columns), mask.shape, _MARGIN_SHARE, strict=True):
         first, last = int(places[0]), int(places[-1])
-        margin = MARGIN_PX + int(share * (last - first))
+        margin = _MARGIN_PX + int(share * (last - first))
         slices.append(slice(max(first - margin, 0), min(last + margin + 1, length)))
     return slices[0], slices[1]
 
 # %% ../../../nbs/stages/motion/06_outlines.ipynb #494db015
-TRIM_ROUNDS, TRIM_MEDIANS = 3, 2
+_TRIM_ROUNDS, _TRIM_MEDIANS = 3, 2
 """Fits of the plane, each without the pixels whose error in the one before was more than so many medians."""
 
-RANGE_TAIL, RANGE_PIXELS = 20, 1000
+_RANGE_TAIL, _RANGE_PIXELS = 20, 1000
 """The plane is clamped to the range of the disparities without a 20th on either side, of about so many pixels."""
 
 def surface_plane(flow: SceneFlow, mask: Tensor, window: tuple[slice, slice]) -> Tensor:
@@ -89,19 +86,19 @@ def surface_plane(flow: SceneFlow, mask: Tensor, window: tuple[slice, slice]) ->
     disparity = flow.disparity_0[window][mask].double()
     terms = torch.stack([x[mask], y[mask], torch.ones_like(x[mask])], -1).double()
     keep = torch.ones_like(disparity, dtype=torch.bool)
-    for _ in range(TRIM_ROUNDS):
+    for _ in range(_TRIM_ROUNDS):
         a, b, c = torch.linalg.lstsq(terms[keep], disparity[keep].unsqueeze(-1)).solution[:, 0]
         error = (terms @ torch.stack([a, b, c]) - disparity).abs()
-        keep = error <= TRIM_MEDIANS * error.median()
-    some = disparity[:: len(disparity) // RANGE_PIXELS + 1].sort().values
-    tail = len(some) // RANGE_TAIL
+        keep = error <= _TRIM_MEDIANS * error.median()
+    some = disparity[:: len(disparity) // _RANGE_PIXELS + 1].sort().values
+    tail = len(some) // _RANGE_TAIL
     return (a * x + b * y + c).float().clamp(some[tail].item(), some[-1 - tail].item())
 
 # %% ../../../nbs/stages/motion/06_outlines.ipynb #fc5d216f
-SURFACE_NOISE, SURFACE_SHARE = 4.0, 0.1
+_SURFACE_NOISE, _SURFACE_SHARE = 4.0, 0.1
 """Tolerance of an object's surface, in standard deviations of disparity plus a share of it: an object is no plane."""
 
-MIN_SEGMENT_SHARE = 0.1
+_MIN_SEGMENT_SHARE = 0.1
 """A depth segment that holds less than this share of an object is not part of it."""
 
 def own_surface(
@@ -125,9 +122,9 @@ def own_surface(
     """
     flow, layout = evidence.ego.flow, evidence.layout
     surface = surface_plane(flow, mask, window)
-    tolerance = SURFACE_NOISE * layout.noise_px + SURFACE_SHARE * surface
+    tolerance = _SURFACE_NOISE * layout.noise_px + _SURFACE_SHARE * surface
     held = np.bincount(layout.segments[mask.cpu().numpy()], minlength=layout.segments.max() + 1)
-    ours = held >= MIN_SEGMENT_SHARE * int(mask.sum())
+    ours = held >= _MIN_SEGMENT_SHARE * int(mask.sum())
     ours[0] = False
     fits = torch.from_numpy(ours[layout.segments[window]]).to(mask.device)
     return surface, tolerance, fits & ((flow.disparity_0[window] - surface).abs() < tolerance)
@@ -155,13 +152,13 @@ def better_seen(motion: Tensor, disparity: Tensor, window: tuple[slice, slice], 
     return images.at_rest[window] - np.minimum(difference / images.limit, 1)
 
 # %% ../../../nbs/stages/motion/06_outlines.ipynb #0630a1b6
-PRIOR_INSIDE, PRIOR_INSIDE_GUESSED = 0.15, 0.05
+_PRIOR_INSIDE, _PRIOR_INSIDE_GUESSED = 0.15, 0.05
 """Votes of pixels on the surface inside the hull, with a trusted depth and with a guessed one; 1 is the most."""
 
-PRIOR_OUTSIDE, PRIOR_OUTSIDE_GUESSED = 0.03, -0.05
+_PRIOR_OUTSIDE, _PRIOR_OUTSIDE_GUESSED = 0.03, -0.05
 """Votes of pixels on the surface outside the hull with a trusted depth, and of any outside it with a guessed one."""
 
-PRIOR_OFF_SURFACE = -0.3
+_PRIOR_OFF_SURFACE = -0.3
 """Votes of pixels off the surface whose depth is guessed (with a trusted one they are not part of it)."""
 
 def shape_prior(inside: Tensor, fits: Tensor, trusted: Tensor) -> np.ndarray:
@@ -172,9 +169,9 @@ def shape_prior(inside: Tensor, fits: Tensor, trusted: Tensor) -> np.ndarray:
     inside, fits, trusted : Tensor, (h, w), bool
         Pixels inside the object's hull, on its surface, and with a trusted scene flow.
     """
-    prior = PRIOR_INSIDE * (inside & fits & trusted) + PRIOR_INSIDE_GUESSED * (inside & fits & ~trusted)
-    prior = prior + PRIOR_OUTSIDE_GUESSED * (~inside & ~trusted) + PRIOR_OUTSIDE * (~inside & fits & trusted)
-    prior = prior + PRIOR_OFF_SURFACE * (~fits & ~trusted)
+    prior = _PRIOR_INSIDE * (inside & fits & trusted) + _PRIOR_INSIDE_GUESSED * (inside & fits & ~trusted)
+    prior = prior + _PRIOR_OUTSIDE_GUESSED * (~inside & ~trusted) + _PRIOR_OUTSIDE * (~inside & fits & trusted)
+    prior = prior + _PRIOR_OFF_SURFACE * (~fits & ~trusted)
     return prior.cpu().numpy().astype(np.float32)
 
 # %% ../../../nbs/stages/motion/06_outlines.ipynb #78c05075
@@ -200,10 +197,10 @@ class Claim:
     seen: np.ndarray
 
 # %% ../../../nbs/stages/motion/06_outlines.ipynb #79b36576
-MIN_FAR_VOTES = 0.3
+_MIN_FAR_VOTES = 0.3
 """Mean votes above which a part that does not touch the object's region belongs to it."""
 
-MIN_FAR_SHARE = 0.1
+_MIN_FAR_SHARE = 0.1
 """Area, as a share of the region's, that such a part needs."""
 
 def own_parts(mask: np.ndarray, votes: np.ndarray, settings: MotionSettings) -> np.ndarray:
@@ -212,15 +209,15 @@ def own_parts(mask: np.ndarray, votes: np.ndarray, settings: MotionSettings) -> 
         (votes > settings.min_evidence).astype(np.uint8), connectivity=4
     )
     area = statistics[:, cv2.CC_STAT_AREA]
-    smallest = max(settings.min_area_px, MIN_FAR_SHARE * mask.sum())
+    smallest = max(settings.min_area_px, _MIN_FAR_SHARE * mask.sum())
     mean = np.bincount(parts.reshape(-1), votes.reshape(-1), len(area)) / np.maximum(area, 1)
     touch = np.bincount(parts[mask], minlength=len(area)) > 0
-    taken = touch | ((area >= smallest) & (mean > MIN_FAR_VOTES))
+    taken = touch | ((area >= smallest) & (mean > _MIN_FAR_VOTES))
     taken[0] = False
     return taken[parts]
 
 # %% ../../../nbs/stages/motion/06_outlines.ipynb #126024eb
-LIMB_SHARE = 0.12
+_LIMB_SHARE = 0.12
 """Radius of the guided filter as a share of the root of an object's area: no wider than its limbs."""
 
 def claim_pixels(
@@ -246,7 +243,7 @@ def claim_pixels(
     error = squared_errors(motion, inflated(evidence.ego.measurements[numbers], slack_px)).clamp(max=ERROR_LIMIT)
     matched = evidence.static[window] - (error.reshape(own.shape) / ERROR_LIMIT).cpu().numpy()
     prior = shape_prior(hull(mask[window]), fits, trusted)
-    radius = min(LIMB_SHARE * float(mask.sum()) ** 0.5, settings.smoothing_share * mask.shape[0])
+    radius = min(_LIMB_SHARE * float(mask.sum()) ** 0.5, settings.smoothing_share * mask.shape[0])
     votes = evidence.votes(matched, seen, prior, max(int(radius), MIN_RADIUS_PX), window)
     votes[~evidence.layout.standing[window] | (trusted & ~fits).cpu().numpy()] = -1
     outline = own_parts(mask[window].cpu().numpy(), votes, settings)

@@ -30,9 +30,8 @@ from cups.stages.motion.region_motions import (
 from .settings import MotionSettings
 
 # %% auto #0
-__all__ = ['RISE_SHARE', 'BASE_QUANTILE', 'HIDDEN_BASE_M', 'BELOW_SHARE', 'MIN_BELOW_PX', 'NEARER_SHARE', 'NEARER_PX',
-           'HIDDEN_SHARE', 'broken_rule', 'own_motion', 'region_values', 'base_height', 'object_values', 'Candidate',
-           'outlined', 'outline_regions', 'Selection', 'instance_map', 'select_objects', 'renumbered', 'join_objects',
+__all__ = ['broken_rule', 'own_motion', 'region_values', 'base_height', 'object_values', 'Candidate', 'outlined',
+           'outline_regions', 'Selection', 'instance_map', 'select_objects', 'renumbered', 'join_objects',
            'no_proposals', 'ego_diagnostics', 'propose']
 
 # %% ../../../nbs/stages/motion/08_propose.ipynb #a046e7f6
@@ -46,7 +45,7 @@ def broken_rule(values: dict[str, float], settings: MotionSettings) -> dict[str,
     return None
 
 # %% ../../../nbs/stages/motion/08_propose.ipynb #1dcd080a
-RISE_SHARE = 0.1
+_RISE_SHARE = 0.1
 """An object that moves a metre along the ground may rise or sink by this share of a metre: roads slope."""
 
 def own_motion(points: Tensor, motion: Tensor, camera_motion: Tensor, down: Tensor) -> dict[str, float]:
@@ -58,7 +57,7 @@ def own_motion(points: Tensor, motion: Tensor, camera_motion: Tensor, down: Tens
     return {
         "turned_deg": float(rotation_angle(invert(camera_motion) @ motion).rad2deg()),
         "shift_m": along,
-        "rise_m": float(sunk.abs()) - RISE_SHARE * along,
+        "rise_m": float(sunk.abs()) - _RISE_SHARE * along,
     }
 
 
@@ -79,16 +78,16 @@ def region_values(found: RegionMotions, k: int, evidence: Evidence, settings: Mo
     } | own_motion(points, found.motions[k], ego.camera_motion, evidence.layout.down)
 
 # %% ../../../nbs/stages/motion/08_propose.ipynb #c500d71f
-BASE_QUANTILE = 0.1
+_BASE_QUANTILE = 0.1
 """An object begins at the height that a tenth of its pixels do not reach: a few wrong depths lie below the ground."""
 
-HIDDEN_BASE_M = 1.0
+_HIDDEN_BASE_M = 1.0
 """Height at which an object with a hidden base begins at most: it is known no better."""
 
-BELOW_SHARE, MIN_BELOW_PX = 0.03, 3
+_BELOW_SHARE, _MIN_BELOW_PX = 0.03, 3
 """Distance to the pixels below an object, as a share of the root of its area, and in pixels: past its smoothed edge."""
 
-NEARER_SHARE, NEARER_PX, HIDDEN_SHARE = 1.05, 1, 0.5
+_NEARER_SHARE, _NEARER_PX, _HIDDEN_SHARE = 1.05, 1, 0.5
 """Pixels below are nearer if their disparity exceeds the object's by this factor plus so many pixels; more than this
 share of them hides the base."""
 
@@ -99,11 +98,11 @@ def base_height(claim: Claim, evidence: Evidence) -> float:
     lowest[:-1] &= ~pixels[1:]
     rows, columns = lowest.nonzero()
     disparity = layout.disparity[claim.window]
-    step = max(MIN_BELOW_PX, int(BELOW_SHARE * float(pixels.sum()) ** 0.5))
+    step = max(_MIN_BELOW_PX, int(_BELOW_SHARE * float(pixels.sum()) ** 0.5))
     below = disparity[np.minimum(rows + step, len(disparity) - 1), columns]
-    hidden = below > NEARER_SHARE * disparity[np.maximum(rows - 1, 0), columns] + NEARER_PX
-    base = float(np.quantile(layout.height_m[claim.window][pixels], BASE_QUANTILE))
-    return min(base, HIDDEN_BASE_M) if hidden.mean() > HIDDEN_SHARE else base
+    hidden = below > _NEARER_SHARE * disparity[np.maximum(rows - 1, 0), columns] + _NEARER_PX
+    base = float(np.quantile(layout.height_m[claim.window][pixels], _BASE_QUANTILE))
+    return min(base, _HIDDEN_BASE_M) if hidden.mean() > _HIDDEN_SHARE else base
 
 
 def object_values(claim: Claim, evidence: Evidence) -> dict[str, float]:

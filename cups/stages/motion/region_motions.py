@@ -27,19 +27,16 @@ from cups.stages.motion.ego_motion import (
 from .settings import MotionSettings
 
 # %% auto #0
-__all__ = ['NUM_POINTS', 'FLOW_ERROR_SHARE', 'SMOOTHED_NOISE_PX', 'NUM_GROUPS', 'GROUP_SIZE', 'GROUP_STEPS', 'REGION_STEPS',
-           'NEAR_SHARE', 'JOIN_GAP_M', 'JOIN_NOISE', 'JOIN_MOVED_SHARE', 'EXACT_SHARE', 'LENGTH_SHARE', 'SIZE_SHARE',
-           'MIN_TRACKED_POINTS', 'SPLIT_ERROR', 'SPLIT_WINDOW_PX', 'SPLIT_SHARE', 'draw_from_regions', 'flow_noise',
-           'flow_error', 'inflated', 'displacement_px', 'moved_px', 'fit_motions', 'compare_motions', 'part_of',
-           'join_fragments', 'join_long_objects', 'RegionMotions', 'fit_regions', 'unexplained', 'split_by_motion',
-           'refit_regions', 'fit_region_motions', 'region_sizes']
+__all__ = ['MIN_TRACKED_POINTS', 'draw_from_regions', 'flow_noise', 'flow_error', 'inflated', 'displacement_px', 'moved_px',
+           'fit_motions', 'compare_motions', 'part_of', 'join_fragments', 'join_long_objects', 'RegionMotions',
+           'fit_regions', 'unexplained', 'split_by_motion', 'refit_regions', 'fit_region_motions', 'region_sizes']
 
 # %% ../../../nbs/stages/motion/05_region_motions.ipynb #112ae73c
-NUM_POINTS = 160
+_NUM_POINTS = 160
 """Points drawn from each region: an agreement of 0.5 is then known to 0.04."""
 
 def draw_from_regions(regions: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return indices of pixels of each region, (count, NUM_POINTS), drawn with replacement.
+    """Return indices of pixels of each region, (count, _NUM_POINTS), drawn with replacement.
 
     Parameters
     ----------
@@ -52,11 +49,11 @@ def draw_from_regions(regions: Tensor, count: int, generator: torch.Generator) -
     order = regions.argsort(stable=True)
     sizes = torch.bincount(regions, minlength=count + 1)
     starts = sizes.cumsum(0)[:-1].unsqueeze(-1)
-    draw = torch.rand(count, NUM_POINTS, generator=generator).to(regions.device)
+    draw = torch.rand(count, _NUM_POINTS, generator=generator).to(regions.device)
     return order[starts + (draw * sizes[1:].unsqueeze(-1)).long()]
 
 # %% ../../../nbs/stages/motion/05_region_motions.ipynb #1a68a1ae
-FLOW_ERROR_SHARE, SMOOTHED_NOISE_PX = 0.1, 0.2
+_FLOW_ERROR_SHARE, _SMOOTHED_NOISE_PX = 0.1, 0.2
 """Error of flow as a share of the displacement, if its noise has so many pixels; in proportion if it has less."""
 
 def flow_noise(m: Measurements) -> float:
@@ -66,8 +63,8 @@ def flow_noise(m: Measurements) -> float:
 
 def flow_error(moved_px: Tensor, m: Measurements) -> Tensor:
     """Return the error in pixels of smoothed flow, where the displacement is `moved_px`."""
-    smoothed = min(flow_noise(m) / SMOOTHED_NOISE_PX, 1.0)
-    return FLOW_ERROR_SHARE * smoothed * moved_px
+    smoothed = min(flow_noise(m) / _SMOOTHED_NOISE_PX, 1.0)
+    return _FLOW_ERROR_SHARE * smoothed * moved_px
 
 
 def inflated(m: Measurements, by_px: Tensor | float) -> Measurements:
@@ -100,11 +97,11 @@ def moved_px(motions: Tensor, camera_motion: Tensor, m: Measurements) -> Tensor:
     return displacement_px(project(transform(motions, m.points), m.calibration), camera_motion, m)
 
 # %% ../../../nbs/stages/motion/05_region_motions.ipynb #13f58c75
-NUM_GROUPS, GROUP_SIZE = 16, 10
+_NUM_GROUPS, _GROUP_SIZE = 16, 10
 """Groups of points that propose a motion, and their points. Their translation is a median, which half of the points may
 spoil, so that a few groups are enough."""
 
-GROUP_STEPS, REGION_STEPS = 4, 8
+_GROUP_STEPS, _REGION_STEPS = 4, 8
 """Gauss-Newton steps of the groups' motions, which need a rank only, and of the regions' motions."""
 
 def fit_motions(m: Measurements, camera_motion: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -127,20 +124,20 @@ def fit_motions(m: Measurements, camera_motion: Tensor, generator: torch.Generat
     each = torch.arange(regions, device=m.points.device)
     moved = displacement_px(m.observed, camera_motion, m)
     m = inflated(m, flow_error(moved, m)[:, None])
-    draw = torch.rand(regions, NUM_GROUPS, per_region, generator=generator)
-    group = m[each[:, None, None], draw.topk(GROUP_SIZE).indices.to(each.device)]
-    shifts = camera_motion.repeat(regions, NUM_GROUPS, 1, 1)
+    draw = torch.rand(regions, _NUM_GROUPS, per_region, generator=generator)
+    group = m[each[:, None, None], draw.topk(_GROUP_SIZE).indices.to(each.device)]
+    shifts = camera_motion.repeat(regions, _NUM_GROUPS, 1, 1)
     shifts[..., :3, 3] += (points_after(group) - transform(shifts, group.points)).median(-2).values
     turned = refine_motion(
-        shifts, group.points, group.observed, m.calibration, group.noise_px, steps=GROUP_STEPS
+        shifts, group.points, group.observed, m.calibration, group.noise_px, steps=_GROUP_STEPS
     )
     motions = torch.cat([shifts, turned], 1)
     motions = motions[each, motion_votes(motions, m[:, None]).argmax(-1)]
-    motions = refine_motion(motions, m.points, m.observed, m.calibration, m.noise_px, steps=REGION_STEPS)
+    motions = refine_motion(motions, m.points, m.observed, m.calibration, m.noise_px, steps=_REGION_STEPS)
     return motions, (squared_errors(motions, m) < INLIER_ERROR).float().mean(-1)
 
 # %% ../../../nbs/stages/motion/05_region_motions.ipynb #08dbd2e8
-NEAR_SHARE = 0.1
+_NEAR_SHARE = 0.1
 """The gap between two regions is that of the nearest tenth of the points: a few wrong depths do not close it."""
 
 def compare_motions(m: Measurements, motions: Tensor) -> tuple[Tensor, Tensor]:
@@ -166,7 +163,7 @@ def compare_motions(m: Measurements, motions: Tensor) -> tuple[Tensor, Tensor]:
     own = miss.diagonal()
     few = m.points[:, ::4]  # the distances of all pairs would take long
     apart = torch.cdist(few.flatten(0, 1), few.flatten(0, 1)).reshape(count, few.shape[1], count, -1).amin(1)
-    nearest = max(int(NEAR_SHARE * few.shape[1]), 1)
+    nearest = max(int(_NEAR_SHARE * few.shape[1]), 1)
     return miss - torch.maximum(own[:, None], own[None]), apart.kthvalue(nearest).values
 
 
@@ -180,13 +177,13 @@ def part_of(joins: Tensor, sizes: list[int]) -> list[int]:
     return whole
 
 # %% ../../../nbs/stages/motion/05_region_motions.ipynb #e8535a55
-JOIN_GAP_M = 0.4
+_JOIN_GAP_M = 0.4
 """Gap within which a fragment belongs to a larger region; as much again is allowed for the error of their depths."""
 
-JOIN_NOISE = 2.0
+_JOIN_NOISE = 2.0
 """Excess error, in standard deviations of the flow, that two views of one motion may show."""
 
-JOIN_MOVED_SHARE = 0.5
+_JOIN_MOVED_SHARE = 0.5
 """No excess error of this share of the displacement is ever allowed: rest would do as well."""
 
 def join_fragments(
@@ -207,18 +204,18 @@ def join_fragments(
     """
     moved = displacement_px(m.observed, camera_motion, m)
     excess, gap = compare_motions(m, motions)
-    slack = JOIN_NOISE * flow_noise(m) + flow_error(moved, m)
+    slack = _JOIN_NOISE * flow_noise(m) + flow_error(moved, m)
     # What lies side by side is as far apart as its depths are off.
     error = (m.points[..., 2] / m.disparity.clamp(min=MIN_DISPARITY_PX)).median(-1).values * m.disparity_noise_px.min()
-    near = gap < JOIN_GAP_M + (JOIN_NOISE * error).clamp(max=JOIN_GAP_M)
-    joins = (excess < torch.minimum(slack, JOIN_MOVED_SHARE * moved)) & near
+    near = gap < _JOIN_GAP_M + (_JOIN_NOISE * error).clamp(max=_JOIN_GAP_M)
+    joins = (excess < torch.minimum(slack, _JOIN_MOVED_SHARE * moved)) & near
     return part_of(joins & torch.tensor(able, device=gap.device)[:, None], sizes)
 
 # %% ../../../nbs/stages/motion/05_region_motions.ipynb #e5b8aac8
-EXACT_SHARE = 0.03
-"""Excess error, as a share of the displacement, of objects that move exactly alike; `JOIN_NOISE` bounds it, too."""
+_EXACT_SHARE = 0.03
+"""Excess error, as a share of the displacement, of objects that move exactly alike; `_JOIN_NOISE` bounds it, too."""
 
-LENGTH_SHARE, SIZE_SHARE = 0.4, 0.5
+_LENGTH_SHARE, _SIZE_SHARE = 0.4, 0.5
 """Gap as a share of the larger object's length, and pixels of the smaller as a share of the larger one's."""
 
 def join_long_objects(m: Measurements, motions: Tensor, camera_motion: Tensor, sizes: list[int]) -> list[int]:
@@ -234,13 +231,13 @@ def join_long_objects(m: Measurements, motions: Tensor, camera_motion: Tensor, s
         Pixels of each object.
     """
     excess, gap = compare_motions(m, motions)
-    noise = JOIN_NOISE * flow_noise(m)
-    slack = (EXACT_SHARE * moved_px(motions, camera_motion, m)).clamp(max=noise)
+    noise = _JOIN_NOISE * flow_noise(m)
+    slack = (_EXACT_SHARE * moved_px(motions, camera_motion, m)).clamp(max=noise)
     ends = m.points[..., ::2].quantile(torch.tensor([0.1, 0.9], device=gap.device), dim=1)  # without outliers
     length = (ends[1] - ends[0]).norm(dim=-1)
     size = torch.tensor(sizes, device=gap.device)
-    small = size[None] < SIZE_SHARE * size[:, None]
-    return part_of(small & (excess < slack) & (gap < LENGTH_SHARE * length[:, None]), sizes)
+    small = size[None] < _SIZE_SHARE * size[:, None]
+    return part_of(small & (excess < slack) & (gap < _LENGTH_SHARE * length[:, None]), sizes)
 
 # %% ../../../nbs/stages/motion/05_region_motions.ipynb #673d49f4
 @dataclass(frozen=True)
@@ -292,10 +289,10 @@ def fit_regions(regions: Tensor, ego: EgoMotion, generator: torch.Generator) -> 
     )  # fmt: skip
 
 # %% ../../../nbs/stages/motion/05_region_motions.ipynb #99768755
-SPLIT_ERROR = 25.0
+_SPLIT_ERROR = 25.0
 """Squared error in standard deviations (five of them) above which a motion does not explain a point."""
 
-SPLIT_WINDOW_PX, SPLIT_SHARE = 7, 0.5
+_SPLIT_WINDOW_PX, _SPLIT_SHARE = 7, 0.5
 """Side of the window of which more than this share of the tracked points must be unexplained."""
 
 def unexplained(found: RegionMotions, ego: EgoMotion) -> np.ndarray:
@@ -307,15 +304,15 @@ def unexplained(found: RegionMotions, ego: EgoMotion) -> np.ndarray:
     m = inflated(ego.measurements[members.reshape(-1)][:, None], off_px[numbers][:, None])
     error = squared_errors(found.motions[numbers], m)[:, 0]
     off = torch.zeros_like(regions, dtype=torch.float32)
-    off[members] = (error > SPLIT_ERROR).float()
-    size = (SPLIT_WINDOW_PX, SPLIT_WINDOW_PX)
+    off[members] = (error > _SPLIT_ERROR).float()
+    size = (_SPLIT_WINDOW_PX, _SPLIT_WINDOW_PX)
     return cv2.blur(off.cpu().numpy(), size) / (cv2.blur(members.float().cpu().numpy(), size) + 1e-6)
 
 
 def split_by_motion(found: RegionMotions, ego: EgoMotion) -> Tensor:
     """Return regions (H, W) of which parts that the region's motion does not explain are regions of their own."""
     tracked, apart = ego.flow.tracked.cpu().numpy(), found.regions.cpu().numpy().copy()
-    apart[unexplained(found, ego) <= SPLIT_SHARE] = 0
+    apart[unexplained(found, ego) <= _SPLIT_SHARE] = 0
     regions, count = found.regions.cpu().numpy().copy(), len(found.tracked)
     for k, window in enumerate(find_objects(apart.astype(np.int32))):
         if window is None:

@@ -11,6 +11,25 @@ from typing import ClassVar
 # %% auto #0
 __all__ = ['MotionSettings']
 
+# %% ../../../nbs/stages/motion/00_settings.ipynb #9429adb8
+_MOVED = {
+    "ego.min_points": "min_trusted_points",
+    "regions.smoothing_share": "smoothing_share",
+    "regions.min_evidence": "min_evidence",
+    "regions.segments.min_area_px": "min_area_px",
+    "regions.segments.min_area_share": "min_area_share",
+    "motions.min_agreement": "min_agreement",
+    "outlines.min_part_px": "min_area_px",
+}
+_REMOVED = {
+    "ego": "cups.stages.motion.ego_motion",
+    "regions": "cups.stages.motion.moving_regions",
+    "regions.segments": "cups.stages.motion.depth_segments",
+    "motions": "cups.stages.motion.region_motions",
+    "outlines": "cups.stages.motion.outlines",
+    "rise_share": "cups.stages.motion.propose",
+}
+
 # %% ../../../nbs/stages/motion/00_settings.ipynb #03d892f0
 @dataclass(frozen=True)
 class MotionSettings:
@@ -58,23 +77,8 @@ class MotionSettings:
     min_confidence: float = 0.65
     max_overlap: float = 0.6
 
-    MOVED: ClassVar[dict[str, str]] = {
-        "ego.min_points": "min_trusted_points",
-        "regions.smoothing_share": "smoothing_share",
-        "regions.min_evidence": "min_evidence",
-        "regions.segments.min_area_px": "min_area_px",
-        "regions.segments.min_area_share": "min_area_share",
-        "motions.min_agreement": "min_agreement",
-        "outlines.min_part_px": "min_area_px",
-    }
-    REMOVED: ClassVar[dict[str, str]] = {
-        "ego": "cups.stages.motion.ego_motion",
-        "regions": "cups.stages.motion.moving_regions",
-        "regions.segments": "cups.stages.motion.depth_segments",
-        "motions": "cups.stages.motion.region_motions",
-        "outlines": "cups.stages.motion.outlines",
-        "rise_share": "cups.stages.motion.propose",
-    }
+    MOVED: ClassVar[dict[str, str]] = _MOVED
+    REMOVED: ClassVar[dict[str, str]] = _REMOVED
 
     def smallest_px(self, image_px: int) -> int:
         """Return the area in pixels of the smallest region in an image of `image_px` pixels."""
