@@ -48,8 +48,9 @@ def settings_from_dict(cls: type[Settings], values: dict[str, Any], path: str = 
     for name, value in values.items():
         dotted = f"{path}.{name}" if path else str(name)
         if name not in kinds:
-            if fate := _fate(cls, str(name), value, path):
-                raise InputError(fate)
+            if fates := _fates(cls, str(name), value, path):
+                more = f"; and {len(fates) - _MOST_FATES} more" if len(fates) > _MOST_FATES else ""
+                raise InputError("; ".join(fates[:_MOST_FATES]) + more)
             raise InputError(f"setting {dotted} is unknown; there are {', '.join(kinds)}")
         kind = kinds[name]
         made[name] = settings_from_dict(kind, value, dotted) if is_dataclass(kind) else checked(value, kind, dotted)
@@ -69,19 +70,22 @@ def checked(value: Any, kind: Any, name: str) -> Any:
     return value
 
 # %% ../../nbs/core/10_settings.ipynb #f47e0002
-def _fate(cls: type, name: str, value: Any, path: str) -> str:
+_MOST_FATES = 3
+"""Settings of earlier versions that a message names: it stays one readable line."""
+
+def _fates(cls: type, name: str, value: Any, path: str) -> list[str]:
     """Return what became of a setting of an earlier version, or of those below it; nothing if it never was one."""
     if isinstance(value, dict) and value:
-        return "; ".join(filter(None, (_fate(cls, f"{name}.{inner}", given, path) for inner, given in value.items())))
+        return [fate for inner, given in value.items() for fate in _fates(cls, f"{name}.{inner}", given, path)]
     prefix = f"{path}." if path else ""
     if name in (moved := getattr(cls, "MOVED", {})):
-        return f"setting {prefix}{name} is {prefix}{moved[name]} now: rename it"
+        return [f"setting {prefix}{name} is {prefix}{moved[name]} now: rename it"]
     removed = getattr(cls, "REMOVED", {})
     parents = [parent for parent in removed if f"{name}.".startswith(f"{parent}.")]
     if not parents:
-        return ""
+        return []
     where = removed[max(parents, key=len)]
-    return f"setting {prefix}{name} was removed (it is a constant of {where} now): delete it"
+    return [f"setting {prefix}{name} was removed (it is a constant of {where} now): delete it"]
 
 # %% ../../nbs/core/10_settings.ipynb #04b5f143
 def tuples(value: Any) -> Any:

@@ -29,7 +29,7 @@ from .settings import MotionSettings
 # %% auto #0
 __all__ = ['MIN_TRACKED_POINTS', 'draw_from_regions', 'flow_noise', 'flow_error', 'inflated', 'displacement_px', 'moved_px',
            'fit_motions', 'compare_motions', 'part_of', 'join_fragments', 'join_long_objects', 'RegionMotions',
-           'fit_regions', 'unexplained', 'split_by_motion', 'refit_regions', 'fit_region_motions', 'region_sizes']
+           'fit_regions', 'unexplained', 'split_by_motion', 'refit_regions', 'region_sizes', 'fit_region_motions']
 
 # %% ../../../nbs/stages/motion/05_region_motions.ipynb #112ae73c
 _NUM_POINTS = 160
@@ -271,7 +271,7 @@ class RegionMotions:
 
 # %% ../../../nbs/stages/motion/05_region_motions.ipynb #2c7428e1
 MIN_TRACKED_POINTS = 20
-"""Regions with fewer tracked points do not show their motion: six numbers of it, three points for each at least."""
+"""Fewer tracked points do not determine a region's motion: three for each of its six parameters, and some wrong."""
 
 def fit_regions(regions: Tensor, ego: EgoMotion, generator: torch.Generator) -> RegionMotions:
     """Return regions (H, W), numbered 1..R, with their motions."""
@@ -352,6 +352,11 @@ def refit_regions(
     )
 
 # %% ../../../nbs/stages/motion/05_region_motions.ipynb #e03fca57
+def region_sizes(regions: Tensor) -> list[int]:
+    """Return the pixels of each region 1..R."""
+    return torch.bincount(regions.reshape(-1))[1:].tolist()
+
+
 def fit_region_motions(
     regions: Tensor, ego: EgoMotion, settings: MotionSettings, generator: torch.Generator
 ) -> RegionMotions:
@@ -378,8 +383,3 @@ def fit_region_motions(
     alone = [w if whole.count(w) == 1 else None for w in wholes]
     joined = refit_regions(numbers[regions], alone, first, ego, generator)
     return replace(joined, joined=len(sizes) - len(wholes))
-
-
-def region_sizes(regions: Tensor) -> list[int]:
-    """Return the pixels of each region 1..R."""
-    return torch.bincount(regions.reshape(-1))[1:].tolist()
