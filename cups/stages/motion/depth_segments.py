@@ -42,7 +42,7 @@ def grown(labels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 # %% ../../../nbs/stages/motion/03_depth_segments.ipynb #f1d14602
 _JUMP_M = 0.2
-"""Step of depth in metres from one pixel to the next that separates two surfaces: less than two people side by side."""
+"""Step of depth in metres from one pixel to the next that separates two surfaces: less than the depth of a person."""
 
 _JUMP_SHARE = 0.1
 """Step of disparity, as a share of it, that does too, whatever its metres: near the camera 0.2 m is many pixels."""

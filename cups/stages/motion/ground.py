@@ -97,10 +97,10 @@ _START_M = 0.5
 """Points less than this below the camera are not ground, whatever carries the camera."""
 
 _MIN_POINTS = 100
-"""With fewer points below the camera no ground is searched."""
+"""With fewer points below the camera no ground is searched: any plane through three of them finds votes."""
 
 _NUM_POINTS = 5000
-"""Points that vote, drawn at random with replacement: more change the plane by less than its noise."""
+"""Points that vote, drawn at random with replacement: the share of votes is then known to a percent."""
 
 def find_ground(flow: SceneFlow, generator: torch.Generator) -> Ground | None:
     """Return the ground of a scene flow, None if it shows none.

@@ -30,7 +30,7 @@ _GRADIENT_NOISE = 0.008
 """Gradient of brightness, from 0 to 1 a pixel, at which the confidence is a half: twice the step of 8 bits."""
 
 _TEXTURE_WINDOW_PX = 9
-"""Side of the window of the structure tensor: about that of the classical matcher."""
+"""Side of the window of the structure tensor: a corner helps to match the pixels around it, too."""
 
 def texture_confidence(guide: np.ndarray) -> np.ndarray:
     """Return how well the surroundings of a pixel can be matched, (H, W) in [0, 1].
