@@ -20,8 +20,8 @@ import links  # noqa: E402
 
 from cups.cli import parser  # noqa: E402
 from cups.stages.motion.confidence import TERMS  # noqa: E402
-from cups.stages.motion.ego_motion import EgoMotionSettings  # noqa: E402
-from cups.stages.motion.propose import MotionSettings, propose  # noqa: E402
+from cups.stages.motion.propose import propose  # noqa: E402
+from cups.stages.motion.settings import MotionSettings  # noqa: E402
 from cups.stages.scene_flow import scene_flow  # noqa: E402
 from cups.street.scenes import exact_matches, street_scene  # noqa: E402
 
@@ -164,7 +164,7 @@ def test_every_sentence_about_an_empty_instance_map_is_explained():
     patterns = [re.escape(h).replace("N", r"\d+").replace("RULE", r"\w+") for h in headings]
     moving, static = street_scene(7, 96, 192), street_scene(7, 96, 192, static=True)
     cases = [
-        (moving, MotionSettings(ego=EgoMotionSettings(min_points=10**6))),
+        (moving, MotionSettings(min_trusted_points=10**6)),
         (static, MotionSettings()),
         (moving, MotionSettings(min_confidence=2.0)),
     ]

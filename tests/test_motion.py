@@ -2,17 +2,22 @@
 
 import subprocess
 import sys
+from importlib import import_module
 
 import numpy as np
 import pytest
 import torch
 from shared import shared_folder
 
+from cups.core.errors import InputError
 from cups.core.files import write_png
 from cups.core.records import Calibration, StereoSample
+from cups.core.settings import load_settings, settings_from_dict
 from cups.datasets.stereo_folder import StereoFolder
 from cups.stages.matching.classical import ClassicalMatcher
 from cups.stages.motion.propose import propose
+from cups.stages.motion.settings import MotionSettings
+from cups.stages.pipeline import PseudoLabelSettings
 from cups.stages.scene_flow import scene_flow
 from cups.street.scenes import exact_matches, street_scene
 
@@ -87,6 +92,38 @@ def test_same_result_on_any_number_of_threads() -> None:
     torch.set_num_threads(threads)
     assert torch.equal(results[0].instance, results[1].instance)
     assert torch.equal(results[0].motions, results[1].motions)
+
+
+@pytest.mark.parametrize(
+    ("old", "message"),
+    [
+        ("{regions: {min_evidence: 0.2}}", "motion.regions.min_evidence is motion.min_evidence now: rename it"),
+        ("{ego: {min_points: 99}}", "motion.ego.min_points is motion.min_trusted_points now: rename it"),
+        ("{regions: {segments: {min_area_px: 9}}}", "motion.regions.segments.min_area_px is motion.min_area_px now"),
+        ("{regions: {segments: {jump_m: 0.3}}}", "motion.regions.segments.jump_m was removed (it is a constant of"
+         " cups.stages.motion.depth_segments now): delete it"),
+        ("{ego: {points: 99}}", "motion.ego.points was removed (it is a constant of"
+         " cups.stages.motion.ego_motion now): delete it"),
+        ("{rise_share: 0.2}", "motion.rise_share was removed"),
+        ("{ego: {}}", "motion.ego was removed"),
+        ("{ego: 3}", "motion.ego was removed"),
+        ("{egos: {}}", "motion.egos is unknown; there are min_trusted_points"),
+    ],
+)  # fmt: skip
+def test_an_old_settings_file_ends_in_one_line_that_says_what_to_do(old: str, message: str, tmp_path) -> None:
+    path = tmp_path / "settings.yaml"
+    path.write_text(f"num_classes: 40\nmotion: {old}\n")
+    with pytest.raises(InputError) as caught:
+        load_settings(PseudoLabelSettings, path)
+    assert message in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_all_old_names_lead_to_settings_or_modules_that_exist() -> None:
+    assert set(MotionSettings.MOVED.values()) <= set(MotionSettings.__dataclass_fields__)
+    for module in MotionSettings.REMOVED.values():
+        import_module(module)
+    with pytest.raises(InputError, match="; "):
+        settings_from_dict(MotionSettings, {"ego": {"points": 1, "min_points": 2}}, "motion")
 
 
 def test_kitti_vehicles(tmp_path) -> None:

@@ -55,19 +55,42 @@ def settings_from_dict(cls: type[_Settings], values: dict[str, Any], path: str =
     Raises
     ------
     InputError
-        If a name is unknown or a value has the wrong type; the message gives the dotted name.
+        If a name is unknown or a value has the wrong type; the message gives the dotted name. For a setting of an
+        earlier version it says what became of it.
     """
     if not isinstance(values, dict):
         raise InputError(f"setting {path or cls.__name__}: expected names and values, got {values!r}")
-    kinds = get_type_hints(cls)
+    hints = get_type_hints(cls)
+    kinds = {f.name: hints[f.name] for f in fields(cls)}
     made = {}
     for name, value in values.items():
         dotted = f"{path}.{name}" if path else str(name)
         if name not in kinds:
-            raise InputError(f"setting {dotted} is unknown; there are {', '.join(f.name for f in fields(cls))}")
+            if fates := _fates(cls, str(name), value, path):
+                more = f"; and {len(fates) - _MOST_FATES} more" if len(fates) > _MOST_FATES else ""
+                raise InputError("; ".join(fates[:_MOST_FATES]) + more)
+            raise InputError(f"setting {dotted} is unknown; there are {', '.join(kinds)}")
         kind = kinds[name]
         made[name] = settings_from_dict(kind, value, dotted) if is_dataclass(kind) else _checked(value, kind, dotted)
     return cls(**made)
+
+# %% ../../nbs/core/10_settings.ipynb #f47e0002
+_MOST_FATES = 3
+"""Settings of earlier versions that a message names: it stays one readable line."""
+
+def _fates(cls: type, name: str, value: Any, path: str) -> list[str]:
+    """Return what became of a setting of an earlier version, or of those below it; nothing if it never was one."""
+    prefix = f"{path}." if path else ""
+    if name in (moved := getattr(cls, "MOVED", {})):
+        return [f"setting {prefix}{name} is {prefix}{moved[name]} now: rename it"]
+    if isinstance(value, dict) and value:
+        return [fate for inner, given in value.items() for fate in _fates(cls, f"{name}.{inner}", given, path)]
+    removed = getattr(cls, "REMOVED", {})
+    parents = [parent for parent in removed if f"{name}.".startswith(f"{parent}.")]
+    if not parents:
+        return []
+    where = removed[max(parents, key=len)]
+    return [f"setting {prefix}{name} was removed (it is a constant of {where} now): delete it"]
 
 # %% ../../nbs/core/10_settings.ipynb #14db4e6f
 def settings_to_dict(settings: Any) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import zlib
 from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -88,6 +88,7 @@ class PseudoLabelSettings:
     clustering_frames: int = 200
     clustering_vectors: int = 1500
     seed: int = 0
+    MOVED: ClassVar = {"on_the_spot": "handcrafted"}
 
     def __post_init__(self) -> None:
         _check_settings(self)

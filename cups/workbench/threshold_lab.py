@@ -291,7 +291,7 @@ _CONTROLS = {
         Control("motion.min_moved_noise", "minimum motion, noise σ", 0.0, 10.0, 0.5),
         Control("motion.min_moved_px", "minimum motion, px", 0.0, 3.0, 0.1),
         Control("motion.min_agreement", "minimum agreement, share", 0.0, 1.0, 0.05),
-        Control("motion.regions.min_evidence", "minimum evidence, -1 to 1", -0.5, 0.9, 0.05),
+        Control("motion.min_evidence", "minimum evidence, -1 to 1", -0.5, 0.9, 0.05),
     ),
     "CRF": (
         Control("crf.steps", "mean-field steps", 1, 20, 1),

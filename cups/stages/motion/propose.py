@@ -5,79 +5,36 @@
 # %% ../../../nbs/stages/motion/08_propose.ipynb #be2d4a1d
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from ...core.geometry import project
+from ...core.parallel import one_thread
 from ...core.records import Proposals, SceneFlow, StereoSample
 from ...core.rigid import invert, rotation_angle, transform
 from .confidence import confidence
-from .ego_motion import EgoMotionSettings, Measurements, ego_motion, measurements
-from .moving_regions import Evidence, RegionSettings, gather_evidence, moving_regions
-from .outlines import Claim, OutlineSettings, claim_pixels
+from .ego_motion import INLIER_ERROR, EgoMotion, estimate_ego_motion, with_residual_noise
+from .moving_regions import ERROR_LIMIT, Evidence, gather_evidence, moving_regions
+from .outlines import Claim, claim_pixels
 from cups.stages.motion.region_motions import (
     RegionMotions,
-    RegionMotionSettings,
     draw_from_regions,
-    fit_and_join,
+    fit_region_motions,
     flow_error,
-    join_lengths,
+    join_long_objects,
 )
+from .settings import MotionSettings
 
 # %% auto #0
-__all__ = ['MotionSettings', 'broken_rule', 'residual_noise', 'without_objects', 'base_height', 'own_motion', 'region_values',
-           'object_values', 'drawn', 'objects', 'joined_objects', 'renumbered', 'one_thread', 'propose', 'most_common']
+__all__ = ['broken_rule', 'own_motion', 'region_values', 'base_height', 'object_values', 'Candidate', 'outlined',
+           'outline_regions', 'Selection', 'instance_map', 'select_objects', 'renumbered', 'join_objects',
+           'no_proposals', 'ego_diagnostics', 'propose']
 
-# %% ../../../nbs/stages/motion/08_propose.ipynb #fbb8a4e1
-@dataclass(frozen=True)
-class MotionSettings:
-    """Constants of `propose`.
-
-    Parameters
-    ----------
-    ego, regions, motions, outlines
-        Of the camera's motion, of the regions that move, of their motions, and of what they claim.
-    rise_share : float
-        What moves a metre along the ground may rise or sink by this share of a metre: roads slope.
-    min_seen_points : int
-        The rules: an object that breaks one is dropped. Points of its region whose flow is seen.
-    min_agreement : float
-        Share of them that agree on its motion.
-    min_moved_px, min_moved_noise : float
-        How far it moved in the image, measured from rest, in pixels; and what is more than that, in standard
-        deviations of the flow.
-    min_area_px : int
-    min_area_share : float
-        Its area in pixels, and as a share of the image.
-    min_surface_m2 : float
-    min_confidence : float
-        Probability that it is an object, all numbers taken together.
-    max_overlap : float
-        Share of its pixels that objects with more tracked points want more: a turning wheel is part of its car.
-    """
-
-    ego: EgoMotionSettings = field(default_factory=EgoMotionSettings)
-    regions: RegionSettings = field(default_factory=RegionSettings)
-    motions: RegionMotionSettings = field(default_factory=RegionMotionSettings)
-    outlines: OutlineSettings = field(default_factory=OutlineSettings)
-    rise_share: float = 0.1
-    min_seen_points: int = 20
-    min_agreement: float = 0.5
-    min_moved_px: float = 0.2
-    min_moved_noise: float = 2.0
-    min_area_px: int = 24
-    min_area_share: float = 2e-4
-    min_surface_m2: float = 0.05
-    min_confidence: float = 0.65
-    max_overlap: float = 0.6
-
-# %% ../../../nbs/stages/motion/08_propose.ipynb #ecdc99cd
+# %% ../../../nbs/stages/motion/08_propose.ipynb #a046e7f6
 def broken_rule(values: dict[str, float], settings: MotionSettings) -> dict[str, Any] | None:
     """Return the first rule `min_<name>` or `max_<name>` of the settings that a value breaks; NaN breaks every rule."""
     for name, value in values.items():
@@ -87,41 +44,12 @@ def broken_rule(values: dict[str, float], settings: MotionSettings) -> dict[str,
             return {"rule": name, "value": round(float(value), 4), "bound": bound}
     return None
 
+# %% ../../../nbs/stages/motion/08_propose.ipynb #1dcd080a
+_RISE_SHARE = 0.1
+"""An object that moves a metre along the ground may rise or sink by this share of a metre: roads slope."""
 
-def residual_noise(m: Measurements, camera_motion: Tensor, noise_px: Tensor) -> Tensor:
-    """Return the noise scales, (3,), no smaller than what the camera's motion leaves over in most points."""
-    left_over = (m.observed - project(transform(camera_motion, m.points), m.calibration)).abs()
-    deviation = 1.48 * left_over.median(0).values
-    deviation[2] /= 2**0.5  # the error of two disparities
-    return torch.maximum(noise_px, deviation)
-
-# %% ../../../nbs/stages/motion/08_propose.ipynb #164e573d
-def without_objects(sample: StereoSample, camera_motion: Tensor, diagnostics: dict[str, Any], why: str) -> Proposals:
-    """Return no proposals, and the sentence that says why."""
-    device = camera_motion.device
-    nothing = torch.zeros(sample.size, dtype=torch.long, device=device)
-    none = torch.zeros(0, device=device)
-    return Proposals(nothing, none.reshape(0, 4, 4), camera_motion, none, diagnostics | {"why_empty": why})
-
-
-def base_height(claim: Claim, evidence: Evidence) -> float:
-    """Return the height above the ground in metres at which an object begins; 1 at most if something hides its base."""
-    pixels, height = claim.pixels, evidence.height_m[claim.window]
-    lowest = pixels.copy()
-    lowest[:-1] &= ~pixels[1:]
-    rows, columns = lowest.nonzero()
-    disparity = evidence.disparity[claim.window]
-    step = max(3, int(0.03 * float(pixels.sum()) ** 0.5))
-    below = disparity[np.minimum(rows + step, len(disparity) - 1), columns]
-    hidden = below > 1.05 * disparity[np.maximum(rows - 1, 0), columns] + 1
-    base = float(np.quantile(height[pixels], 0.1))
-    return min(base, 1.0) if hidden.mean() > 0.5 else base
-
-# %% ../../../nbs/stages/motion/08_propose.ipynb #42b8c8d2
-def own_motion(
-    points: Tensor, motion: Tensor, camera_motion: Tensor, down: Tensor, rise_share: float
-) -> dict[str, float]:
-    """Return by how much an object, seen at points (N, 3), turned, moved and rose by itself."""
+def own_motion(points: Tensor, motion: Tensor, camera_motion: Tensor, down: Tensor) -> dict[str, float]:
+    """Return the rotation, shift and rise relative to the static scene of an object seen at points (N, 3)."""
     centre = points.median(0, keepdim=True).values
     shift = (transform(motion, centre) - transform(camera_motion, centre))[0]
     sunk = shift @ down
@@ -129,13 +57,15 @@ def own_motion(
     return {
         "turned_deg": float(rotation_angle(invert(camera_motion) @ motion).rad2deg()),
         "shift_m": along,
-        "rise_m": float(sunk.abs()) - rise_share * along,
+        "rise_m": float(sunk.abs()) - _RISE_SHARE * along,
     }
 
 
-def region_values(found: RegionMotions, k: int, noise_px: float, settings: MotionSettings) -> dict[str, float]:
-    """Return the numbers that the rules look at, of region k + 1; `noise_px` is that of the flow."""
-    per_px = 1e6 / found.regions.numel()
+def region_values(found: RegionMotions, k: int, evidence: Evidence, settings: MotionSettings) -> dict[str, float]:
+    """Return the numbers of region k + 1 that the rules look at."""
+    ego, per_px = evidence.ego, 1e6 / found.regions.numel()
+    noise_px = float(ego.measurements.noise_px[0, :2].max())
+    points = ego.flow.points_0[found.regions == k + 1]
     return {
         "tracked_points": found.tracked[k],
         "seen_points": found.seen[k],
@@ -145,28 +75,120 @@ def region_values(found: RegionMotions, k: int, noise_px: float, settings: Motio
         "noise_px": noise_px,
         "tracked_ppm": found.tracked[k] * per_px,
         "seen_ppm": found.seen[k] * per_px,
-    }
+    } | own_motion(points, found.motions[k], ego.camera_motion, evidence.layout.down)
 
-# %% ../../../nbs/stages/motion/08_propose.ipynb #5d0debac
-def object_values(claim: Claim, flow: SceneFlow, evidence: Evidence) -> dict[str, float]:
-    """Return the numbers that the rules look at, of an object's pixels."""
-    window, pixels = claim.window, claim.pixels
+# %% ../../../nbs/stages/motion/08_propose.ipynb #c500d71f
+_BASE_QUANTILE = 0.1
+"""An object begins at the height that a tenth of its pixels do not reach: a few wrong depths lie below the ground."""
+
+_HIDDEN_BASE_M = 1.0
+"""Height at which an object with a hidden base begins at most: it is known no better."""
+
+_BELOW_SHARE, _MIN_BELOW_PX = 0.03, 3
+"""Distance to the pixels below an object, as a share of the root of its area, and in pixels: past its smoothed edge."""
+
+_NEARER_SHARE, _NEARER_PX, _HIDDEN_SHARE = 1.05, 1, 0.5
+"""Pixels below are nearer if their disparity exceeds the object's by this factor plus so many pixels; more than this
+share of them hides the base."""
+
+def base_height(claim: Claim, evidence: Evidence) -> float:
+    """Return the height above the ground in metres at which an object begins."""
+    pixels, layout = claim.pixels, evidence.layout
+    lowest = pixels.copy()
+    lowest[:-1] &= ~pixels[1:]
+    rows, columns = lowest.nonzero()
+    disparity = layout.disparity[claim.window]
+    step = max(_MIN_BELOW_PX, int(_BELOW_SHARE * float(pixels.sum()) ** 0.5))
+    below = disparity[np.minimum(rows + step, len(disparity) - 1), columns]
+    hidden = below > _NEARER_SHARE * disparity[np.maximum(rows - 1, 0), columns] + _NEARER_PX
+    base = float(np.quantile(layout.height_m[claim.window][pixels], _BASE_QUANTILE))
+    return min(base, _HIDDEN_BASE_M) if hidden.mean() > _HIDDEN_SHARE else base
+
+
+def object_values(claim: Claim, evidence: Evidence) -> dict[str, float]:
+    """Return the numbers of an object's pixels that the rules look at."""
+    window, pixels, flow = claim.window, claim.pixels, evidence.ego.flow
     if not pixels.any():
         return {"area_px": 0}
-    camera = flow.calibration
     depth = flow.points_0[..., 2][window].cpu().numpy()[pixels]
     area = int(pixels.sum())
     return {
         "area_px": area,
         "area_share": area / flow.trusted.numel(),
-        "surface_m2": float((depth * depth).sum()) / (camera.fx * camera.fy),
+        "surface_m2": float((depth * depth).sum()) / (flow.calibration.fx * flow.calibration.fy),
         "texture": float(evidence.known[window][pixels].mean()),
         "seen": float(claim.seen[pixels].mean()),
         "base_m": base_height(claim, evidence),
     }
 
+# %% ../../../nbs/stages/motion/08_propose.ipynb #cdcbd630
+@dataclass(frozen=True)
+class Candidate:
+    """A moving region on its way to an object.
 
-def drawn(claims: list[Claim], shape: tuple[int, int]) -> np.ndarray:
+    Parameters
+    ----------
+    region : int
+        Index of the region; its number in the map of regions is one more.
+    region_px : int
+        Area of the region.
+    values : dict
+        The numbers that the rules look at, in their order.
+    weakest : str
+        The one that speaks most against an object.
+    claim : Claim or None
+        Its pixels; None if its motion broke a rule.
+    """
+
+    region: int
+    region_px: int
+    values: dict[str, float]
+    weakest: str
+    claim: Claim | None = None
+
+# %% ../../../nbs/stages/motion/08_propose.ipynb #6667dd83
+def outlined(k: int, found: RegionMotions, evidence: Evidence, settings: MotionSettings) -> Candidate:
+    """Return the candidate of region k + 1."""
+    mask, ego = found.regions == k + 1, evidence.ego
+    values = region_values(found, k, evidence, settings)
+    values["confidence"], weakest = confidence(values)
+    if broken_rule(values, settings):
+        return Candidate(k, int(mask.sum()), values, weakest)
+    slack_px = float(flow_error(torch.tensor(found.moved_px[k]), ego.measurements))
+    claim = claim_pixels(mask, found.motions[k], slack_px, evidence, settings)
+    values |= object_values(claim, evidence)
+    values["confidence"], weakest = confidence(values)
+    return Candidate(k, int(mask.sum()), values, weakest, claim)
+
+
+def outline_regions(found: RegionMotions, evidence: Evidence, settings: MotionSettings) -> list[Candidate]:
+    """Return a candidate for each region, those with many tracked points first."""
+    order = sorted(range(len(found.moved_px)), key=lambda k: -found.tracked[k])
+    return [outlined(k, found, evidence, settings) for k in order]
+
+# %% ../../../nbs/stages/motion/08_propose.ipynb #72f859c3
+@dataclass(frozen=True)
+class Selection:
+    """The objects of a frame, and what was dropped.
+
+    Parameters
+    ----------
+    instance : Tensor, (H, W), int64
+        0 outside, 1..N inside object n.
+    motions : Tensor, (N, 4, 4)
+    objects : list of dict
+        The numbers of each object.
+    dropped : list of dict
+        The rule that each dropped region broke, with its value, bound, number and area.
+    """
+
+    instance: Tensor
+    motions: Tensor
+    objects: list[dict[str, float]]
+    dropped: list[dict[str, Any]]
+
+
+def instance_map(claims: Iterable[Claim], shape: tuple[int, int]) -> np.ndarray:
     """Return the instance map (H, W), int64: a pixel that several objects claim goes to the one with most votes."""
     instance = np.zeros(shape, np.int64)
     most = np.full(shape, -np.inf, np.float32)
@@ -176,66 +198,30 @@ def drawn(claims: list[Claim], shape: tuple[int, int]) -> np.ndarray:
         most[claim.window][wins] = claim.votes[wins]
     return instance
 
-# %% ../../../nbs/stages/motion/08_propose.ipynb #7d7d165e
-def objects(
-    found: RegionMotions, flow: SceneFlow, every: Measurements, evidence: Evidence, camera_motion: Tensor,
-    settings: MotionSettings,
-) -> tuple[Tensor, list[int], list[dict[str, Any]], list[dict[str, Any]]]:  # fmt: skip
-    """Return the instance map (H, W), the regions its objects came from, their numbers, and what was dropped and why.
-
-    Objects with many tracked points come first.
-    """
-    claims, kept, facts, dropped = [], [], [], []
-    most = np.full(tuple(found.regions.shape), -np.inf, np.float32)
-    noise_px = float(every.noise_px[0, :2].max())
-    for k in sorted(range(len(found.moved_px)), key=lambda k: -found.tracked[k]):
-        mask, motion = found.regions == k + 1, found.motions[k]
-        values = region_values(found, k, noise_px, settings)
-        values |= own_motion(flow.points_0[mask], motion, camera_motion, evidence.down, settings.rise_share)
-        values["confidence"], weakest = confidence(values)  # an upper bound: its pixels may prove it wrong
-        broken = broken_rule(values, settings)
-        if broken is None:
-            slack = float(flow_error(torch.tensor(found.moved_px[k]), every, settings.motions))
-            claim = claim_pixels(mask, motion, slack, flow, every, evidence, settings.outlines)
-            values |= object_values(claim, flow, evidence)
-            values["confidence"], weakest = confidence(values)
+# %% ../../../nbs/stages/motion/08_propose.ipynb #563be822
+def select_objects(candidates: list[Candidate], found: RegionMotions, settings: MotionSettings) -> Selection:
+    """Return the candidates that break no rule as objects, and the others with the rule they broke."""
+    kept, objects, dropped = [], [], []
+    shape = tuple(found.regions.shape)
+    most = np.full(shape, -np.inf, np.float32)  # votes of the objects so far
+    for candidate in candidates:
+        values, claim = dict(candidate.values), candidate.claim
+        if claim:
             wanted = (most[claim.window] > claim.votes)[claim.pixels]
             values["overlap"] = float(wanted.mean()) if len(wanted) else 0.0
-            broken = broken_rule(values, settings)
-        if broken:
+        if broken := broken_rule(values, settings):
             if broken["rule"] == "confidence":
-                broken["weakest"] = weakest
-            dropped.append(broken | {"region": k + 1, "region_px": int(mask.sum())})
+                broken["weakest"] = candidate.weakest
+            dropped.append(broken | {"region": candidate.region + 1, "region_px": candidate.region_px})
         else:
-            claims.append(claim)
             view = most[claim.window]
             view[claim.pixels] = np.maximum(view, claim.votes)[claim.pixels]
-            kept.append(k)
-            facts.append({name: round(value, 4) for name, value in values.items()})
-    instance = torch.from_numpy(drawn(claims, tuple(found.regions.shape)))
-    return instance.to(found.regions.device), kept, facts, dropped
+            kept.append(candidate)
+            objects.append({name: round(value, 4) for name, value in values.items()})
+    instance = torch.from_numpy(instance_map([c.claim for c in kept], shape)).to(found.regions.device)
+    return Selection(instance, found.motions[[c.region for c in kept]], objects, dropped)
 
-# %% ../../../nbs/stages/motion/08_propose.ipynb #a046e7f6
-def joined_objects(
-    instance: Tensor, motions: Tensor, flow: SceneFlow, every: Measurements, camera_motion: Tensor,
-    settings: RegionMotionSettings, generator: torch.Generator,
-) -> tuple[Tensor, list[int]]:  # fmt: skip
-    """Return the instance map (H, W) in which parts of one object are one, and the objects that are left."""
-    sizes = torch.bincount(instance.reshape(-1), minlength=len(motions) + 1)[1:]
-    left = sizes.nonzero()[:, 0].tolist()  # others may have taken all of an object
-    instance = renumbered(instance, {k: number for number, k in enumerate(left, 1)})
-    if len(left) > 1:
-        tracked = torch.where(flow.tracked, instance, 0)
-        some = torch.bincount(tracked.reshape(-1), minlength=len(left) + 1)[instance] > 0
-        drawn_from = torch.where(some, tracked, instance).reshape(-1)
-        m = every[draw_from_regions(drawn_from, len(left), settings.points, generator)]
-        whole = join_lengths(m, motions[left], camera_motion, sizes[left].tolist(), settings)
-        kept = sorted(set(whole))
-        instance = renumbered(instance, {k: kept.index(w) + 1 for k, w in enumerate(whole)})
-        left = [left[k] for k in kept]
-    return instance, left
-
-
+# %% ../../../nbs/stages/motion/08_propose.ipynb #9dbd07a4
 def renumbered(instance: Tensor, numbers: dict[int, int]) -> Tensor:
     """Return an instance map whose object k + 1 has the number `numbers[k]`; those without one vanish."""
     table = torch.zeros(int(instance.max()) + 1, dtype=torch.long)
@@ -243,18 +229,44 @@ def renumbered(instance: Tensor, numbers: dict[int, int]) -> Tensor:
         table[k + 1] = number
     return table.to(instance.device)[instance]
 
-# %% ../../../nbs/stages/motion/08_propose.ipynb #1a92506e
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one CPU thread: a second one brings nothing on small tensors, and sums would depend on it."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
-# %% ../../../nbs/stages/motion/08_propose.ipynb #1dcd080a
+def join_objects(selected: Selection, ego: EgoMotion, generator: torch.Generator) -> Selection:
+    """Return a selection of objects, at least one, in which parts of one object are one."""
+    instance, motions = selected.instance, selected.motions
+    sizes = torch.bincount(instance.reshape(-1), minlength=len(motions) + 1)[1:]
+    left = sizes.nonzero()[:, 0].tolist()
+    instance = renumbered(instance, {k: number for number, k in enumerate(left, 1)})
+    if len(left) > 1:
+        tracked = torch.where(ego.flow.tracked, instance, 0)
+        some = torch.bincount(tracked.reshape(-1), minlength=len(left) + 1)[instance] > 0
+        drawn_from = torch.where(some, tracked, instance).reshape(-1)
+        m = ego.measurements[draw_from_regions(drawn_from, len(left), generator)]
+        whole = join_long_objects(m, motions[left], ego.camera_motion, sizes[left].tolist())
+        kept = sorted(set(whole))
+        instance = renumbered(instance, {k: kept.index(w) + 1 for k, w in enumerate(whole)})
+        left = [left[k] for k in kept]
+    return Selection(instance, motions[left], [selected.objects[k] for k in left], selected.dropped)
+
+# %% ../../../nbs/stages/motion/08_propose.ipynb #8312d96f
+def no_proposals(flow: SceneFlow, camera_motion: Tensor, diagnostics: dict[str, Any], why: str) -> Proposals:
+    """Return no proposals, and the sentence that says why."""
+    nothing = torch.zeros(flow.disparity_0.shape, dtype=torch.long, device=camera_motion.device)
+    none = torch.zeros(0, device=camera_motion.device)
+    return Proposals(nothing, none.reshape(0, 4, 4), camera_motion, none, diagnostics | {"why_empty": why})
+
+
+def ego_diagnostics(evidence: Evidence, regions: Tensor) -> dict[str, Any]:
+    """Return what the diagnostics tell of the camera's motion, and the number of regions."""
+    ego = evidence.ego
+    still = evidence.static[ego.flow.trusted.cpu().numpy()] < INLIER_ERROR / ERROR_LIMIT
+    return {
+        "noise_px": [round(n, 4) for n in ego.noise_px.tolist()],
+        "camera_motion": [[round(v, 6) for v in row] for row in ego.camera_motion.tolist()],
+        "ego_inliers": round(float(still.mean()), 4),
+        "regions": int(regions.max()),
+    }
+
+# %% ../../../nbs/stages/motion/08_propose.ipynb #ab15c547
 @one_thread()
 def propose(
     sample: StereoSample, flow: SceneFlow, settings: MotionSettings | None = None, seed: int = 0
@@ -264,7 +276,7 @@ def propose(
     Parameters
     ----------
     sample : StereoSample
-        Its left images tell what moves and where it ends.
+        Its left images show what moves and where it ends.
     flow : SceneFlow
     settings : MotionSettings, optional
     seed : int
@@ -273,46 +285,35 @@ def propose(
     Returns
     -------
     Proposals
-        Those with most tracked points first. The diagnostics list every dropped proposal with its rule, and hold a
-        sentence `why_empty` where there are none.
+        Those with most tracked points first. The diagnostics list every dropped region with its rule, and hold a
+        sentence `why_empty` where there are no proposals.
     """
-    settings = settings or MotionSettings()
-    generator = torch.Generator().manual_seed(seed)
-    trusted = flow.trusted.reshape(-1)
-    points = int(trusted.sum())
+    settings, generator = settings or MotionSettings(), torch.Generator().manual_seed(seed)
+    points = int(flow.trusted.sum())
     diagnostics: dict[str, Any] = {"trusted_points": points}
-    if points < settings.ego.min_points:
-        why = f"only {points} points are trusted; {settings.ego.min_points} are needed to find the camera's motion"
-        return without_objects(sample, torch.eye(4, device=trusted.device), diagnostics, why)
-    every = measurements(flow, flow.noise_px)
-    camera_motion = ego_motion(every[trusted], settings.ego, generator)
-    noise_px = residual_noise(every[trusted], camera_motion, flow.noise_px)
-    every = measurements(flow, noise_px)
-    evidence, seen = gather_evidence(sample, flow, every, camera_motion, settings.regions, generator)
-    regions = moving_regions(evidence, seen)
-    still = evidence.static[flow.trusted.cpu().numpy()] < settings.regions.inlier_error / settings.regions.error_limit
-    diagnostics |= {
-        "noise_px": [round(n, 4) for n in noise_px.tolist()],
-        "camera_motion": [[round(v, 6) for v in row] for row in camera_motion.tolist()],
-        "ego_inliers": round(float(still.mean()), 4),
-        "regions": int(regions.max()),
-    }
-    if not regions.any():
-        return without_objects(sample, camera_motion, diagnostics, "no region moves against the static scene")
-    numbered = torch.from_numpy(regions.astype(np.int64)).to(trusted.device)
-    found = fit_and_join(numbered, every, flow, camera_motion, settings.motions, generator)
-    instance, kept, facts, dropped = objects(found, flow, every, evidence, camera_motion, settings)
-    diagnostics |= {"joined": found.joined, "objects": facts, "dropped": dropped}
-    if not kept:
-        why = f"all {len(dropped)} moving regions were dropped, most by: {most_common([d['rule'] for d in dropped])}"
-        return without_objects(sample, camera_motion, diagnostics, why).replace(regions=found.regions)
-    motions = found.motions[kept]
-    instance, left = joined_objects(instance, motions, flow, every, camera_motion, settings.motions, generator)
-    diagnostics |= {"objects": [facts[k] for k in left], "joined": found.joined + len(kept) - len(left)}
-    scores = torch.tensor([facts[k]["confidence"] for k in left], device=trusted.device)
-    return Proposals(instance, motions[left], camera_motion, scores, diagnostics, found.regions)
+    if points < (needed := settings.min_trusted_points):
+        why = f"only {points} points are trusted; {needed} are needed to find the camera's motion"
+        return no_proposals(flow, torch.eye(4, device=flow.trusted.device), diagnostics, why)
 
-# %% ../../../nbs/stages/motion/08_propose.ipynb #b549200c
-def most_common(rules: list[str]) -> str:
-    """Return the rule that occurs most often, the first of them in a tie."""
-    return max(rules, key=rules.count)
+    ego = estimate_ego_motion(flow, generator)  # 1
+    ego = with_residual_noise(ego)  # 2
+    evidence = gather_evidence(sample, ego, settings, generator)  # 3
+    regions = moving_regions(evidence, settings)  # 4
+    diagnostics |= ego_diagnostics(evidence, regions)
+    if not regions.any():
+        return no_proposals(flow, ego.camera_motion, diagnostics, "no region moves against the static scene")
+
+    found = fit_region_motions(regions, ego, settings, generator)  # 5
+    candidates = outline_regions(found, evidence, settings)  # 6
+    selected = select_objects(candidates, found, settings)  # 7
+    diagnostics |= {"joined": found.joined, "objects": selected.objects, "dropped": selected.dropped}
+    if not selected.objects:
+        rules = [entry["rule"] for entry in selected.dropped]
+        why = f"all {len(rules)} moving regions were dropped, most by: {max(rules, key=rules.count)}"
+        return no_proposals(flow, ego.camera_motion, diagnostics, why).replace(regions=found.regions)
+
+    joined = join_objects(selected, ego, generator)  # 8
+    joins = found.joined + len(selected.objects) - len(joined.objects)
+    diagnostics |= {"objects": joined.objects, "joined": joins}
+    scores = torch.tensor([values["confidence"] for values in joined.objects], device=flow.trusted.device)
+    return Proposals(joined.instance, joined.motions, ego.camera_motion, scores, diagnostics, found.regions)
