@@ -215,6 +215,7 @@ class CascadeHeads(nn.Module):
         sizes: Sequence[tuple[int, int]],
         targets: Sequence[Target],
         generators: Sequence[torch.Generator] | None = None,
+        drop_loss: bool = True,
     ) -> dict[str, Tensor]:
         """Draw proposals, send them through the three stages and the mask head, and compare.
 
@@ -228,6 +229,8 @@ class CascadeHeads(nn.Module):
         targets : sequence of B Target
         generators : sequence of B torch.Generator, optional
             Draw each image's proposals; on the features' device.
+        drop_loss : bool
+            Whether DropLoss applies, where the config has it.
 
         Returns
         -------
@@ -240,13 +243,14 @@ class CascadeHeads(nn.Module):
             matches = [match_boxes(box_iou(t.boxes, b), iou, iou) for b, t in zip(boxes, targets, strict=True)]
             scores, offsets = self.classify(stage, features, boxes)
             refined = self.refine(stage, offsets, boxes, sizes)
+            spared = [drop_loss & drop_loss_mask(t, b, self.config) for b, t in zip(refined, targets, strict=True)]
             losses[f"classes_{stage + 1}"], losses[f"boxes_{stage + 1}"] = box_losses(
                 scores,
                 offsets,
                 torch.cat(boxes),
                 torch.cat([self._classes(match, t) for match, t in zip(matches, targets, strict=True)]),
                 torch.cat([_take(t.boxes, i, b) for (i, _), t, b in zip(matches, targets, boxes, strict=True)]),
-                torch.cat([drop_loss_mask(t, b, self.config) for b, t in zip(refined, targets, strict=True)]),
+                torch.cat(spared),
                 self.config.cascade_box_weights[stage],
             )
             boxes = [b[(b[:, 2:] > b[:, :2]).all(dim=1)] for b in refined]

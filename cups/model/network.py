@@ -62,6 +62,7 @@ class PanopticCascade(nn.Module):
         targets: Sequence[Target] | None = None,
         generators: Sequence[torch.Generator] | None = None,
         min_score: float | None = None,
+        drop_loss: bool = True,
     ) -> dict[str, Tensor] | list[Prediction] | tuple[dict[str, Tensor], list[tuple[Tensor, ...]]]:
         """Return the losses in training mode, predictions in evaluation mode.
 
@@ -75,6 +76,8 @@ class PanopticCascade(nn.Module):
             On the images' device; draw anchors and proposals in training. The same states give the same losses.
         min_score : float, optional
             In training mode: detect as well, from the same features, objects with at least this score.
+        drop_loss : bool
+            In training mode: whether DropLoss applies, where the config has it.
 
         Returns
         -------
@@ -97,7 +100,7 @@ class PanopticCascade(nn.Module):
         if targets is None:
             raise InputError("the network is in training mode and got no targets")
         proposals, _, losses = self.proposal_generator(features, sizes, targets, generators)
-        losses |= self.roi_heads.losses(features, proposals, sizes, targets, generators)
+        losses |= self.roi_heads.losses(features, proposals, sizes, targets, generators, drop_loss)
         losses["semantic"] = self._semantic_loss(features, targets)
         if min_score is None:
             return losses
