@@ -21,7 +21,7 @@ from .augment import MAX_PASTED_OBJECTS
 from .targets import MIN_OBJECT_AREA_PX, mask_boxes
 
 # %% auto #0
-__all__ = ['MAX_LABELLED_SHARE', 'MIN_CUTOUT_AREA_PX', 'Cutout', 'cut_out', 'paste_cutouts', 'SelfEnhancedCopyPaste']
+__all__ = ['Cutout', 'cut_out', 'paste_cutouts', 'SelfEnhancedCopyPaste']
 
 # %% ../../nbs/training/04_self_enhanced.ipynb #c73d0795
 @dataclass(frozen=True)
@@ -46,9 +46,9 @@ class Cutout(Record):
     class_index: Tensor
 
 # %% ../../nbs/training/04_self_enhanced.ipynb #4c60dd2c
-MAX_LABELLED_SHARE = 0.1
+_MAX_LABELLED_SHARE = 0.1
 """A detection with a larger share of its pixels in labelled objects is one of these."""
-MIN_CUTOUT_AREA_PX = 64
+_MIN_CUTOUT_AREA_PX = 64
 """Smaller detections (8 x 8) have masks too coarse to paste."""
 
 
@@ -68,7 +68,7 @@ def cut_out(image: Tensor, detections: tuple[Tensor, Tensor, Tensor, Tensor], ta
     for box, class_index, mask in zip(detections[0], detections[2], detections[3], strict=True):
         rows, columns, inside = paste_mask(mask, box, size)
         free = inside & ~labelled[rows, columns]
-        if free.sum() >= max(MIN_CUTOUT_AREA_PX, (1 - MAX_LABELLED_SHARE) * inside.sum()):
+        if free.sum() >= max(_MIN_CUTOUT_AREA_PX, (1 - _MAX_LABELLED_SHARE) * inside.sum()):
             corner = torch.tensor([rows.start, columns.start])
             cutouts.append(Cutout(image[:, rows, columns].clone(), free, corner, class_index))
     return cutouts

@@ -32,8 +32,8 @@ from .targets import training_target
 from .trainer import PanopticTraining, TrainResult, TrainSettings, fit
 
 # %% auto #0
-__all__ = ['MAX_COVERED_SHARE', 'SelfTrainSettings', 'self_train_settings', 'sure_label', 'min_confidence_at', 'completed',
-           'Frames', 'learn_heads_only', 'freeze_statistics', 'next_process_pair', 'SelfTraining', 'self_train']
+__all__ = ['SelfTrainSettings', 'self_train_settings', 'sure_label', 'min_confidence_at', 'completed', 'Frames',
+           'learn_heads_only', 'freeze_statistics', 'next_process_pair', 'SelfTraining', 'self_train']
 
 # %% ../../nbs/training/08_self_training.ipynb #a90b0d14
 @dataclass(frozen=True)
@@ -134,7 +134,7 @@ def min_confidence_at(settings: SelfTrainSettings, step: int) -> float:
     return settings.min_confidence + done * settings.confidence_rise
 
 # %% ../../nbs/training/08_self_training.ipynb #d5a14203
-MAX_COVERED_SHARE = 0.5
+_MAX_COVERED_SHARE = 0.5
 """An object of the teacher with a larger share of its pixels in objects of the pseudo-label is one of these."""
 
 
@@ -146,13 +146,13 @@ def completed(label: PanopticLabel, sure: PanopticLabel) -> PanopticLabel:
     label : PanopticLabel
         Kept where it is not void.
     sure : PanopticLabel
-        Its objects are added unless more than `MAX_COVERED_SHARE` of them lies in objects of `label`.
+        Its objects are added unless more than half of them lies in objects of `label`.
     """
     taken = label.instance > 0
     numbers = torch.arange(int(sure.instance.max()) + 1, device=taken.device)
     area = torch.bincount(sure.instance.flatten(), minlength=len(numbers))
     covered = torch.bincount(sure.instance[taken], minlength=len(numbers))
-    new = numbers[(covered <= MAX_COVERED_SHARE * area) & (numbers > 0)]
+    new = numbers[(covered <= _MAX_COVERED_SHARE * area) & (numbers > 0)]
     added = torch.isin(sure.instance, new) & ~taken
     open_pixels = (label.semantic == VOID) & ~taken & (sure.instance == 0)
     semantic = torch.where(added | open_pixels, sure.semantic, label.semantic)

@@ -340,7 +340,9 @@ def _run_id(run_dir: Path) -> str:
 def _trainer(
     settings: TrainSettings, run_dir: Path, callbacks: list[Callback], progress: bool, options: dict[str, Any]
 ) -> Trainer:
-    """Return Lightning's trainer, which keeps checkpoints and a log in the run's folder."""
+    """Return Lightning's trainer, which keeps checkpoints and a log in the run's folder, and prints warnings only."""
+    for part in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(part).setLevel(logging.WARNING)
     checkpoints = ModelCheckpoint(
         run_dir / "checkpoints",
         "last",
@@ -422,8 +424,6 @@ def _run_steps(
     validate: Callable[[nn.Module], dict[str, float]] | None, trainer_options: dict[str, Any],
 ) -> TrainResult:  # fmt: skip
     """Run the steps in this process, alone or as one of several."""
-    for part in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(part).setLevel(logging.WARNING)
     settings, module.run_dir = module.settings, run_dir
     last = run_dir / "checkpoints" / "last.ckpt"
     first_step = steps_done(last)
