@@ -11,6 +11,7 @@ from cups.core.splits import ThingStuffSplit
 from cups.model.network import panoptic_cascade
 from cups.training.dataset import PseudoLabelDataset
 from cups.training.self_training import self_train, self_train_settings
+from cups.training.targets import training_target
 from cups.training.trainer import TrainResult, train, train_settings
 
 SPLIT = ThingStuffSplit(things=(3,), stuff=(0, 1), order=torch.arange(4), share=torch.zeros(4))
@@ -140,6 +141,17 @@ def test_batches_without_objects_teach_the_rest(tmp_path):
     weights, result = run(tmp_path, WithoutObjects(), self_enhanced_after=2)
     assert all(value.isfinite().all() for value in weights.values())
     assert result.history[-1]["masks"] == 0 and result.history[-1]["semantic"] < result.history[0]["semantic"]
+
+
+def test_a_step_without_drop_loss_is_that_of_a_network_without_it():
+    image, label = Frames()[0]
+    losses = []
+    for iou, used in ((1.0, True), (1.0, False), (None, True)):
+        torch.manual_seed(0)
+        model = panoptic_cascade(1, 2, "small", **TINY, drop_loss_iou=iou, drop_loss_ignored_share=0.0)
+        target, generators = training_target(label, SPLIT), [torch.Generator().manual_seed(0)]
+        losses.append(model([image], [target], generators, drop_loss=used)["classes_1"].item())
+    assert losses[0] < losses[1] == losses[2]
 
 
 def test_labels_without_a_thing_cannot_train_a_network():

@@ -15,7 +15,7 @@ from ..core.errors import InputError
 from ..core.files import write_atomically
 
 # %% auto #0
-__all__ = ['AtomicCheckpoints', 'save', 'steps_done']
+__all__ = ['AtomicCheckpoints', 'steps_done']
 
 # %% ../../nbs/training/05_checkpoints.ipynb #2f3d4f18
 class AtomicCheckpoints(TorchCheckpointIO):
@@ -31,19 +31,19 @@ class AtomicCheckpoints(TorchCheckpointIO):
         InputError
             If there is no room, or the folder cannot be written; the checkpoint before stays.
         """
-        write_atomically(path, lambda temporary: save(checkpoint, temporary))
+        write_atomically(path, lambda temporary: _save(checkpoint, temporary))
 
 
-def save(checkpoint: dict[str, Any], path: Path) -> None:
-    """Write a checkpoint; what torch says of a full disk becomes an OSError."""
+def _save(checkpoint: dict[str, Any], path: Path) -> None:
+    """Write a checkpoint; torch's RuntimeError on a full disk becomes an OSError."""
     try:
         torch.save(checkpoint, path)
     except RuntimeError as error:
         raise OSError(f"{' '.join(str(error).split())[:120]}; is the disk full?") from None
 
-
+# %% ../../nbs/training/05_checkpoints.ipynb #4c7c29c5
 def steps_done(path: Path) -> int:
-    """Return the number of steps behind a checkpoint, 0 if there is none; remove what a killed run left half written.
+    """Return the number of steps behind a checkpoint, 0 if there is none; remove half-written ones beside it.
 
     Raises
     ------

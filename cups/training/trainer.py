@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from lightning import Callback, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import Logger, TensorBoardLogger, WandbLogger
@@ -25,50 +26,52 @@ from torch.utils.data import DataLoader, Dataset
 from ..core.errors import InputError
 from ..core.files import read_json, write_atomically, write_json
 from ..core.memory import peak_memory_bytes
-from ..core.processes import from_all_processes, from_next_process, mean_over_processes, process_index
+from ..core.processes import from_all_processes, mean_over_processes, process_index
 from ..core.settings import preset_values
 from ..model.config import Target
 from ..model.network import PanopticCascade
+from .augment import MAX_PASTED_OBJECTS
 from .checkpoints import AtomicCheckpoints, steps_done
 from .dataset import PseudoLabelDataset, StepSampler, collate
 from .launch import device_count, in_processes, several_processes
-from .self_enhanced import Cutout, cut_out, paste_cutouts
+from .self_enhanced import SelfEnhancedCopyPaste
 from .validation import Validation
 
 # %% auto #0
-__all__ = ['LOGGERS', 'TrainSettings', 'train_settings', 'PanopticTraining', 'TrainResult', 'train', 'fit']
+__all__ = ['TrainSettings', 'train_settings', 'learning_rate_factor', 'make_optimizer', 'step_seeds', 'LossHistory',
+           'check_finite', 'PanopticTraining', 'TrainResult', 'fit', 'train']
 
 # %% ../../nbs/training/07_trainer.ipynb #ea5f5201
+_LOGGERS = ("tensorboard", "wandb")
+
+
 @dataclass(frozen=True)
 class TrainSettings:
-    """How the network learns; the defaults are those of CUPS.
+    """How the network learns; the defaults are those of CUPS (Hahn et al., CVPR 2025).
 
     Parameters
     ----------
     steps, batch_size : int
         Optimisation steps, and images per step and process: a step sees `batch_size` x `devices` x `nodes` images.
     devices, nodes : int or "auto", int
-        GPUs of each node ("auto": all), or processes on its CPU where there is none, and nodes that train together.
+        GPUs of each node ("auto": all), or processes on its CPU if it has none; and nodes that train together.
     learning_rate, weight_decay : float
         Of AdamW.
-    warmup_steps : int
-        Steps over which the learning rate rises from 0.
-    final_rate_share : float
-        The learning rate falls along a cosine to this share of itself; 1 keeps it.
+    warmup_steps, final_rate_share : int, float
+        Steps over which the learning rate rises from 0, and the share of it that is left at the end of a cosine decay.
     max_gradient_norm : float
-        Longer gradients are shortened to this.
+        Longer gradients are scaled down to it.
     precision : str
-        Lightning's name: "32-true", "bf16-mixed".
+        As Lightning calls it: "32-true", "bf16-mixed".
     workers : int
-        Processes per process that load data; 0 loads in the training process.
+        Processes that load data, for each training process; 0 loads in the training process.
     self_enhanced_after : int or None
-        Step from which on objects that the network is sure of, but no label has, are pasted into the next images;
-        None never does.
+        Step from which on self-enhanced copy-paste pastes confident detections that no label holds; None never does.
     own_confidence, self_enhanced : float, int
-        Score from which on it is sure, and the most objects to paste into an image.
+        Minimum score of these detections, and the most of them to paste into an image.
     log_every_steps, checkpoint_every_steps, validate_every_steps : int
     logger : str
-        What draws the curves: "tensorboard" (in the run's folder), or "wandb" (Weights & Biases, an extra).
+        "tensorboard" (in the run's folder), or "wandb" (Weights & Biases, an extra).
     seed : int
         Of the order of the data, and of what the losses draw.
     """
@@ -86,7 +89,7 @@ class TrainSettings:
     workers: int = 4
     self_enhanced_after: int | None = 1000
     own_confidence: float = 0.75
-    self_enhanced: int = 8
+    self_enhanced: int = MAX_PASTED_OBJECTS
     log_every_steps: int = 10
     checkpoint_every_steps: int = 200
     validate_every_steps: int = 200
@@ -94,16 +97,33 @@ class TrainSettings:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        every = "log_every_steps", "checkpoint_every_steps", "validate_every_steps"
-        for name in ("steps", "batch_size", "nodes", "learning_rate", *every):
-            if getattr(self, name) <= 0:
-                raise InputError(f"{name} must be positive, got {getattr(self, name)}")
-        if self.logger not in LOGGERS:
-            raise InputError(f"logger must be one of {', '.join(LOGGERS)}, got {self.logger!r}")
+        _check(self)
 
 # %% ../../nbs/training/07_trainer.ipynb #040108f4
-LOGGERS = ("tensorboard", "wandb")
-"""What can draw the curves."""
+def _check(settings: TrainSettings) -> None:
+    """Raise InputError if a value is out of range."""
+    every = "log_every_steps", "checkpoint_every_steps", "validate_every_steps"
+    for name in ("steps", "batch_size", "nodes", "learning_rate", *every):
+        if getattr(settings, name) <= 0:
+            raise InputError(f"{name} must be positive, got {getattr(settings, name)}")
+    if settings.logger not in _LOGGERS:
+        raise InputError(f"logger must be one of {', '.join(_LOGGERS)}, got {settings.logger!r}")
+
+# %% ../../nbs/training/07_trainer.ipynb #c9e9a931
+_SMALL: dict[str, Any] = {
+    "steps": 600,
+    "batch_size": 4,
+    "learning_rate": 1e-3,
+    "weight_decay": 0.05,
+    "warmup_steps": 50,
+    "final_rate_share": 0.01,
+    "max_gradient_norm": 5.0,
+    "precision": "32-true",
+    "workers": 0,
+    "self_enhanced_after": None,
+    "validate_every_steps": 100,
+}
+
 
 def train_settings(preset: Literal["cityscapes", "kitti", "small"] = "cityscapes", **changes: Any) -> TrainSettings:
     """Return the settings that go with a preset of the network: as published, or from scratch on a CPU.
@@ -113,26 +133,84 @@ def train_settings(preset: Literal["cityscapes", "kitti", "small"] = "cityscapes
     InputError
         If the preset is unknown or a value is out of range.
     """
-    presets: dict[str, dict[str, Any]] = {
-        "cityscapes": {},
-        "kitti": {},
-        "small": {
-            "steps": 600,
-            "batch_size": 4,
-            "learning_rate": 1e-3,
-            "weight_decay": 0.05,
-            "warmup_steps": 50,
-            "final_rate_share": 0.01,
-            "max_gradient_norm": 5.0,
-            "precision": "32-true",
-            "workers": 0,
-            "self_enhanced_after": None,
-            "validate_every_steps": 100,
-        },
-    }
+    presets: dict[str, dict[str, Any]] = {"cityscapes": {}, "kitti": {}, "small": _SMALL}
     return replace(TrainSettings(**preset_values(presets, preset, "training")), **changes)
 
-# %% ../../nbs/training/07_trainer.ipynb #c9e9a931
+# %% ../../nbs/training/07_trainer.ipynb #00da2ba4
+def learning_rate_factor(settings: TrainSettings, step: int) -> float:
+    """Return by what the learning rate is multiplied at a step, in (0, 1]."""
+    rise = min((step + 1) / (settings.warmup_steps + 1), 1.0)
+    fall = 0.5 * (1 + math.cos(math.pi * min(step / settings.steps, 1.0)))
+    return rise * (settings.final_rate_share + (1 - settings.final_rate_share) * fall)
+
+# %% ../../nbs/training/07_trainer.ipynb #586913fd
+def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
+    """Return AdamW over the weights that learn; biases and norms do not decay."""
+    weights = [p for p in model.parameters() if p.requires_grad]
+    groups = [
+        {"params": [p for p in weights if p.dim() > 1], "weight_decay": settings.weight_decay},
+        {"params": [p for p in weights if p.dim() <= 1], "weight_decay": 0.0},
+    ]
+    return torch.optim.AdamW(groups, lr=settings.learning_rate)
+
+# %% ../../nbs/training/07_trainer.ipynb #9b6ad06b
+def step_seeds(settings: TrainSettings, step: int, count: int) -> list[int]:
+    """Return a seed for each of this process's `count` images of a step."""
+    first = process_index() * settings.batch_size
+    entropy = [[settings.seed, step, first + i] for i in range(count)]
+    return [int(np.random.SeedSequence(numbers).generate_state(1)[0]) for numbers in entropy]
+
+# %% ../../nbs/training/07_trainer.ipynb #14073329
+class LossHistory:
+    """Mean losses between two records.
+
+    Attributes
+    ----------
+    records : list of dict
+        Step, learning rate and mean losses.
+    sums : dict of Tensor
+        Of the losses since the last record.
+    """
+
+    def __init__(self) -> None:
+        self.records: list[dict[str, float]] = []
+        self.sums: dict[str, Tensor] = {}
+
+    def add(self, losses: dict[str, Tensor]) -> None:
+        """Add the losses of a step."""
+        for name, value in losses.items():
+            self.sums[name] = self.sums.get(name, 0) + value
+
+    def record(self, step: int, learning_rate: float) -> dict[str, float]:
+        """Add a record of all steps since the last one; return the means."""
+        last = self.records[-1]["step"] if self.records else 0
+        means = {name: value.item() / (step - last) for name, value in self.sums.items()}
+        self.sums = {}
+        self.records.append({"step": step, "learning_rate": learning_rate, **means})
+        return means
+
+# %% ../../nbs/training/07_trainer.ipynb #8fd9d480
+def check_finite(
+    losses: dict[str, Tensor], batch: tuple[Sequence[Tensor], Sequence[Target]], step: int, run_dir: Path
+) -> None:
+    """Raise an error if a loss of a step is not finite, and keep its batch in `run_dir`.
+
+    Raises
+    ------
+    InputError
+        The message names the loss, the step and the file of the batch.
+    """
+    if torch.stack(list(losses.values())).isfinite().all():
+        return
+    wrong = next(name for name, value in losses.items() if not value.isfinite())
+    images, targets = batch
+    kept = {"images": [i.cpu() for i in images], "targets": [vars(t.to("cpu")) for t in targets]}
+    name = f"failed_batch_{process_index()}.pt" if process_index() else "failed_batch.pt"
+    path = write_atomically(run_dir / name, lambda p: torch.save(kept, p))
+    fault = f"loss {wrong} is not finite at step {step}"
+    raise InputError(f"{fault}: lower learning_rate, or look at the batch, kept in {path}")
+
+# %% ../../nbs/training/07_trainer.ipynb #da8d3bec
 class PanopticTraining(LightningModule):
     """One step of training, its optimizer and its record.
 
@@ -144,272 +222,127 @@ class PanopticTraining(LightningModule):
 
     def __init__(self, model: PanopticCascade, settings: TrainSettings) -> None:
         super().__init__()
-        self.model = model
-        self.settings = settings
-        self.run_dir = Path()  # where what is left of a failed run goes
-        self.history: list[dict[str, float]] = []
-        self.cutouts: list[list[Cutout]] = []
-        self.seconds_waited = 0.0
-        self._sums: dict[str, Tensor] = {}
-        self._ended: float | None = None
+        self.model, self.settings = model, settings
+        self.run_dir = Path()  # for the batch of a failed step; `_run_steps` knows it
+        self.history = LossHistory()
+        self.copy_paste = SelfEnhancedCopyPaste(settings.self_enhanced)
+        self.seconds_waited, self._ended = 0.0, None
 
     @property
-    def judged(self) -> nn.Module:
+    def evaluated(self) -> nn.Module:
         """The network that is validated."""
         return self.model
 
+    def losses(self, *batch_and_options: Any) -> Any:
+        """Return what the network returns in training mode."""
+        return self.model(*batch_and_options)
+
     def training_step(self, batch: tuple[list[Tensor], list[Target]], batch_index: int) -> Tensor:
-        """Return the sum of the losses of a batch; keep their means.
+        """Return the sum of the losses of a batch; keep their means over all processes.
 
         Raises
         ------
         InputError
             If a loss is not finite; the batch is kept in the run's folder.
         """
-        settings = self.settings
-        generators = [torch.Generator(self.device).manual_seed(seed) for seed in self._seeds(len(batch[0]))]
-        if settings.self_enhanced_after is None or self.global_step < settings.self_enhanced_after:
-            losses = self.model(*batch, generators)
+        settings, step = self.settings, self.global_step
+        seeds = step_seeds(settings, step, len(batch[0]))
+        generators = [torch.Generator(self.device).manual_seed(seed) for seed in seeds]
+        if settings.self_enhanced_after is None or step < settings.self_enhanced_after:
+            losses = self.losses(*batch, generators)
         else:
-            batch = self._with_self_enhanced(*batch)
-            losses, found = self.model(*batch, generators, settings.own_confidence)
-            self._cut_out(*batch, found)
+            batch = self.copy_paste.paste(*batch)
+            losses, detections = self.losses(*batch, generators, settings.own_confidence)
+            self.copy_paste.collect(*batch, detections, seeds)
         losses["total"] = sum(losses.values())
         means = dict(zip(losses, mean_over_processes(torch.stack(list(losses.values())).float()), strict=True))
-        self._check(means, batch)
-        for name, value in means.items():
-            self._sums[name] = self._sums.get(name, 0) + value
-        step = self.global_step + 1
-        if step % self.settings.log_every_steps == 0 or step == self.settings.steps:
-            self._record(step)
+        check_finite(means, batch, step + 1, self.run_dir)
+        self._record(step + 1, means)
         return losses["total"]
 
-    def _seeds(self, count: int) -> list[int]:
-        """Return a seed for each image of this step, by its place in the batch of all processes."""
-        first = process_index() * self.settings.batch_size
-        entropy = [[self.settings.seed, self.global_step, first + i] for i in range(count)]
-        return [int(np.random.SeedSequence(numbers).generate_state(1)[0]) for numbers in entropy]
-
-    def _with_self_enhanced(self, images: list[Tensor], targets: list[Target]) -> tuple[list[Tensor], list[Target]]:
-        """Paste the objects chosen in the last step into the images."""
-        chosen = [[cutout.to(self.device) for cutout in cutouts] for cutouts in self.cutouts] or [[]] * len(images)
-        pairs = [paste_cutouts(*frame) for frame in zip(images, targets, chosen, strict=True)]
-        return [image for image, _ in pairs], [target for _, target in pairs]
-
-    def _cut_out(self, images: list[Tensor], targets: list[Target], found: list[tuple[Tensor, ...]]) -> None:
-        """Choose some of the objects found in each image, for the image before it in the batch of all processes."""
-        chosen = []
-        for image, target, seen, seed in zip(images, targets, found, self._seeds(len(images)), strict=True):
-            cutouts, rng = cut_out(image, seen, target), np.random.default_rng(seed)
-            numbers = rng.permutation(len(cutouts))[: rng.integers(0, self.settings.self_enhanced + 1)]
-            chosen.append([cutouts[i] for i in numbers])
-        following = from_next_process([vars(cutout.to("cpu")) for cutout in chosen[0]])
-        self.cutouts = [*chosen[1:], [Cutout(**fields) for fields in following]]
-
-    def _check(self, losses: dict[str, Tensor], batch: tuple[list[Tensor], list[Target]]) -> None:
-        """Stop if a loss is not finite, and keep the batch it came from."""
-        if torch.stack(list(losses.values())).isfinite().all():
-            return
-        wrong = next(name for name, value in losses.items() if not value.isfinite())
-        images, targets = batch
-        kept = {"images": [i.cpu() for i in images], "targets": [vars(t.to("cpu")) for t in targets]}
-        name = f"failed_batch_{process_index()}.pt" if process_index() else "failed_batch.pt"
-        path = write_atomically(self.run_dir / name, lambda p: torch.save(kept, p))
-        fault = f"loss {wrong} is not finite at step {self.global_step + 1}"
-        raise InputError(f"{fault}: lower learning_rate, or look at the batch, kept in {path}")
-
-    def _record(self, step: int) -> None:
-        """Add the mean losses since the last record to the history and the log."""
-        last = self.history[-1]["step"] if self.history else 0
-        means = {name: value.item() / (step - last) for name, value in self._sums.items()}
-        self._sums = {}
-        rate = self.optimizers().param_groups[0]["lr"]
-        self.history.append({"step": step, "learning_rate": rate, **means})
-        if self.logger is not None:
-            self.logger.log_metrics({f"loss/{name}": value for name, value in means.items()} | {"rate": rate}, step)
-
     def configure_optimizers(self) -> dict[str, Any]:
-        """Return AdamW with warm-up and cosine; biases and norms do not decay."""
-        settings = self.settings
-        weights = [p for p in self.model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in weights if p.dim() > 1], "weight_decay": settings.weight_decay},
-            {"params": [p for p in weights if p.dim() <= 1], "weight_decay": 0.0},
-        ]
-        optimizer = torch.optim.AdamW(groups, lr=settings.learning_rate)
-
-        def share(step: int) -> float:
-            rise = min((step + 1) / (settings.warmup_steps + 1), 1.0)
-            fall = 0.5 * (1 + math.cos(math.pi * min(step / settings.steps, 1.0)))
-            return rise * (settings.final_rate_share + (1 - settings.final_rate_share) * fall)
-
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+        """Return the optimizer and its learning rate schedule."""
+        optimizer = make_optimizer(self.model, self.settings)
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda s: learning_rate_factor(self.settings, s))
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def transfer_batch_to_device(
-        self, batch: tuple[Sequence[Tensor], Sequence[Target]], device: torch.device, dataloader_index: int
-    ) -> tuple[list[Tensor], list[Target]]:
-        """Move a batch; frozen records move themselves."""
-        images, targets = batch
-        return [image.to(device, non_blocking=True) for image in images], [target.to(device) for target in targets]
-
-    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the history with the weights."""
-        checkpoint["history"] = self.history
-        checkpoint["sums"] = self._sums
-        own = [[vars(cutout.to("cpu")) for cutout in cutouts] for cutouts in self.cutouts]
-        checkpoint["cutouts"] = [cutouts for parts in from_all_processes(own) for cutouts in parts]
-
-    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Take up the history where it stopped."""
-        self.history = checkpoint["history"]
-        self._sums = {name: value.to(self.device) for name, value in checkpoint["sums"].items()}
-        first = process_index() * self.settings.batch_size
-        own = checkpoint["cutouts"][first : first + self.settings.batch_size]
-        self.cutouts = [[Cutout(**fields) for fields in cutouts] for cutouts in own]
-
-    def on_train_batch_start(self, *unused: Any) -> None:
-        """Note how long the step had to wait for its data."""
-        if self._ended is not None:
-            self.seconds_waited += time.perf_counter() - self._ended
-
-    def on_train_batch_end(self, *unused: Any) -> None:
-        """Start to wait for the next step's data."""
-        self._ended = time.perf_counter()
-
-# %% ../../nbs/training/07_trainer.ipynb #00da2ba4
-@dataclass(frozen=True)
-class TrainResult:
-    """What training gives beside the trained model.
-
-    Parameters
-    ----------
-    history : list of dict
-        Mean losses, learning rate and step, every `log_every_steps`.
-    first_step : int
-        Where the run started: 0, or where an earlier one had stopped.
-    validation : list of dict
-        Scores and step, every `validate_every_steps`; empty without `validate`.
-    seconds : float
-        Of the steps after `first_step`.
-    waiting_share : float
-        Of them, how much the steps waited for data; of several processes the one that waited longest.
-    images_per_second : float
-        0 if there was nothing left to do.
-    peak_memory_mib : float
-        Of this process, or the largest of several: on the GPU if it trained there, else resident.
-    checkpoint : Path
-        The last one.
-    """
-
-    history: list[dict[str, float]]
-    first_step: int
-    validation: list[dict[str, float]]
-    seconds: float
-    waiting_share: float
-    images_per_second: float
-    peak_memory_mib: float
-    checkpoint: Path
-
-# %% ../../nbs/training/07_trainer.ipynb #3b3a79a6
-def train(
-    model: PanopticCascade,
-    dataset: PseudoLabelDataset,
-    settings: TrainSettings,
-    run_dir: str | Path,
-    progress: bool = True,
-    validate: Callable[[nn.Module], dict[str, float]] | None = None,
-    **trainer_options: Any,
-) -> TrainResult:
-    """Train `model` in place; go on from the last checkpoint in `run_dir` if there is one.
-
-    Parameters
-    ----------
-    model : PanopticCascade
-        Its fresh weights count only if `run_dir` holds no checkpoint.
-    dataset : PseudoLabelDataset
-    settings : TrainSettings
-    run_dir : str or Path
-        Gets `checkpoints/` and TensorBoard's log.
-    progress : bool
-        Whether to show a progress bar.
-    validate : callable, optional
-        Scores the network in evaluation mode: numbers by name. Every process calls it.
-    **trainer_options
-        For Lightning's `Trainer`: `accelerator`, ...
-
-    Raises
-    ------
-    InputError
-        If a loss becomes NaN or infinite, the checkpoint cannot be read, or there are not as many devices.
-    ChildProcessError
-        If one of several processes is killed; the same call goes on from the last checkpoint.
-    """
-    return fit(PanopticTraining(model.train(), settings), dataset, run_dir, progress, validate, **trainer_options)
-
-# %% ../../nbs/training/07_trainer.ipynb #586913fd
-def fit(
-    module: PanopticTraining,
-    dataset: Dataset,
-    run_dir: str | Path,
-    progress: bool = True,
-    validate: Callable[[nn.Module], dict[str, float]] | None = None,
-    **trainer_options: Any,
-) -> TrainResult:
-    """Run the steps of `module` on what `dataset` holds at places (epoch, index); arguments as for `train`."""
-    settings = module.settings
-    devices = device_count(settings.devices, trainer_options.get("accelerator", "auto"))
-    arguments = module, dataset, Path(run_dir), progress, validate, {"devices": devices, **trainer_options}
-    if devices * settings.nodes == 1:
-        return _steps(*arguments)
-    module.cpu()
-    result, weights = in_processes(_steps_and_weights, *arguments, devices=devices, nodes=settings.nodes)
-    module.load_state_dict(weights)
-    return result
+# %% ../../nbs/training/07_trainer.ipynb #eab4acd2
+@patch
+def transfer_batch_to_device(
+    self: PanopticTraining,
+    batch: tuple[Sequence[Tensor], Sequence[Target]],
+    device: torch.device,
+    dataloader_index: int,
+) -> tuple[list[Tensor], list[Target]]:
+    """Move a batch; Lightning does not know how to move a frozen record."""
+    images, targets = batch
+    return [image.to(device, non_blocking=True) for image in images], [target.to(device) for target in targets]
 
 
-def _steps_and_weights(module: PanopticTraining, *arguments: Any) -> tuple[TrainResult, dict[str, Tensor]]:
-    """Return what `_steps` does as one of several processes, and the module's state."""
-    options = {**arguments[-1], **several_processes(arguments[-1].get("accelerator", "auto"))}
-    result = _steps(module, *arguments[:-1], options)
-    return result, {name: value.cpu() for name, value in module.state_dict().items()}
+@patch
+def _record(self: PanopticTraining, step: int, losses: dict[str, Tensor]) -> None:
+    """Add the losses of a step to the history, and write their means to the log when it is time."""
+    self.history.add(losses)
+    if step % self.settings.log_every_steps and step != self.settings.steps:
+        return
+    rate = self.optimizers().param_groups[0]["lr"]
+    means = self.history.record(step, rate)
+    if self.logger is not None:
+        self.logger.log_metrics({f"loss/{name}": value for name, value in means.items()} | {"rate": rate}, step)
 
-# %% ../../nbs/training/07_trainer.ipynb #788073b3
-def _steps(
-    module: PanopticTraining, dataset: Dataset, run_dir: Path, progress: bool,
-    validate: Callable[[nn.Module], dict[str, float]] | None, trainer_options: dict[str, Any],
-) -> TrainResult:  # fmt: skip
-    """Run the steps in this process, alone or as one of several."""
-    for part in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(part).setLevel(logging.WARNING)
-    settings, module.run_dir = module.settings, run_dir
-    last = run_dir / "checkpoints" / "last.ckpt"
-    first_step = steps_done(last)
-    validation = Validation(validate or (lambda network: {}), settings.validate_every_steps)
-    trainer = _trainer(settings, run_dir, [validation] if validate else [], progress, trainer_options)
-    loader = _loader(dataset, settings, first_step, trainer)
-    start = time.perf_counter()
-    trainer.fit(module, loader, ckpt_path=last if first_step else None, weights_only=True)
-    seconds = time.perf_counter() - start
-    trainer.save_checkpoint(last)
-    images = (settings.steps - first_step) * settings.batch_size * trainer.world_size
-    costs = from_all_processes((module.seconds_waited / seconds, _peak_memory_mib(trainer.strategy.root_device)))
-    return TrainResult(
-        history=module.history,
-        first_step=first_step,
-        validation=validation.history,
-        seconds=seconds,
-        waiting_share=max(waited for waited, _ in costs),
-        images_per_second=images / seconds,
-        peak_memory_mib=max(memory for _, memory in costs),
-        checkpoint=last,
-    )
+# %% ../../nbs/training/07_trainer.ipynb #eca3fd6a
+@patch
+def on_save_checkpoint(self: PanopticTraining, checkpoint: dict[str, Any]) -> None:
+    """Add the history, and the objects to be pasted in the next step."""
+    checkpoint["history"], checkpoint["sums"] = self.history.records, self.history.sums
+    checkpoint["cutouts"] = self.copy_paste.state()
+
+
+@patch
+def on_load_checkpoint(self: PanopticTraining, checkpoint: dict[str, Any]) -> None:
+    """Take them up again."""
+    self.history.records = checkpoint["history"]
+    self.history.sums = {name: value.to(self.device) for name, value in checkpoint["sums"].items()}
+    self.copy_paste.restore(checkpoint["cutouts"], self.settings.batch_size)
+
+# %% ../../nbs/training/07_trainer.ipynb #08cd52b7
+@patch
+def on_train_batch_start(self: PanopticTraining, *unused: Any) -> None:
+    """Add the time that the step had to wait for its data."""
+    if self._ended is not None:
+        self.seconds_waited += time.perf_counter() - self._ended
+
+
+@patch
+def on_train_batch_end(self: PanopticTraining, *unused: Any) -> None:
+    """Start to wait for the data of the next step."""
+    self._ended = time.perf_counter()
+
+# %% ../../nbs/training/07_trainer.ipynb #a76070ea
+def _logger(name: str, run_dir: Path) -> Logger:
+    """Return the logger of a name for the run in a folder."""
+    if name == "tensorboard":
+        return TensorBoardLogger(run_dir, name=None, version="tensorboard")
+    try:
+        return WandbLogger(project="cups", name=run_dir.name, id=_run_id(run_dir), save_dir=run_dir, resume="allow")
+    except ModuleNotFoundError:
+        raise InputError('logger "wandb" needs Weights & Biases: pip install "cups[wandb]"') from None
+
+
+def _run_id(run_dir: Path) -> str:
+    """Return the id of the run in a folder, a new one the first time."""
+    path = run_dir / "run_id.json"
+    if not path.exists():
+        write_json(path, secrets.token_hex(8))
+    return read_json(path)
 
 # %% ../../nbs/training/07_trainer.ipynb #f8acb198
 def _trainer(
     settings: TrainSettings, run_dir: Path, callbacks: list[Callback], progress: bool, options: dict[str, Any]
 ) -> Trainer:
-    """Return Lightning's trainer, which keeps checkpoints and a log in the run's folder."""
+    """Return Lightning's trainer, which keeps checkpoints and a log in the run's folder, and prints warnings only."""
+    for part in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(part).setLevel(logging.WARNING)
     checkpoints = ModelCheckpoint(
         run_dir / "checkpoints",
         "last",
@@ -444,27 +377,135 @@ def _loader(dataset: Dataset, settings: TrainSettings, first_step: int, trainer:
         pin_memory=torch.cuda.is_available(),
     )
 
-# %% ../../nbs/training/07_trainer.ipynb #1ea30e10
-def _logger(name: str, run_dir: Path) -> Logger:
-    """Return the logger of a name; a run that goes on goes on in the same log."""
-    if name == "tensorboard":
-        return TensorBoardLogger(run_dir, name=None, version="tensorboard")
-    try:
-        return WandbLogger(project="cups", name=run_dir.name, id=_run_id(run_dir), save_dir=run_dir, resume="allow")
-    except ModuleNotFoundError:
-        raise InputError('logger "wandb" needs Weights & Biases: pip install "cups[wandb]"') from None
-
-
-def _run_id(run_dir: Path) -> str:
-    """Return what names the run of a folder, for good."""
-    path = run_dir / "run_id.json"
-    if not path.exists():
-        write_json(path, secrets.token_hex(8))
-    return read_json(path)
-
 # %% ../../nbs/training/07_trainer.ipynb #5f2661a5
+@dataclass(frozen=True)
+class TrainResult:
+    """What training returns beside the trained model.
+
+    Parameters
+    ----------
+    history : list of dict
+        Mean losses, learning rate and step, every `log_every_steps`.
+    first_step : int
+        Where the run started: 0, or where an earlier one had stopped.
+    validation : list of dict
+        Scores and step, every `validate_every_steps`; empty without `validate`.
+    seconds : float
+        Of the steps after `first_step`.
+    waiting_share : float
+        The share of them that the steps waited for data; of several processes, of the one that waited longest.
+    images_per_second : float
+        0 if there was nothing left to do.
+    peak_memory_mib : float
+        Of this process, or the largest of several: on the GPU if it trained there, else resident.
+    checkpoint : Path
+        The last one.
+    """
+
+    history: list[dict[str, float]]
+    first_step: int
+    validation: list[dict[str, float]]
+    seconds: float
+    waiting_share: float
+    images_per_second: float
+    peak_memory_mib: float
+    checkpoint: Path
+
+
 def _peak_memory_mib(device: torch.device) -> float:
-    """Return the most memory this process has used so far, on its device."""
+    """Return the most memory that this process has used so far, on its device."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device) / 2**20
     return peak_memory_bytes() / 2**20
+
+# %% ../../nbs/training/07_trainer.ipynb #dd600594
+def _run_steps(
+    module: PanopticTraining, dataset: Dataset, run_dir: Path, progress: bool,
+    validate: Callable[[nn.Module], dict[str, float]] | None, trainer_options: dict[str, Any],
+) -> TrainResult:  # fmt: skip
+    """Run the steps in this process, alone or as one of several."""
+    settings, module.run_dir = module.settings, run_dir
+    last = run_dir / "checkpoints" / "last.ckpt"
+    first_step = steps_done(last)
+    validation = Validation(validate or (lambda network: {}), settings.validate_every_steps)
+    trainer = _trainer(settings, run_dir, [validation] if validate else [], progress, trainer_options)
+    loader = _loader(dataset, settings, first_step, trainer)
+    start = time.perf_counter()
+    trainer.fit(module, loader, ckpt_path=last if first_step else None, weights_only=True)
+    seconds = time.perf_counter() - start
+    trainer.save_checkpoint(last)
+    images = (settings.steps - first_step) * settings.batch_size * trainer.world_size
+    costs = from_all_processes((module.seconds_waited / seconds, _peak_memory_mib(trainer.strategy.root_device)))
+    return TrainResult(
+        history=module.history.records,
+        first_step=first_step,
+        validation=validation.history,
+        seconds=seconds,
+        waiting_share=max(waited for waited, _ in costs),
+        images_per_second=images / seconds,
+        peak_memory_mib=max(memory for _, memory in costs),
+        checkpoint=last,
+    )
+
+# %% ../../nbs/training/07_trainer.ipynb #c13bc5af
+def fit(
+    module: PanopticTraining,
+    dataset: Dataset,
+    run_dir: str | Path,
+    progress: bool = True,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    **trainer_options: Any,
+) -> TrainResult:
+    """Run the steps of `module` on what `dataset` holds at places (epoch, index); arguments as for `train`."""
+    settings = module.settings
+    devices = device_count(settings.devices, trainer_options.get("accelerator", "auto"))
+    arguments = module, dataset, Path(run_dir), progress, validate, {"devices": devices, **trainer_options}
+    if devices * settings.nodes == 1:
+        return _run_steps(*arguments)
+    module.cpu()
+    result, weights = in_processes(_steps_and_weights, *arguments, devices=devices, nodes=settings.nodes)
+    module.load_state_dict(weights)
+    return result
+
+
+def _steps_and_weights(module: PanopticTraining, *arguments: Any) -> tuple[TrainResult, dict[str, Tensor]]:
+    """Return what `_run_steps` does as one of several processes, and the module's state."""
+    options = {**arguments[-1], **several_processes(arguments[-1].get("accelerator", "auto"))}
+    result = _run_steps(module, *arguments[:-1], options)
+    return result, {name: value.cpu() for name, value in module.state_dict().items()}
+
+# %% ../../nbs/training/07_trainer.ipynb #fb23dcc3
+def train(
+    model: PanopticCascade,
+    dataset: PseudoLabelDataset,
+    settings: TrainSettings,
+    run_dir: str | Path,
+    progress: bool = True,
+    validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    **trainer_options: Any,
+) -> TrainResult:
+    """Train `model` in place; go on from the last checkpoint in `run_dir` if there is one.
+
+    Parameters
+    ----------
+    model : PanopticCascade
+        Its fresh weights count only if `run_dir` holds no checkpoint.
+    dataset : PseudoLabelDataset
+    settings : TrainSettings
+    run_dir : str or Path
+        Gets `checkpoints/` and TensorBoard's log.
+    progress : bool
+        Whether to show a progress bar.
+    validate : callable, optional
+        Evaluates the network in evaluation mode: scores by name. Every process calls it.
+    **trainer_options
+        For Lightning's `Trainer`: `accelerator`, ...
+
+    Raises
+    ------
+    InputError
+        If a loss becomes NaN or infinite, the checkpoint cannot be read, or there are not as many devices.
+    ChildProcessError
+        If one of several processes is killed; the same call goes on from the last checkpoint.
+    """
+    return fit(PanopticTraining(model.train(), settings), dataset, run_dir, progress, validate, **trainer_options)
