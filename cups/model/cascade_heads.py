@@ -296,6 +296,7 @@ def losses(
     sizes: Sequence[tuple[int, int]],
     targets: Sequence[Target],
     generators: Sequence[torch.Generator] | None = None,
+    drop_loss: bool = True,
 ) -> dict[str, Tensor]:
     """Return the losses of sampled proposals in the three stages and the mask head.
 
@@ -309,6 +310,8 @@ def losses(
     targets : sequence of B Target
     generators : sequence of B torch.Generator, optional
         Sample the proposals of each image; on the features' device.
+    drop_loss : bool
+        Whether DropLoss applies, where the config has it.
 
     Returns
     -------
@@ -323,12 +326,13 @@ def losses(
         matched = [_stage_targets(b, t, iou, self.config.num_things) for b, t in zip(boxes, targets, strict=True)]
         scores, offsets = self.classify(stage, features, boxes)
         refined = self.refine(stage, offsets, boxes, sizes)
+        dropped = [drop_loss & drop_loss_mask(t, b, self.config) for b, t in zip(refined, targets, strict=True)]
         losses[f"classes_{stage + 1}"], losses[f"boxes_{stage + 1}"] = box_losses(
             scores,
             offsets,
             torch.cat(boxes),
             *map(torch.cat, zip(*matched, strict=True)),
-            torch.cat([drop_loss_mask(t, b, self.config) for b, t in zip(refined, targets, strict=True)]),
+            torch.cat(dropped),
             CASCADE_BOX_WEIGHTS[stage],
         )
         boxes = [b[(b[:, 2:] > b[:, :2]).all(dim=1)] for b in refined]

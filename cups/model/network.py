@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import fields, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
@@ -22,7 +22,7 @@ from ..core.settings import preset_values
 from ..core.splits import ThingStuffSplit
 from .backbone import FeaturePyramid
 from .cascade_heads import CascadeHeads
-from .config import ARCHITECTURE, PanopticCascadeConfig, Prediction, Target
+from .config import PanopticCascadeConfig, Prediction, Target
 from .region_proposals import RegionProposals
 from .semantic_head import SemanticHead, semantic_loss
 
@@ -71,6 +71,7 @@ class PanopticCascade(nn.Module):
         targets: Sequence[Target] | None = None,
         generators: Sequence[torch.Generator] | None = None,
         min_score: float | None = None,
+        drop_loss: bool = True,
     ) -> dict[str, Tensor] | list[Prediction] | tuple[dict[str, Tensor], list[tuple[Tensor, ...]]]:
         """Return the losses in training mode (as `learn`), predictions in evaluation mode.
 
@@ -78,14 +79,14 @@ class PanopticCascade(nn.Module):
         ----------
         images : sequence of B Tensor, (3, H, W), or Tensor, (B, 3, H, W)
             RGB; uint8, or float in [0, 1]. Sizes may differ.
-        targets, generators, min_score
+        targets, generators, min_score, drop_loss
             As for `learn`; in training mode.
         """
         if not self.training:
             return self.predictions(images)
         if targets is None:
             raise InputError("the network is in training mode and got no targets")
-        return self.learn(images, targets, generators, min_score)
+        return self.learn(images, targets, generators, min_score, drop_loss)
 
 # %% ../../nbs/model/07_network.ipynb #90dbe5bf
 @patch
@@ -123,6 +124,7 @@ def learn(
     targets: Sequence[Target],
     generators: Sequence[torch.Generator] | None = None,
     min_score: float | None = None,
+    drop_loss: bool = True,
 ) -> dict[str, Tensor] | tuple[dict[str, Tensor], list[tuple[Tensor, ...]]]:
     """Return the losses of B images, and detections if `min_score` is given.
 
@@ -135,6 +137,8 @@ def learn(
         Sample anchors and proposals; on the images' device. The same states give the same losses.
     min_score : float, optional
         Minimum score of the detections.
+    drop_loss : bool
+        Whether DropLoss applies, where the config has it: self-training may do without.
 
     Returns
     -------
@@ -146,7 +150,7 @@ def learn(
     sizes = [tuple(image.shape[-2:]) for image in images]
     features = self.backbone(self.normalise(images, _largest(sizes)))
     proposals, _, losses = self.proposal_generator(features, sizes, targets, generators)
-    losses |= self.roi_heads.losses(features, proposals, sizes, targets, generators)
+    losses |= self.roi_heads.losses(features, proposals, sizes, targets, generators, drop_loss)
     stride = self.config.semantic_loss_stride
     scores = self.sem_seg_head(features, stride)
     labels = [target.semantic[stride // 2 :: stride, stride // 2 :: stride] for target in targets]
@@ -209,24 +213,3 @@ def panoptic_cascade(
     values = preset_values({"cityscapes": {}, "kitti": {}, "small": _SMALL}, preset, "network")
     config = PanopticCascadeConfig(num_things, num_stuff, **values)
     return PanopticCascade(replace(config, **changes))
-
-# %% ../../nbs/model/07_network.ipynb #ab1c2df4
-@patch
-def reconfigure(self: PanopticCascade, **changes: Any) -> PanopticCascade:
-    """Change settings of the network, in place, and return it.
-
-    Parameters
-    ----------
-    **changes
-        Fields of `PanopticCascadeConfig` that weights do not depend on.
-
-    Raises
-    ------
-    InputError
-        If weights depend on a field, or there is no such field.
-    """
-    free = {field.name for field in fields(self.config)} - ARCHITECTURE
-    if refused := sorted(set(changes) - free):
-        raise InputError(f"{refused[0]} cannot be changed in a network that is built; {', '.join(sorted(free))} can be")
-    self.config = self.proposal_generator.config = self.roi_heads.config = replace(self.config, **changes)
-    return self

@@ -201,7 +201,7 @@ class SelfTraining(PanopticTraining):
         self.split = split
         self.teacher = deepcopy(model).requires_grad_(False)
         if not settings.drop_loss:
-            model.reconfigure(drop_loss_iou=None)
+            model.roi_heads.config = replace(model.config, drop_loss_iou=None)
         if settings.heads_only:
             norms = {id(p) for m in model.modules() if is_norm(m) for p in m.parameters()}
             for name, parameter in model.named_parameters():
@@ -311,5 +311,5 @@ def self_train(
     result = fit(module, Frames(frames), run_dir, progress, validate, **trainer_options)
     model.load_state_dict(module.teacher.state_dict())
     model.requires_grad_(True)
-    model.reconfigure(drop_loss_iou=module.teacher.config.drop_loss_iou)
+    model.roi_heads.config = model.config
     return result
