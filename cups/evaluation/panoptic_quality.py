@@ -306,7 +306,7 @@ def _groups(
     classes: tuple[set[int], set[int]], pseudo_classes: tuple[Iterable[int] | None, Iterable[int] | None], count: int
 ) -> list[tuple[Iterable[int], Iterable[int]]]:
     """Return the groups for `match_classes` of `count` pseudo-classes: things and stuff apart, if they are known."""
-    if pseudo_classes == (None, None):
+    if all(part is None for part in pseudo_classes):
         return [(range(count), range(len(classes[0] | classes[1])))]
     things, stuff = (set(part or ()) for part in pseudo_classes)
     _check_partition("thing and stuff pseudo-classes", things, stuff, count)
@@ -342,8 +342,9 @@ def overlap_scores(
         pixels,
         num_classes,
     )
-    free = match_classes(overlap, [(range(num_pseudo_classes), range(num_classes))])
-    iou, accuracy = pixel_scores(class_confusion(overlap, free if assignments is None else assignments, num_classes))
+    if assignments is None:  # pixels are matched without regard to things and stuff
+        assignments = match_classes(overlap, [(range(num_pseudo_classes), range(num_classes))])
+    iou, accuracy = pixel_scores(class_confusion(overlap, assignments, num_classes))
     occurs = ~np.isnan(iou)
     miou = float(iou[occurs].mean()) if occurs.any() else math.nan
     return {**segment_scores(counts, is_thing, mask), "miou": miou, "accuracy": accuracy, "assignments": matched}

@@ -13,7 +13,7 @@ from ..core.errors import InputError
 from ..core.records import Record
 
 # %% auto #0
-__all__ = ['ARCHITECTURE', 'BackboneSettings', 'RegionProposalSettings', 'CascadeSettings', 'SemanticSettings', 'MergingSettings',
+__all__ = ['BackboneSettings', 'RegionProposalSettings', 'CascadeSettings', 'SemanticSettings', 'MergingSettings',
            'PanopticCascadeConfig', 'Target', 'Prediction']
 
 # %% ../../nbs/model/00_config.ipynb #fc46fa7d
@@ -165,13 +165,6 @@ class PanopticCascadeConfig(
             raise InputError(f"depth must be 18 or 50, got {self.depth}")
         if self.semantic_loss_stride not in (1, 2, 4):
             raise InputError(f"semantic_loss_stride must be 1, 2 or 4, got {self.semantic_loss_stride}")
-
-
-ARCHITECTURE = frozenset({
-    "num_things", "num_stuff", "depth", "stem_channels", "fpn_channels", "box_channels", "mask_channels",
-    "mask_convolutions", "semantic_channels",
-})  # fmt: skip
-"""The settings that shapes of weights depend on."""
 
 # %% ../../nbs/model/00_config.ipynb #8558fd26
 @dataclass(frozen=True)
