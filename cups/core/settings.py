@@ -39,6 +39,24 @@ def _checked(value: Any, kind: Any, name: str) -> Any:
         raise InputError(f"setting {name}: expected {' or '.join(k.__name__ for k in allowed)}, got {value!r}")
     return value
 
+# %% ../../nbs/core/10_settings.ipynb #f47e0002
+_MOST_FATES = 3
+"""Settings of earlier versions that a message names: it stays one readable line."""
+
+def _fates(cls: type, name: str, value: Any, path: str) -> list[str]:
+    """Return what became of a setting of an earlier version, or of those below it; nothing if it never was one."""
+    prefix = f"{path}." if path else ""
+    if name in (moved := getattr(cls, "MOVED", {})):
+        return [f"setting {prefix}{name} is {prefix}{moved[name]} now: rename it"]
+    if isinstance(value, dict) and value:
+        return [fate for inner, given in value.items() for fate in _fates(cls, f"{name}.{inner}", given, path)]
+    removed = getattr(cls, "REMOVED", {})
+    parents = [parent for parent in removed if f"{name}.".startswith(f"{parent}.")]
+    if not parents:
+        return []
+    where = removed[max(parents, key=len)]
+    return [f"setting {prefix}{name} was removed (it is a constant of {where} now): delete it"]
+
 # %% ../../nbs/core/10_settings.ipynb #a4f88d02
 def settings_from_dict(cls: type[_Settings], values: dict[str, Any], path: str = "") -> _Settings:
     """Build the settings dataclass `cls`, nested ones included; what is not given keeps its default.
@@ -73,24 +91,6 @@ def settings_from_dict(cls: type[_Settings], values: dict[str, Any], path: str =
         kind = kinds[name]
         made[name] = settings_from_dict(kind, value, dotted) if is_dataclass(kind) else _checked(value, kind, dotted)
     return cls(**made)
-
-# %% ../../nbs/core/10_settings.ipynb #f47e0002
-_MOST_FATES = 3
-"""Settings of earlier versions that a message names: it stays one readable line."""
-
-def _fates(cls: type, name: str, value: Any, path: str) -> list[str]:
-    """Return what became of a setting of an earlier version, or of those below it; nothing if it never was one."""
-    prefix = f"{path}." if path else ""
-    if name in (moved := getattr(cls, "MOVED", {})):
-        return [f"setting {prefix}{name} is {prefix}{moved[name]} now: rename it"]
-    if isinstance(value, dict) and value:
-        return [fate for inner, given in value.items() for fate in _fates(cls, f"{name}.{inner}", given, path)]
-    removed = getattr(cls, "REMOVED", {})
-    parents = [parent for parent in removed if f"{name}.".startswith(f"{parent}.")]
-    if not parents:
-        return []
-    where = removed[max(parents, key=len)]
-    return [f"setting {prefix}{name} was removed (it is a constant of {where} now): delete it"]
 
 # %% ../../nbs/core/10_settings.ipynb #14db4e6f
 def settings_to_dict(settings: Any) -> dict[str, Any]:
