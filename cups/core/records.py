@@ -5,7 +5,6 @@
 # %% ../../nbs/core/01_records.ipynb #e4db1f1b
 from __future__ import annotations
 
-import json
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Self
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor
 
 from .errors import InputError
+from .files import read_json
 
 # %% auto #0
 __all__ = ['VOID', 'Record', 'Calibration', 'PanopticLabel', 'StereoSample', 'Matches', 'SceneFlow', 'Proposals', 'ClassScores']
@@ -105,12 +105,7 @@ class Calibration:
         InputError
             If the file is missing or unreadable, or a value is missing or wrong; the message names the file.
         """
-        try:
-            values = json.loads(Path(path).read_text())
-        except FileNotFoundError:
-            raise InputError(f"{path}: no such file") from None
-        except (OSError, ValueError) as error:
-            raise InputError(f"{path}: not readable as JSON ({error})") from None
+        values = read_json(path)
         if not isinstance(values, dict):
             raise InputError(f"{path}: expected a JSON object, found {type(values).__name__}")
         names = [f.name for f in fields(cls)]

@@ -21,8 +21,7 @@ from ..core.images import to_array
 from ..core.records import VOID, Calibration, PanopticLabel
 from ..core.taxonomy import CITYSCAPES_LABELS
 from .cityscapes import read_instance_ids
-from .file_index import list_files
-from .inventory import Part
+from .inventory import Part, list_files
 from .stereo_clips import Fit, StereoClips
 from .stereo_folder import frame_number
 from ..street.scenes import StreetScene, street_clip

@@ -12,9 +12,9 @@ from torch import Tensor
 from ..core.files import write_png
 from ..core.taxonomy import CITYSCAPES_LABELS
 from .cityscapes import instance_ids
-from .inventory import Part
+from .inventory import Part, files_by_key
 from .label_maps import by_number, classes_of, read_map, split_ids
-from .labelled_folder import LabelledFolder, files_by_key
+from .labelled_folder import LabelledFolder
 from .miniatures import ids_of, object_numbers, street_frames
 
 # %% auto #0

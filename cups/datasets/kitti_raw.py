@@ -11,8 +11,7 @@ from ..core.errors import InputError
 from ..core.files import write_atomically, write_png
 from ..core.images import to_array
 from ..core.records import Calibration
-from .file_index import list_files
-from .inventory import Part
+from .inventory import Part, list_files
 from .stereo_clips import Fit, StereoClips
 from ..street.scenes import street_clip
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.files import read_image
 from ..core.records import VOID
 from ..core.taxonomy import CITYSCAPES_LABELS, CityscapesLabel, Taxonomy, cityscapes_classes, looked_up
 
@@ -200,16 +200,7 @@ def read_map(path: str | Path, *modes: str) -> Tensor:
     InputError
         If the file is missing, unreadable or of another kind; the message names it.
     """
-    try:
-        with Image.open(path) as image:
-            mode, array = {"I": "I;16"}.get(image.mode, image.mode), np.array(image)  # "I" before Pillow 10.3
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path}: not readable as an image ({error})") from None
-    if mode not in modes:
-        raise InputError(f"{path}: an image of mode {mode}, expected {' or '.join(modes)}")
-    return torch.from_numpy(array.astype(np.int64))
+    return torch.from_numpy(read_image(path, *modes).astype(np.int64))
 
 
 def split_ids(numbers: Tensor, divisor: int = 1000) -> tuple[Tensor, Tensor]:

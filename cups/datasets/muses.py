@@ -16,9 +16,9 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.files import read_json, write_json, write_png
 from ..core.taxonomy import CITYSCAPES_LABELS
-from .inventory import Part
+from .inventory import Part, files_by_key
 from .label_maps import classes_of, read_map
-from .labelled_folder import LabelledFolder, files_by_key
+from .labelled_folder import LabelledFolder
 from .miniatures import ids_of, street_frames
 
 # %% auto #0

@@ -19,7 +19,7 @@ from ..core.files import write_atomically, write_png
 from ..core.parallel import parallel_map
 from ..core.records import VOID
 from ..core.taxonomy import CITYSCAPES_27
-from .inventory import Part
+from .inventory import Part, files_by_scene
 from .label_maps import WAYMO_LABELS, classes_of, read_map
 from .labelled_folder import LabelledFolder
 from .miniatures import ids_of, street_frames
@@ -51,9 +51,7 @@ class Waymo(LabelledFolder):
             "instance": ("instance maps", ("L", "I;16", "I")),
         }
         for kind, (what, modes) in kinds.items():
-            paths = sorted(folder.glob(f"*/*_{kind}.*"))
-            files = {f"{path.parent.name}_{path.stem.removesuffix(f'_{kind}')}": path for path in paths}
-            parts.append(Part("val", what, folder, files, _SOURCE, modes=modes))
+            parts.append(Part("val", what, folder, files_by_scene(folder, f"_{kind}.*"), _SOURCE, modes=modes))
         return parts
 
     def decode(self, name: str, *paths: Path) -> tuple[Tensor, Tensor]:
