@@ -18,9 +18,24 @@ from .labelled_folder import LabelledFolder
 from .miniatures import ids_of, object_numbers, street_frames
 
 # %% auto #0
-__all__ = ['Cityscapes', 'read_instance_ids', 'instance_ids', 'write_miniature']
+__all__ = ['read_instance_ids', 'instance_ids', 'Cityscapes', 'write_miniature']
 
-# %% ../../nbs/datasets/12_cityscapes.ipynb #e0b2e6bf
+# %% ../../nbs/datasets/12_cityscapes.ipynb #76747725
+def read_instance_ids(path: Path, classes: int) -> tuple[Tensor, Tensor]:
+    """Read an `instanceIds` file; return its classes, of 27, 19 or 7, and the number of each pixel's object, (H, W)."""
+
+    def decoded(numbers: Tensor) -> tuple[Tensor, Tensor]:
+        ids, instances = split_ids(numbers)
+        return classes_of(ids, CITYSCAPES_LABELS, classes, path), instances
+
+    return by_number(read_map(path, "I;16"), decoded)
+
+
+def instance_ids(ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return ids and object numbers (from 1) as Cityscapes writes them: uint16."""
+    return np.where(numbers > 0, ids * 1000 + numbers - 1, ids).astype(np.uint16)
+
+# %% ../../nbs/datasets/12_cityscapes.ipynb #92341368
 _IMAGES = "leftImg8bit_trainvaltest.zip from https://www.cityscapes-dataset.com/downloads (free account)"
 _LABELS = "gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com/downloads (free account)"
 
@@ -48,22 +63,7 @@ class Cityscapes(LabelledFolder):
         """Return classes and instances of an `instanceIds` file."""
         return read_instance_ids(paths[0], len(self.taxonomy))
 
-
-def read_instance_ids(path: Path, classes: int) -> tuple[Tensor, Tensor]:
-    """Read an `instanceIds` file; return its classes, of 27, 19 or 7, and the number of each pixel's object, (H, W)."""
-
-    def decoded(numbers: Tensor) -> tuple[Tensor, Tensor]:
-        ids, instances = split_ids(numbers)
-        return classes_of(ids, CITYSCAPES_LABELS, classes, path), instances
-
-    return by_number(read_map(path, "I;16"), decoded)
-
 # %% ../../nbs/datasets/12_cityscapes.ipynb #d005494b
-def instance_ids(ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Return ids and object numbers (from 1) as Cityscapes writes them: uint16."""
-    return np.where(numbers > 0, ids * 1000 + numbers - 1, ids).astype(np.uint16)
-
-
 def write_miniature(root: Path, frames: int = 2) -> None:
     """Write a tiny Cityscapes: one city of the validation split."""
     for number, (image, label) in enumerate(street_frames(frames)):
