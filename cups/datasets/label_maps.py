@@ -146,7 +146,7 @@ MOTS_LABELS = _labels([(0, "background", None), (1, "car", "car"), (2, "pedestri
 MOTS_CLASSES = Taxonomy(
     ("background", "person"), np.array([(128, 64, 128), (220, 20, 60)], np.uint8), np.array([False, True])
 )
-"""The two classes that MOTSChallenge is judged in."""
+"""The two classes that MOTSChallenge is evaluated in."""
 
 # %% ../../nbs/datasets/10_label_maps.ipynb #cda51517
 def class_numbers(labels: Sequence[SourceLabel | CityscapesLabel], count: int) -> dict[int, int]:
@@ -202,7 +202,7 @@ def read_map(path: str | Path, *modes: str) -> Tensor:
     """
     return torch.from_numpy(read_image(path, *modes).astype(np.int64))
 
-
+# %% ../../nbs/datasets/10_label_maps.ipynb #6cdba953
 def split_ids(numbers: Tensor, divisor: int = 1000) -> tuple[Tensor, Tensor]:
     """Split numbers of `id * 1000 + n` for objects and `id` for all else, as Cityscapes writes them.
 
