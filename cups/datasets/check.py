@@ -68,7 +68,7 @@ class CheckReport:
 
 # %% ../../nbs/datasets/19_check.ipynb #b8dc94d8
 def _count(part: Part) -> str:
-    """Say how many files a part has, and how many it should have."""
+    """Return how many files a part has, and how many it should have."""
     known = f" of {part.expected}" if part.expected else ""
     return f"{len(part.files)}{known} {part.kind}"
 

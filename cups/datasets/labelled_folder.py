@@ -100,7 +100,7 @@ def _taxonomy(self: LabelledFolder, classes: int) -> Taxonomy:
 
 @patch
 def _lacking(self: LabelledFolder) -> tuple[str, ...]:
-    """Return the names of the classes of the truth that nobody labelled."""
+    """Return the names of the classes of the truth that are not annotated."""
     return tuple(lacking_in(type(self).lacking, cityscapes_classes(self.offered[0]), self.taxonomy))
 
 
