@@ -18,7 +18,7 @@ from .labelled_folder import LabelledFolder
 from .miniatures import ids_of, object_numbers, street_frames
 
 # %% auto #0
-__all__ = ['read_instance_ids', 'instance_ids', 'Cityscapes', 'write_miniature']
+__all__ = ['FRAMES', 'read_instance_ids', 'instance_ids', 'Cityscapes', 'write_miniature']
 
 # %% ../../nbs/datasets/12_cityscapes.ipynb #76747725
 def read_instance_ids(path: Path, classes: int) -> tuple[Tensor, Tensor]:
@@ -36,6 +36,9 @@ def instance_ids(ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
     return np.where(numbers > 0, ids * 1000 + numbers - 1, ids).astype(np.uint16)
 
 # %% ../../nbs/datasets/12_cityscapes.ipynb #92341368
+FRAMES = {"train": 2975, "val": 500, "test": 1525}
+"""Images with fine annotations in the official release, by split."""
+
 _IMAGES = "leftImg8bit_trainvaltest.zip from https://www.cityscapes-dataset.com/downloads (free account)"
 _LABELS = "gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com/downloads (free account)"
 
@@ -47,7 +50,7 @@ class Cityscapes(LabelledFolder):
     def inventory(cls, root: str | Path) -> list[Part]:
         """List images and labels of all splits."""
         parts = []
-        for split, expected in (("train", 2975), ("val", 500), ("test", 1525)):
+        for split, expected in FRAMES.items():
             images, labels = (Path(root) / kind / split for kind in ("leftImg8bit", "gtFine"))
             found = (files_by_key(labels, "*/*.png", f"_gtFine_{kind}.png") for kind in ("instanceIds", "labelIds"))
             left = files_by_key(images, "*/*.png", "_leftImg8bit.png")

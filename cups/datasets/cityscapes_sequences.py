@@ -20,7 +20,7 @@ from ..core.files import read_json, write_json, write_png
 from ..core.images import to_array
 from ..core.records import Calibration, PanopticLabel
 from ..core.taxonomy import CITYSCAPES_LABELS
-from .cityscapes import read_instance_ids
+from .cityscapes import FRAMES, read_instance_ids
 from .inventory import Part, list_files
 from .miniatures import ids_of
 from .stereo_clips import Fit, StereoClips
@@ -28,15 +28,10 @@ from .stereo_folder import frame_number
 from ..street.scenes import StreetScene, street_clip
 
 # %% auto #0
-__all__ = ['NEAREST', 'FRAMES', 'side_file', 'city_of', 'frame_files', 'read_camera', 'NearestCamera', 'valid_pixels',
-           'CityscapesSequences', 'inventory', 'write_miniature']
+__all__ = ['side_file', 'city_of', 'frame_files', 'read_camera', 'NearestCamera', 'valid_pixels', 'CityscapesSequences',
+           'inventory', 'write_miniature']
 
 # %% ../../nbs/datasets/08_cityscapes_sequences.ipynb #4c63f805
-_SPLITS = ("train", "val", "test")
-NEAREST = 20
-"""Frames from a calibration file of a recording with several up to which it holds."""
-
-
 def side_file(side: str, split: str, name: str) -> str:
     """Return the path of an image below the root; the side is "left" or "right"."""
     return f"{side}Img8bit_sequence/{split}/{city_of(name)}/{name}_{side}Img8bit.png"
@@ -105,6 +100,10 @@ def read_camera(path: str | Path, height: int, width: int) -> Calibration:
     return camera
 
 # %% ../../nbs/datasets/08_cityscapes_sequences.ipynb #b694d7eb
+_NEAREST = 20
+"""Frames from a calibration file up to which it holds, where a recording has several."""
+
+
 class NearestCamera:
     """Which calibration file a frame takes.
 
@@ -126,7 +125,7 @@ class NearestCamera:
         known = self.numbers.get(clip, [])
         place = bisect(known, number)
         near = min(known[max(place - 1, 0) : place + 1], key=lambda other: abs(other - number), default=None)
-        if near is None or (len(known) > 1 and abs(near - number) > NEAREST):
+        if near is None or (len(known) > 1 and abs(near - number) > _NEAREST):
             return None
         return self.names[clip, near]
 
@@ -161,8 +160,8 @@ class CityscapesSequences(StereoClips):
     fps = 17.0
 
     def __init__(self, root: str | Path, split: str = "train", height: int | None = 640) -> None:
-        if split not in _SPLITS:
-            raise InputError(f"Cityscapes has the splits {', '.join(_SPLITS)}, not {split!r}")
+        if split not in FRAMES:
+            raise InputError(f"Cityscapes has the splits {', '.join(FRAMES)}, not {split!r}")
         root, self.split = Path(root), split
         images = [f"{side}Img8bit_sequence/{split}/*/*_{side}Img8bit.png" for side in ("left", "right")]
         left, right, cameras = list_files(root, *images, f"camera/{split}/*/*_camera.json")
@@ -187,7 +186,7 @@ class CityscapesSequences(StereoClips):
         folder, near = self.root / "camera" / self.split / city_of(name), self.nearest(name)
         if near is None:
             clip = frame_number(name)[0].rstrip("_")
-            raise InputError(f"{folder}: no calibration file of clip {clip} within {NEAREST} frames of {name}")
+            raise InputError(f"{folder}: no calibration file of clip {clip} within {_NEAREST} frames of {name}")
         return folder / f"{near}_camera.json"
 
     def camera(self, name: str, height: int, width: int) -> Calibration:
@@ -204,9 +203,6 @@ class CityscapesSequences(StereoClips):
         return PanopticLabel(*read_instance_ids(path, 27)) if path.exists() else None
 
 # %% ../../nbs/datasets/08_cityscapes_sequences.ipynb #9bb29a66
-FRAMES = {"train": 2975, "val": 500, "test": 1525}
-"""Snippets of 30 frames in the official release; each has one frame with labels and a calibration file."""
-
 _KINDS = (
     ("left images", "leftImg8bit_sequence", "_leftImg8bit.png", 30),
     ("right images", "rightImg8bit_sequence", "_rightImg8bit.png", 30),
@@ -219,7 +215,7 @@ _KINDS = (
 def inventory(root: str | Path) -> list[Part]:
     """Return what there is of Cityscapes' sequences below a folder: all splits with left images, else "train"."""
     root = Path(root)
-    splits = [split for split in _SPLITS if (root / "leftImg8bit_sequence" / split).is_dir()] or ["train"]
+    splits = [split for split in FRAMES if (root / "leftImg8bit_sequence" / split).is_dir()] or ["train"]
     parts = []
     for split in splits:
         patterns = [f"{folder}/{split}/*/*{suffix}" for _, folder, suffix, _ in _KINDS]
