@@ -51,6 +51,26 @@ def test_all_modes_read_as_pillow_reads_them(tmp_path):
     assert np.array_equal(read_image(tmp_path / "photo.jpg"), np.array(Image.open(tmp_path / "photo.jpg")))
 
 
+def test_numbers_of_label_images_are_read_as_they_are_stored(tmp_path):
+    path, deep = tmp_path / "map.png", np.arange(2400, dtype=np.uint16).reshape(40, 60) * 27
+    rgba = np.dstack([PHOTO, PHOTO[..., :1]])
+    ids = Image.fromarray(PHOTO[..., 0], "P")
+    ids.putpalette(bytes(range(255, -1, -1)) * 3)
+    cases = {
+        "L": (Image.fromarray(PHOTO[..., 0]), PHOTO[..., 0]),
+        "I;16": (Image.fromarray(deep), deep),
+        "P": (ids, PHOTO[..., 0]),
+        "RGB": (Image.fromarray(PHOTO), PHOTO),
+        "RGBA": (Image.fromarray(rgba), rgba),
+    }
+    for mode, (image, expected) in cases.items():
+        image.save(path)
+        assert np.array_equal(read_image(path, mode), expected), mode
+        other = next(known for known in cases if known != mode)
+        with pytest.raises(InputError, match=re.escape(f"{path}: an image of mode {mode}, expected {other}")):
+            read_image(path, other)
+
+
 def test_what_else_a_png_holds_changes_no_value(tmp_path):
     rgb, text = Image.fromarray(PHOTO), PngImagePlugin.PngInfo()
     text.add_text("Comment", "recorded in the rain")

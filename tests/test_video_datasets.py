@@ -1,26 +1,22 @@
 """The readers of stereo video data sets on miniatures in their official layouts, whole and damaged."""
 
 import json
-import os
 import pickle
 import shutil
-import time
-from multiprocessing import get_context
 
 import numpy as np
 import pytest
 import torch
-from cups.data import cityscapes_sequences, file_index, kitti_raw
 from PIL import Image
 from shared import shared_folder
 
 from cups.core.errors import InputError
 from cups.core.files import read_image, write_json, write_png
 from cups.core.taxonomy import CITYSCAPES_27, CITYSCAPES_LABELS
+from cups.datasets import cityscapes_sequences, kitti_raw
 from cups.datasets.cityscapes import read_instance_ids
 from cups.datasets.cityscapes_sequences import CityscapesSequences, NearestCamera, read_camera, valid_pixels
-from cups.datasets.file_index import list_files, listing_file
-from cups.datasets.inventory import lonely
+from cups.datasets.inventory import list_files, lonely
 from cups.datasets.kitti_raw import DRIVES_LEFT_OUT, LABELLED_FRAMES, KittiRaw, left_out, read_calibration
 from cups.run.generate import generate
 from cups.stages.matching.classical import ClassicalMatcher
@@ -31,11 +27,6 @@ LEFT = "leftImg8bit_sequence/train/aachen/aachen_000000_000020_leftImg8bit.png"
 RIGHT = "rightImg8bit_sequence/train/aachen/aachen_000000_000020_rightImg8bit.png"
 CAMERA = "camera/train/aachen/aachen_000000_000019_camera.json"
 DRIVE = "2011_09_26/2011_09_26_drive_0001_sync"
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("CUPS_HOME", str(tmp_path / "home"))
 
 
 @pytest.fixture(scope="module")
@@ -327,62 +318,17 @@ def test_pseudo_labels_of_a_miniature(kind, miniatures, tmp_path):
     assert label.diagnostics["flow"]
 
 
-# The index of files
+# The listing of files
 
 
-def age(folder):
-    """Make all folders look as if nothing had changed in them for a while."""
-    long_ago = time.time_ns() - 10 * file_index.SETTLED_NS
-    for path, _, _ in os.walk(folder):
-        os.utime(path, ns=(long_ago, long_ago))
-
-
-def test_listing_sees_what_changes(cityscapes, monkeypatch):
+def test_listing_sees_what_changes(cityscapes):
     pattern = "leftImg8bit_sequence/*/*/*.png"
-    age(cityscapes)
     (first,) = list_files(cityscapes, pattern)
     assert sum(map(len, first.values())) == 15
-    with monkeypatch.context() as patch:
-        patch.setattr(file_index, "read_folder", lambda path: pytest.fail(f"{path} is read again"))
-        assert list_files(cityscapes, pattern) == [first]
     (cityscapes / LEFT).unlink()
     shutil.copytree(cityscapes / "leftImg8bit_sequence" / "val", cityscapes / "leftImg8bit_sequence" / "test")
     (second,) = list_files(cityscapes, pattern)
     assert sum(map(len, second.values())) == 17 and "leftImg8bit_sequence/test/frankfurt" in second
-
-
-def test_listing_survives_any_cache(cityscapes):
-    age(cityscapes)
-    right = list_files(cityscapes, "camera/*/*/*.json")
-    listing = listing_file(cityscapes.resolve())
-    for damage in (b"", b"\xff\xfe", b"[1]", b'{"root": "x", "folders": 3}', listing.read_bytes()[:-5]):
-        listing.write_bytes(damage)
-        assert list_files(cityscapes, "camera/*/*/*.json") == right
-    elsewhere = listing.read_text().replace(f'"{cityscapes}"', '"/elsewhere"').replace("aachen", "ulm")
-    listing.write_text(elsewhere)
-    assert list_files(cityscapes, "camera/*/*/*.json") == right
-
-
-def list_often(root, times, results):
-    for _ in range(times):
-        listing_file(root.resolve()).unlink(missing_ok=True)  # so that every call writes
-        results.put(list_files(root, "camera/*/*/*.json"))
-
-
-def test_processes_may_list_at_once(cityscapes):
-    age(cityscapes)
-    expected = list_files(cityscapes, "camera/*/*/*.json")
-    context = get_context("fork")
-    results = context.SimpleQueue()
-    processes = [context.Process(target=list_often, args=(cityscapes, 5, results)) for _ in range(3)]
-    for process in processes:
-        process.start()
-    assert all(results.get() == expected for _ in range(15))
-    for process in processes:
-        process.join()
-        assert process.exitcode == 0
-    assert [path.suffix for path in listing_file(cityscapes.resolve()).parent.iterdir()] == [".json"]
-    json.loads(listing_file(cityscapes.resolve()).read_text())
 
 
 def test_listing_follows_links(cityscapes):

@@ -10,7 +10,8 @@ import os
 import platform
 import re
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from .errors import InputError
 
 # %% auto #0
 __all__ = ['write_atomically', 'write_bytes', 'json_bytes', 'write_json', 'png_file', 'write_png', 'remove_left_over',
-           'cache_folder', 'read_json', 'read_image']
+           'cache_folder', 'read_json', 'open_image', 'read_image']
 
 # %% ../../nbs/core/05_files.ipynb #72b7b256
 def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> Path:
@@ -152,6 +153,24 @@ def read_json(path: str | Path) -> Any:
         raise InputError(f"{path}: not readable as JSON ({error})") from None
 
 # %% ../../nbs/core/05_files.ipynb #d5a8189a
+@contextmanager
+def open_image(path: str | Path) -> Iterator[Image.Image]:
+    """Open an image file by Pillow, which reads no pixels before it is asked for them.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or no image, or turns out to be damaged while it is open; the message names it.
+    """
+    try:
+        with Image.open(path) as image:
+            yield image
+    except FileNotFoundError:
+        raise InputError(f"{path}: no such file") from None
+    except (OSError, ValueError, SyntaxError) as error:
+        raise InputError(f"{path}: not readable as an image ({error})") from None
+
+# %% ../../nbs/core/05_files.ipynb #93d70e8b
 def _read_rgb_png(path: str | Path) -> np.ndarray | None:
     """Read a PNG of 8-bit RGB, (H, W, 3); None if the file is any other, or not whole."""
     with open(path, "rb") as file:
@@ -165,25 +184,39 @@ def _read_rgb_png(path: str | Path) -> np.ndarray | None:
     return image if image is not None and image.dtype == np.uint8 else None
 
 
-def read_image(path: str | Path) -> np.ndarray:
-    """Read an image file as it is stored: (H, W) of uint8 or uint16, or (H, W, 3) of uint8.
+# %% ../../nbs/core/05_files.ipynb #b4cc244f
+_CONVERTED = {"RGBA": "RGB", "P": "RGB", "CMYK": "RGB", "LA": "RGB", "1": "L"}
+
+
+def read_image(path: str | Path, *modes: str) -> np.ndarray:
+    """Read an image file.
+
+    Parameters
+    ----------
+    path : str or Path
+    *modes : str
+        What the file may be, in PIL's words: "L" (8 bits), "I;16" (16 bits), "P", "RGB", "RGBA". Its numbers are
+        returned as they are stored then. By default it may be anything, and is returned as grey levels or colours.
+
+    Returns
+    -------
+    ndarray, (H, W) of uint8 or uint16, or (H, W, 3) of uint8
+        By default; (H, W, C) of one of the `modes` with C channels.
 
     Raises
     ------
     InputError
-        If the file is missing, truncated or no image; the message names it.
+        If the file is missing, truncated, no image or of another mode; the message names it.
     """
     try:
-        if (photo := _read_rgb_png(path)) is not None:
-            return photo
-        with Image.open(path) as image:
-            if image.mode in ("RGBA", "P", "CMYK", "LA", "1"):
-                image = image.convert("RGB") if image.mode != "1" else image.convert("L")
-            array = np.array(image)
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path}: not readable as an image ({error})") from None
-    return array.astype(np.uint16) if array.dtype == np.int32 else array
-
-
+        photo = None if modes and "RGB" not in modes else _read_rgb_png(path)
+    except OSError:  # Pillow tells what is wrong
+        photo = None
+    if photo is not None:
+        return photo
+    with open_image(path) as image:
+        mode = {"I": "I;16"}.get(image.mode, image.mode)  # 16 bits were "I" before Pillow 10.3
+        array = np.array(image if modes or mode not in _CONVERTED else image.convert(_CONVERTED[mode]))
+    if modes and mode not in modes:
+        raise InputError(f"{path}: an image of mode {mode}, expected {' or '.join(modes)}")
+    return array.astype(np.uint16) if array.dtype == np.int32 and not modes else array

@@ -13,9 +13,9 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.records import VOID
-from .inventory import Part
+from .inventory import Part, files_by_key
 from .label_maps import BDD100K_LABELS, classes_of, read_map
-from .labelled_folder import LabelledFolder, files_by_key
+from .labelled_folder import LabelledFolder
 from .miniatures import ids_of, object_numbers, street_frames, write_image
 
 # %% auto #0

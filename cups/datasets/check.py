@@ -11,10 +11,8 @@ from functools import partial
 from inspect import signature
 from pathlib import Path
 
-from PIL import Image
-
 from ..core.errors import InputError
-from ..core.files import read_json
+from ..core.files import open_image, read_json
 from ..core.parallel import Mapper, serial_map
 from ..core.protocols import LabelledDataset
 from ..core.records import VOID
@@ -22,10 +20,10 @@ from .inventory import Part, lonely
 from .registry import DATASETS, dataset_inventory, dataset_reader, open_dataset
 
 # %% auto #0
-__all__ = ['SAMPLE', 'CheckReport', 'missing_files', 'frame_faults', 'check_dataset']
+__all__ = ['CheckReport', 'missing_files', 'frame_faults', 'check_dataset']
 
 # %% ../../nbs/datasets/19_check.ipynb #db1f806d
-SAMPLE = 20
+_SAMPLE = 20
 """Files of each kind that are opened unless all are asked for."""
 
 
@@ -70,7 +68,7 @@ class CheckReport:
 
 # %% ../../nbs/datasets/19_check.ipynb #b8dc94d8
 def _count(part: Part) -> str:
-    """Say how many files a part has, and how many it should have."""
+    """Return how many files a part has, and how many it should have."""
     known = f" of {part.expected}" if part.expected else ""
     return f"{len(part.files)}{known} {part.kind}"
 
@@ -85,7 +83,7 @@ def missing_files(parts: list[Part]) -> list[str]:
     alone = lonely(parts)
     return faults + [f"{path}: no partner among the {other.kind} in {other.folder}" for path, other in alone]
 
-# %% ../../nbs/datasets/19_check.ipynb #834a6625
+# %% ../../nbs/datasets/19_check.ipynb #258a7d20
 def _opened(path: Path, modes: Sequence[str]) -> tuple[int, int] | None:
     """Read a file; return the size of an image, None for other files. Raise InputError with the fault."""
     if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
@@ -94,16 +92,12 @@ def _opened(path: Path, modes: Sequence[str]) -> tuple[int, int] | None:
         elif not path.is_file() or not path.stat().st_size:
             raise InputError(f"{path}: {'empty' if path.is_file() else 'no such file'}")
         return None
-    try:
-        with Image.open(path) as image:
-            image.load()
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path}: not readable as an image ({error})") from None
-    if modes and image.mode not in modes:
-        raise InputError(f"{path}: an image of mode {image.mode}, expected {' or '.join(modes)}")
-    return image.size
+    with open_image(path) as image:
+        image.load()
+        mode, size = image.mode, image.size
+    if modes and mode not in modes:
+        raise InputError(f"{path}: an image of mode {mode}, expected {' or '.join(modes)}")
+    return size
 
 
 def frame_faults(name: str, parts: list[Part], dataset: LabelledDataset | None) -> list[str]:
@@ -147,11 +141,11 @@ def frame_faults(name: str, parts: list[Part], dataset: LabelledDataset | None) 
         return [f"{first}: its ground truth holds class {classes.max()}, expected 0..{len(dataset.taxonomy) - 1}"]
     return []
 
-# %% ../../nbs/datasets/19_check.ipynb #258a7d20
+# %% ../../nbs/datasets/19_check.ipynb #70690ec2
 def _sampled(names: Sequence[str], full: bool) -> list[str]:
     """Return all names, or some from beginning to end."""
-    names, step = sorted(names), max(1, len(names) // SAMPLE)
-    return names if full else names[::step][:SAMPLE]
+    names, step = sorted(names), max(1, len(names) // _SAMPLE)
+    return names if full else names[::step][:_SAMPLE]
 
 
 def _reader(name: str, root: str | Path, split: str, incomplete: bool) -> LabelledDataset | None:
@@ -184,7 +178,7 @@ def check_dataset(name: str, root: str | Path, full: bool = False, map: Mapper =
         A key of `DATASETS`.
     root : str or Path
     full : bool
-        True to open every file, else `SAMPLE` of each kind.
+        True to open every file, else 20 of each kind, from beginning to end.
     map : Mapper
         Opens the files if all are asked for: in this process, or `Engine.map`.
 
@@ -205,7 +199,7 @@ def check_dataset(name: str, root: str | Path, full: bool = False, map: Mapper =
     for part in parts:
         splits.setdefault(part.split, []).append(part)
     here = {split: found for split, found in splits.items() if any(part.files for part in found if part.partners)}
-    counts = {split: ", ".join(_count(part) for part in found) for split, found in here.items()}
+    counts = {split: ", ".join(map(_count, found)) for split, found in here.items()}
     faults = {split: _split_faults(name, root, found, full, map) for split, found in here.items()}
     if not here:
         needed = getattr(dataset_reader(name), "default_split", parts[0].split)

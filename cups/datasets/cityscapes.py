@@ -12,15 +12,33 @@ from torch import Tensor
 
 from ..core.files import write_png
 from ..core.taxonomy import CITYSCAPES_LABELS
-from .inventory import Part
+from .inventory import Part, files_by_key
 from .label_maps import by_number, classes_of, read_map, split_ids
-from .labelled_folder import LabelledFolder, files_by_key
+from .labelled_folder import LabelledFolder
 from .miniatures import ids_of, object_numbers, street_frames
 
 # %% auto #0
-__all__ = ['Cityscapes', 'read_instance_ids', 'instance_ids', 'write_miniature']
+__all__ = ['FRAMES', 'read_instance_ids', 'instance_ids', 'Cityscapes', 'write_miniature']
 
-# %% ../../nbs/datasets/12_cityscapes.ipynb #e0b2e6bf
+# %% ../../nbs/datasets/12_cityscapes.ipynb #76747725
+def read_instance_ids(path: Path, classes: int) -> tuple[Tensor, Tensor]:
+    """Read an `instanceIds` file; return its classes, of 27, 19 or 7, and the number of each pixel's object, (H, W)."""
+
+    def decoded(numbers: Tensor) -> tuple[Tensor, Tensor]:
+        ids, instances = split_ids(numbers)
+        return classes_of(ids, CITYSCAPES_LABELS, classes, path), instances
+
+    return by_number(read_map(path, "I;16"), decoded)
+
+
+def instance_ids(ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
+    """Return ids and object numbers (from 1) as Cityscapes writes them: uint16."""
+    return np.where(numbers > 0, ids * 1000 + numbers - 1, ids).astype(np.uint16)
+
+# %% ../../nbs/datasets/12_cityscapes.ipynb #92341368
+FRAMES = {"train": 2975, "val": 500, "test": 1525}
+"""Images with fine annotations in the official release, by split."""
+
 _IMAGES = "leftImg8bit_trainvaltest.zip from https://www.cityscapes-dataset.com/downloads (free account)"
 _LABELS = "gtFine_trainvaltest.zip from https://www.cityscapes-dataset.com/downloads (free account)"
 
@@ -32,7 +50,7 @@ class Cityscapes(LabelledFolder):
     def inventory(cls, root: str | Path) -> list[Part]:
         """List images and labels of all splits."""
         parts = []
-        for split, expected in (("train", 2975), ("val", 500), ("test", 1525)):
+        for split, expected in FRAMES.items():
             images, labels = (Path(root) / kind / split for kind in ("leftImg8bit", "gtFine"))
             found = (files_by_key(labels, "*/*.png", f"_gtFine_{kind}.png") for kind in ("instanceIds", "labelIds"))
             left = files_by_key(images, "*/*.png", "_leftImg8bit.png")
@@ -48,22 +66,7 @@ class Cityscapes(LabelledFolder):
         """Return classes and instances of an `instanceIds` file."""
         return read_instance_ids(paths[0], len(self.taxonomy))
 
-
-def read_instance_ids(path: Path, classes: int) -> tuple[Tensor, Tensor]:
-    """Read an `instanceIds` file; return its classes, of 27, 19 or 7, and the number of each pixel's object, (H, W)."""
-
-    def decoded(numbers: Tensor) -> tuple[Tensor, Tensor]:
-        ids, instances = split_ids(numbers)
-        return classes_of(ids, CITYSCAPES_LABELS, classes, path), instances
-
-    return by_number(read_map(path, "I;16"), decoded)
-
 # %% ../../nbs/datasets/12_cityscapes.ipynb #d005494b
-def instance_ids(ids: np.ndarray, numbers: np.ndarray) -> np.ndarray:
-    """Return ids and object numbers (from 1) as Cityscapes writes them: uint16."""
-    return np.where(numbers > 0, ids * 1000 + numbers - 1, ids).astype(np.uint16)
-
-
 def write_miniature(root: Path, frames: int = 2) -> None:
     """Write a tiny Cityscapes: one city of the validation split."""
     for number, (image, label) in enumerate(street_frames(frames)):

@@ -18,25 +18,20 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.files import read_json, write_json, write_png
 from ..core.images import to_array
-from ..core.records import VOID, Calibration, PanopticLabel
+from ..core.records import Calibration, PanopticLabel
 from ..core.taxonomy import CITYSCAPES_LABELS
-from .cityscapes import read_instance_ids
-from .file_index import list_files
-from .inventory import Part
+from .cityscapes import FRAMES, read_instance_ids
+from .inventory import Part, list_files
+from .miniatures import ids_of
 from .stereo_clips import Fit, StereoClips
 from .stereo_folder import frame_number
 from ..street.scenes import StreetScene, street_clip
 
 # %% auto #0
-__all__ = ['SPLITS', 'NEAREST', 'FRAMES', 'side_file', 'city_of', 'frame_files', 'read_camera', 'NearestCamera', 'valid_pixels',
-           'CityscapesSequences', 'inventory', 'write_frame', 'write_labelled', 'write_miniature']
+__all__ = ['side_file', 'city_of', 'frame_files', 'read_camera', 'NearestCamera', 'valid_pixels', 'CityscapesSequences',
+           'inventory', 'write_miniature']
 
-# %% ../../nbs/datasets/08_cityscapes_sequences.ipynb #dabcb476
-SPLITS = ("train", "val", "test")
-NEAREST = 20
-"""Frames from a calibration file of a recording with several up to which it holds."""
-
-
+# %% ../../nbs/datasets/08_cityscapes_sequences.ipynb #4c63f805
 def side_file(side: str, split: str, name: str) -> str:
     """Return the path of an image below the root; the side is "left" or "right"."""
     return f"{side}Img8bit_sequence/{split}/{city_of(name)}/{name}_{side}Img8bit.png"
@@ -46,7 +41,7 @@ def city_of(name: str) -> str:
     """Return the city in the name of a frame, `<city>_<clip>_<frame>`."""
     return name.rsplit("_", 2)[0]
 
-
+# %% ../../nbs/datasets/08_cityscapes_sequences.ipynb #7b598b23
 def frame_files(listed: Mapping[str, list[str]], root: Path, suffix: str) -> dict[str, str]:
     """Return files, as paths relative to the root, by the name of their frame.
 
@@ -104,6 +99,10 @@ def read_camera(path: str | Path, height: int, width: int) -> Calibration:
         raise InputError(f"{path}: {fault} of the image")
     return camera
 
+# %% ../../nbs/datasets/08_cityscapes_sequences.ipynb #b694d7eb
+_NEAREST = 20
+"""Frames from a calibration file up to which it holds, where a recording has several."""
+
 
 class NearestCamera:
     """Which calibration file a frame takes.
@@ -126,7 +125,7 @@ class NearestCamera:
         known = self.numbers.get(clip, [])
         place = bisect(known, number)
         near = min(known[max(place - 1, 0) : place + 1], key=lambda other: abs(other - number), default=None)
-        if near is None or (len(known) > 1 and abs(near - number) > NEAREST):
+        if near is None or (len(known) > 1 and abs(near - number) > _NEAREST):
             return None
         return self.names[clip, near]
 
@@ -161,8 +160,8 @@ class CityscapesSequences(StereoClips):
     fps = 17.0
 
     def __init__(self, root: str | Path, split: str = "train", height: int | None = 640) -> None:
-        if split not in SPLITS:
-            raise InputError(f"Cityscapes has the splits {', '.join(SPLITS)}, not {split!r}")
+        if split not in FRAMES:
+            raise InputError(f"Cityscapes has the splits {', '.join(FRAMES)}, not {split!r}")
         root, self.split = Path(root), split
         images = [f"{side}Img8bit_sequence/{split}/*/*_{side}Img8bit.png" for side in ("left", "right")]
         left, right, cameras = list_files(root, *images, f"camera/{split}/*/*_camera.json")
@@ -187,7 +186,7 @@ class CityscapesSequences(StereoClips):
         folder, near = self.root / "camera" / self.split / city_of(name), self.nearest(name)
         if near is None:
             clip = frame_number(name)[0].rstrip("_")
-            raise InputError(f"{folder}: no calibration file of clip {clip} within {NEAREST} frames of {name}")
+            raise InputError(f"{folder}: no calibration file of clip {clip} within {_NEAREST} frames of {name}")
         return folder / f"{near}_camera.json"
 
     def camera(self, name: str, height: int, width: int) -> Calibration:
@@ -204,9 +203,6 @@ class CityscapesSequences(StereoClips):
         return PanopticLabel(*read_instance_ids(path, 27)) if path.exists() else None
 
 # %% ../../nbs/datasets/08_cityscapes_sequences.ipynb #9bb29a66
-FRAMES = {"train": 2975, "val": 500, "test": 1525}
-"""Snippets of 30 frames in the official release; each has one frame with labels and a calibration file."""
-
 _KINDS = (
     ("left images", "leftImg8bit_sequence", "_leftImg8bit.png", 30),
     ("right images", "rightImg8bit_sequence", "_rightImg8bit.png", 30),
@@ -219,7 +215,7 @@ _KINDS = (
 def inventory(root: str | Path) -> list[Part]:
     """Return what there is of Cityscapes' sequences below a folder: all splits with left images, else "train"."""
     root = Path(root)
-    splits = [split for split in SPLITS if (root / "leftImg8bit_sequence" / split).is_dir()] or ["train"]
+    splits = [split for split in FRAMES if (root / "leftImg8bit_sequence" / split).is_dir()] or ["train"]
     parts = []
     for split in splits:
         patterns = [f"{folder}/{split}/*/*{suffix}" for _, folder, suffix, _ in _KINDS]
@@ -238,13 +234,13 @@ def inventory(root: str | Path) -> list[Part]:
     return parts
 
 # %% ../../nbs/datasets/08_cityscapes_sequences.ipynb #9543a36d
-def write_frame(root: Path, split: str, name: str, scene: StreetScene) -> None:
+def _write_frame(root: Path, split: str, name: str, scene: StreetScene) -> None:
     """Write the stereo pair of a scene at t."""
     for side in ("left", "right"):
         write_png(root / side_file(side, split, name), to_array(getattr(scene.sample, f"{side}_0")))
 
 
-def write_labelled(root: Path, split: str, name: str, scene: StreetScene) -> None:
+def _write_labelled(root: Path, split: str, name: str, scene: StreetScene) -> None:
     """Write calibration file and ground truth of a scene."""
     camera, truth = scene.sample.calibration, scene.truth.panoptic
     values = {
@@ -252,11 +248,7 @@ def write_labelled(root: Path, split: str, name: str, scene: StreetScene) -> Non
         "intrinsic": {"fx": camera.fx, "fy": camera.fy, "u0": camera.cx, "v0": camera.cy},
     }
     write_json(root / "camera" / split / city_of(name) / f"{name}_camera.json", values)
-    to_id = np.zeros(VOID + 1, np.uint16)
-    for label in CITYSCAPES_LABELS:
-        if label.to_19 != VOID:
-            to_id[label.to_19] = label.id
-    ids = to_id[truth.semantic.numpy()]
+    ids = ids_of(truth, CITYSCAPES_LABELS)
     numbers = np.where(truth.instance.numpy() > 0, ids * 1000 + truth.instance.numpy(), ids).astype(np.uint16)
     folder = root / "gtFine" / split / city_of(name)
     write_png(folder / f"{name}_gtFine_labelIds.png", ids.astype(np.uint8))
@@ -285,6 +277,6 @@ def write_miniature(root: str | Path, frames: int = 3, height: int = 96) -> Path
     for seed, (split, clip, labelled, offsets) in enumerate(snippets):
         scenes = street_clip((19, seed), offsets[-1] - offsets[0] + 1, height, 2 * height)
         for offset in offsets:
-            write_frame(root, split, f"{clip}_{labelled + offset:06d}", scenes[offset - offsets[0]])
-        write_labelled(root, split, f"{clip}_{labelled:06d}", scenes[-offsets[0]])
+            _write_frame(root, split, f"{clip}_{labelled + offset:06d}", scenes[offset - offsets[0]])
+        _write_labelled(root, split, f"{clip}_{labelled:06d}", scenes[-offsets[0]])
     return root

@@ -5,11 +5,98 @@
 # %% ../../nbs/datasets/03_inventory.ipynb #2799386f
 from __future__ import annotations
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass
+from fnmatch import filter as matching
+from functools import cache
 from pathlib import Path
 
+from ..core.errors import InputError
+
 # %% auto #0
-__all__ = ['Part', 'lonely']
+__all__ = ['list_files', 'files_by_key', 'files_by_scene', 'Part', 'lonely']
+
+# %% ../../nbs/datasets/03_inventory.ipynb #6060586b
+def _names(folder: Path) -> tuple[list[str], list[str]]:
+    """Return the names of the folders and of the files in a folder, sorted, without hidden ones."""
+    folders, files = [], []
+    try:
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if not entry.name.startswith("."):
+                    (folders if entry.is_dir() else files).append(entry.name)
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be listed ({error.strerror})") from None
+    return sorted(folders), sorted(files)
+
+
+def _matches(names: Callable[[str], tuple[list[str], list[str]]], pattern: str) -> dict[str, list[str]]:
+    """Return the files that match a pattern, by folder; `names` lists a folder."""
+    *steps, last = pattern.split("/")
+    folders = [""]
+    for step in steps:
+        folders = [f"{folder}/{child}".lstrip("/") for folder in folders for child in matching(names(folder)[0], step)]
+    found = {folder: matching(names(folder)[1], last) for folder in folders}
+    return {folder: files for folder, files in found.items() if files}
+
+
+def list_files(root: str | Path, *patterns: str) -> list[dict[str, list[str]]]:
+    """List files below a folder.
+
+    Parameters
+    ----------
+    root : str or Path
+    *patterns : str
+        Paths relative to the root, with `*` and `?` for parts of one name: `"leftImg8bit/*/*/*.png"`.
+
+    Returns
+    -------
+    list of dict of str to list of str
+        For each pattern, the sorted names of its files by folder; folders are paths relative to the root, sorted, and
+        hold a match.
+
+    Raises
+    ------
+    InputError
+        If the root is no folder, or a folder cannot be read.
+    """
+    root = Path(root)
+    if not root.is_dir():
+        raise InputError(f"{root}: no such folder")
+    names = cache(lambda folder: _names(root / folder))  # patterns share folders: each is read once
+    return [_matches(names, pattern) for pattern in patterns]
+
+# %% ../../nbs/datasets/03_inventory.ipynb #29336ecb
+def files_by_key(folder: Path, pattern: str, suffix: str) -> dict[str, Path]:
+    """Return the files below a folder by their name without a suffix, sorted.
+
+    Parameters
+    ----------
+    folder : Path
+        Need not exist.
+    pattern : str
+        As for `Path.glob`.
+    suffix : str
+        What is cut off the end of a name: "_leftImg8bit.png".
+    """
+    paths = sorted(path for path in folder.glob(pattern) if path.name.endswith(suffix))
+    return {path.name.removesuffix(suffix): path for path in paths}
+
+
+def files_by_scene(folder: Path, suffix: str) -> dict[str, Path]:
+    """Return the files `<scene>/<frame><suffix>` below a folder by `<scene>_<frame>`, sorted.
+
+    Parameters
+    ----------
+    folder : Path
+        Need not exist.
+    suffix : str
+        What follows the frame, with `*` for parts of it that differ: "_image.*".
+    """
+    stem = suffix.rpartition(".")[0]
+    paths = sorted(folder.glob(f"*/*{suffix}"))
+    return {f"{path.parent.name}_{path.stem.removesuffix(stem)}": path for path in paths}
 
 # %% ../../nbs/datasets/03_inventory.ipynb #dd9b31b5
 @dataclass(frozen=True)

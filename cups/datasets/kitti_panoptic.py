@@ -11,10 +11,9 @@ from torch import Tensor
 
 from ..core.files import write_png
 from ..core.taxonomy import CITYSCAPES_LABELS
-from .cityscapes import instance_ids
-from .inventory import Part
-from .label_maps import by_number, classes_of, read_map, split_ids
-from .labelled_folder import LabelledFolder, files_by_key
+from .cityscapes import instance_ids, read_instance_ids
+from .inventory import Part, files_by_key
+from .labelled_folder import LabelledFolder
 from .miniatures import ids_of, object_numbers, street_frames
 
 # %% auto #0
@@ -40,12 +39,7 @@ class KittiPanoptic(LabelledFolder):
 
     def decode(self, name: str, *paths: Path) -> tuple[Tensor, Tensor]:
         """Return classes and instances of a map in the format of Cityscapes."""
-
-        def decoded(numbers: Tensor) -> tuple[Tensor, Tensor]:
-            ids, instances = split_ids(numbers)
-            return classes_of(ids, CITYSCAPES_LABELS, len(self.taxonomy), paths[0]), instances
-
-        return by_number(read_map(paths[0], "I;16"), decoded)
+        return read_instance_ids(paths[0], len(self.taxonomy))
 
 # %% ../../nbs/datasets/13_kitti_panoptic.ipynb #11264fc2
 def write_miniature(root: Path, frames: int = 2) -> None:

@@ -11,14 +11,13 @@ from ..core.errors import InputError
 from ..core.files import write_atomically, write_png
 from ..core.images import to_array
 from ..core.records import Calibration
-from .file_index import list_files
-from .inventory import Part
+from .inventory import Part, list_files
 from .stereo_clips import Fit, StereoClips
 from ..street.scenes import street_clip
 
 # %% auto #0
-__all__ = ['DRIVES_LEFT_OUT', 'LABELLED_FRAMES', 'NEIGHBOURS', 'left_out', 'read_calibration', 'KittiRaw', 'inventory',
-           'write_calibration', 'write_miniature']
+__all__ = ['DRIVES_LEFT_OUT', 'LABELLED_FRAMES', 'left_out', 'read_calibration', 'write_calibration', 'KittiRaw', 'inventory',
+           'write_miniature']
 
 # %% ../../nbs/datasets/09_kitti_raw.ipynb #5ebee14a
 _DRIVES_LEFT_OUT = {
@@ -72,14 +71,14 @@ DRIVES_LEFT_OUT = frozenset(f"{day}_drive_{n:04d}" for day, numbers in _DRIVES_L
 LABELLED_FRAMES = {f"{day}_drive_{n:04d}": frames for (day, n), frames in _LABELLED.items()}
 """Frames with labels, by drive."""
 
-NEIGHBOURS = 5
+_NEIGHBOURS = 5
 """Frames before and after a labelled one that are left out with it."""
 
 
 def left_out(drive: str, frame: int) -> bool:
     """Return whether a frame of a drive (`2011_09_26_drive_0001`) is left out."""
     labelled = LABELLED_FRAMES.get(drive, ())
-    return drive in DRIVES_LEFT_OUT or any(abs(frame - other) <= NEIGHBOURS for other in labelled)
+    return drive in DRIVES_LEFT_OUT or any(abs(frame - other) <= _NEIGHBOURS for other in labelled)
 
 # %% ../../nbs/datasets/09_kitti_raw.ipynb #2a45be8a
 def read_calibration(path: str | Path) -> Calibration:
@@ -119,9 +118,20 @@ def _camera(path: str | Path, size: list[float], left: list[float], right: list[
     except (InputError, OverflowError, ValueError) as error:
         raise InputError(f"{path}: {error}") from None
 
+# %% ../../nbs/datasets/09_kitti_raw.ipynb #6f753275
+def write_calibration(path: str | Path, camera: Calibration) -> None:
+    """Write `calib_cam_to_cam.txt`, the left camera 6 cm to the left of the origin as in KITTI."""
+    lines = ["calib_time: 09-Jan-2012 13:57:47"]
+    for number, place_m in ((2, -0.06), (3, camera.baseline_m - 0.06)):
+        projection = [camera.fx, 0, camera.cx, -camera.fx * place_m, 0, camera.fy, camera.cy, 0, 0, 0, 1, 0]
+        for key, values in (("S_rect", (camera.width, camera.height)), ("P_rect", projection)):
+            lines.append(f"{key}_0{number}: " + " ".join(f"{value:.6e}" for value in values))
+    write_atomically(path, lambda p: p.write_text("\n".join(lines) + "\n"))
+
 # %% ../../nbs/datasets/09_kitti_raw.ipynb #ba0e2d51
 _DAY, _DRIVE, _FRAME = "????_??_??", "????_??_??_drive_????_sync", "??????????.png"
 _CAMERAS = {"left": "image_02", "right": "image_03"}
+_IMAGES = [f"{_DAY}/{_DRIVE}/{camera}/data/{_FRAME}" for camera in _CAMERAS.values()]
 
 
 def _frames(listed: dict[str, list[str]]) -> dict[str, str]:
@@ -155,8 +165,7 @@ class KittiRaw(StereoClips):
 
     def __init__(self, root: str | Path, height: int = 368, width: int = 1104) -> None:
         root = Path(root)
-        patterns = [f"{_DAY}/{_DRIVE}/{camera}/data/{_FRAME}" for camera in _CAMERAS.values()]
-        left, right = (_frames(listed) for listed in list_files(root, *patterns))
+        left, right = (_frames(listed) for listed in list_files(root, *_IMAGES))
         if not left:
             raise InputError(f"{root}: no images <day>/<drive>_sync/image_02/data/*.png of KITTI's raw recordings")
         kept = {name for name in left | right if not left_out(name[:21], int(name[-10:]))}
@@ -184,8 +193,7 @@ class KittiRaw(StereoClips):
 def inventory(root: str | Path) -> list[Part]:
     """Return what there is of KITTI's raw recordings below a folder; what is left out is part of it."""
     root = Path(root)
-    patterns = [f"{_DAY}/{_DRIVE}/{camera}/data/{_FRAME}" for camera in _CAMERAS.values()]
-    left, right, days = list_files(root, *patterns, f"{_DAY}/calib_cam_to_cam.txt")
+    left, right, days = list_files(root, *_IMAGES, f"{_DAY}/calib_cam_to_cam.txt")
     source = "synced+rectified data, https://www.cvlibs.net/datasets/kitti/raw_data.php"
     images = [
         Part("train", kind, root, {name: root / file for name, file in _frames(listed).items()}, source)
@@ -196,16 +204,6 @@ def inventory(root: str | Path) -> list[Part]:
     return [*images, Part("train", "calibration files", root, files, source, expected=5, partners=False)]
 
 # %% ../../nbs/datasets/09_kitti_raw.ipynb #a8e7f361
-def write_calibration(path: str | Path, camera: Calibration) -> None:
-    """Write `calib_cam_to_cam.txt`, the left camera 6 cm to the left of the origin as in KITTI."""
-    lines = ["calib_time: 09-Jan-2012 13:57:47"]
-    for number, place_m in ((2, -0.06), (3, camera.baseline_m - 0.06)):
-        projection = [camera.fx, 0, camera.cx, -camera.fx * place_m, 0, camera.fy, camera.cy, 0, 0, 0, 1, 0]
-        for key, values in (("S_rect", (camera.width, camera.height)), ("P_rect", projection)):
-            lines.append(f"{key}_0{number}: " + " ".join(f"{value:.6e}" for value in values))
-    write_atomically(path, lambda p: p.write_text("\n".join(lines) + "\n"))
-
-
 def write_miniature(root: str | Path, frames: int = 3, height: int = 96) -> Path:
     """Write rendered street scenes in the layout of KITTI's raw recordings.
 

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.files import read_image
 from ..core.records import VOID
 from ..core.taxonomy import CITYSCAPES_LABELS, CityscapesLabel, Taxonomy, cityscapes_classes, looked_up
 
@@ -146,7 +146,7 @@ MOTS_LABELS = _labels([(0, "background", None), (1, "car", "car"), (2, "pedestri
 MOTS_CLASSES = Taxonomy(
     ("background", "person"), np.array([(128, 64, 128), (220, 20, 60)], np.uint8), np.array([False, True])
 )
-"""The two classes that MOTSChallenge is judged in."""
+"""The two classes that MOTSChallenge is evaluated in."""
 
 # %% ../../nbs/datasets/10_label_maps.ipynb #cda51517
 def class_numbers(labels: Sequence[SourceLabel | CityscapesLabel], count: int) -> dict[int, int]:
@@ -200,18 +200,9 @@ def read_map(path: str | Path, *modes: str) -> Tensor:
     InputError
         If the file is missing, unreadable or of another kind; the message names it.
     """
-    try:
-        with Image.open(path) as image:
-            mode, array = {"I": "I;16"}.get(image.mode, image.mode), np.array(image)  # "I" before Pillow 10.3
-    except FileNotFoundError:
-        raise InputError(f"{path}: no such file") from None
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"{path}: not readable as an image ({error})") from None
-    if mode not in modes:
-        raise InputError(f"{path}: an image of mode {mode}, expected {' or '.join(modes)}")
-    return torch.from_numpy(array.astype(np.int64))
+    return torch.from_numpy(read_image(path, *modes).astype(np.int64))
 
-
+# %% ../../nbs/datasets/10_label_maps.ipynb #6cdba953
 def split_ids(numbers: Tensor, divisor: int = 1000) -> tuple[Tensor, Tensor]:
     """Split numbers of `id * 1000 + n` for objects and `id` for all else, as Cityscapes writes them.
 

@@ -28,6 +28,7 @@ __all__ = ['MINIATURE_SIZE', 'MINIATURES', 'street_frames', 'ids_of', 'object_nu
 MINIATURE_SIZE = 96, 192
 """Height and width of miniature frames in pixels."""
 
+
 def street_frames(frames: int, seed: int = 0) -> list[tuple[np.ndarray, PanopticLabel]]:
     """Render frames of different streets.
 
@@ -41,14 +42,14 @@ def street_frames(frames: int, seed: int = 0) -> list[tuple[np.ndarray, Panoptic
     scenes = [street_scene((seed, number), *MINIATURE_SIZE).sample for number in range(frames)]
     return [(to_array(scene.left_0), scene.truth) for scene in scenes]
 
-
+# %% ../../nbs/datasets/04_miniatures.ipynb #19cdb6b2
 class _Named(Protocol):
     """A label of a data set."""
 
     id: int
     to_19: int
 
-# %% ../../nbs/datasets/04_miniatures.ipynb #4e876bcb
+
 def ids_of(label: PanopticLabel, labels: Sequence[_Named], instead: dict[str, int] | None = None) -> np.ndarray:
     """Return a data set's ids of a label in 19 classes.
 

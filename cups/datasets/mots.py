@@ -14,7 +14,7 @@ from torch import Tensor
 from ..core.files import write_png
 from ..core.records import VOID
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
-from .inventory import Part
+from .inventory import Part, files_by_scene
 from .label_maps import MOTS_CLASSES, MOTS_LABELS, by_number, classes_of, read_map
 from .labelled_folder import LabelledFolder
 from .miniatures import object_numbers, street_frames, write_image
@@ -27,11 +27,6 @@ _SOURCE = "MOTSChallenge.zip from https://www.vision.rwth-aachen.de/page/mots"
 _PEDESTRIAN, _IGNORE = 2, 10
 
 
-def _by_scene(folder: Path, suffix: str) -> dict[str, Path]:
-    """Return the files of all scenes by scene and frame."""
-    return {f"{path.parent.name}_{path.stem}": path for path in sorted(folder.glob(f"*/*{suffix}"))}
-
-
 class Mots(LabelledFolder):
     """MOTSChallenge in its two classes, or in 27, 19 or 7 with the background void; see `LabelledFolder`."""
 
@@ -42,7 +37,7 @@ class Mots(LabelledFolder):
     def inventory(cls, root: str | Path) -> list[Part]:
         """List images and labels of the training split."""
         images, labels = (Path(root) / "train" / kind for kind in ("images", "instances"))
-        left, maps = _by_scene(images, ".jpg"), _by_scene(labels, ".png")
+        left, maps = files_by_scene(images, ".jpg"), files_by_scene(labels, ".png")
         return [
             Part("train", "images", images, left, _SOURCE, 2862, modes=("RGB",)),
             Part("train", "instance maps", labels, maps, _SOURCE, 2862, modes=("I;16", "I")),

@@ -16,18 +16,18 @@ from torch import Tensor
 from ..core.errors import InputError
 from ..core.files import read_json, write_json, write_png
 from ..core.taxonomy import CITYSCAPES_LABELS
-from .inventory import Part
+from .inventory import Part, files_by_key
 from .label_maps import classes_of, read_map
-from .labelled_folder import LabelledFolder, files_by_key
+from .labelled_folder import LabelledFolder
 from .miniatures import ids_of, street_frames
 
 # %% auto #0
-__all__ = ['CONDITIONS', 'Muses', 'write_miniature']
+__all__ = ['Muses', 'write_miniature']
 
 # %% ../../nbs/datasets/15_muses.ipynb #35cd43a8
 _IMAGES = "RGB_Frame_Camera_trainvaltest from https://muses.ethz.ch (free account)"
 _LABELS = "Panoptic_Annotations_trainval from https://muses.ethz.ch (free account)"
-CONDITIONS = tuple(f"{weather}/{time}" for weather in ("clear", "fog", "rain", "snow") for time in ("day", "night"))
+_CONDITIONS = tuple(f"{weather}/{time}" for weather in ("clear", "fog", "rain", "snow") for time in ("day", "night"))
 _SEGMENT_KEYS = {"id", "category_id"}
 
 
@@ -41,7 +41,7 @@ class Muses(LabelledFolder):
     def inventory(cls, root: str | Path) -> list[Part]:
         """List images, labels and lists of segments of all splits and conditions."""
         parts = []
-        for split in (f"{split}/{condition}" for split in ("train", "val") for condition in CONDITIONS):
+        for split in (f"{split}/{condition}" for split in ("train", "val") for condition in _CONDITIONS):
             images, labels = (Path(root) / kind / split for kind in ("frame_camera", "gt_panoptic"))
             lists = Path(root) / "gt_panoptic" / "gt_panoptic_by_condition"
             file = lists / f"{split.replace('/', '_')}.json"

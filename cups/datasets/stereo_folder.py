@@ -13,20 +13,21 @@ from typing import ClassVar
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 
 from ..core.errors import InputError
 from ..core.files import read_image, write_json, write_png
 from ..core.images import to_array
 from ..core.records import Calibration, PanopticLabel, StereoSample
 from ..core.taxonomy import Taxonomy, cityscapes_classes
-from .inventory import Part
+from .inventory import Part, files_by_key
 from ..labels.files import read_label, write_label
 
 # %% auto #0
-__all__ = ['IMAGE_SUFFIXES', 'frame_number', 'consecutive_pairs', 'StereoFolder', 'write_sample']
+__all__ = ['frame_number', 'consecutive_pairs', 'write_sample', 'StereoFolder']
 
 # %% ../../nbs/datasets/05_stereo_folder.ipynb #77edd36b
-IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
+_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
 
 
 def frame_number(stem: str) -> tuple[str, int]:
@@ -52,9 +53,52 @@ def consecutive_pairs(stems: list[str]) -> list[tuple[str, str]]:
         if (clip, number + 1) in by_number
     ]
 
-# %% ../../nbs/datasets/05_stereo_folder.ipynb #146537da
-_SOURCE = "your own rectified frames, or write street scenes by `cups scenes --out FOLDER`"
+# %% ../../nbs/datasets/05_stereo_folder.ipynb #a9283b98
+def write_sample(root: str | Path, sample: StereoSample, number: int) -> str:
+    """Write a sample as clip `number` of a stereo folder, with its ground truth if it has one.
 
+    Returns
+    -------
+    str
+        The name of its first frame, `<number>_0`.
+    """
+    root, name = Path(root), f"{number:06d}_0"
+    for time, frame in enumerate((name, f"{number:06d}_1")):
+        for side in ("left", "right"):
+            image = to_array(getattr(sample, f"{side}_{time}"))
+            write_png(root / side / f"{frame}.png", image)
+    if sample.truth is not None:
+        write_label(root / "truth", name, sample.truth)
+    write_json(root / "calibration.json", sample.calibration.to_dict())
+    return name
+
+# %% ../../nbs/datasets/05_stereo_folder.ipynb #76bc5cfd
+def _images(folder: Path) -> dict[str, Path]:
+    """Return the images in a folder by their name without its suffix, sorted; none if there is no such folder."""
+    return {path.stem: path for path in sorted(folder.glob("*")) if path.suffix.lower() in _IMAGE_SUFFIXES}
+
+
+def _files(root: Path) -> dict[str, Path]:
+    """Return the images by the names that either side has, sorted: the left one where there is one."""
+    sides = {}
+    for side in ("left", "right"):
+        folder = root / side
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder; expected left/, right/ and calibration.json")
+        sides[side] = _images(folder)
+        if not sides[side]:
+            raise InputError(f"{folder}: no images ({', '.join(_IMAGE_SUFFIXES)})")
+    return dict(sorted((sides["right"] | sides["left"]).items()))
+
+
+def _pairs(root: Path, stems: list[str]) -> list[tuple[str, str]]:
+    """Return the names of the frames at t and t + 1 of every sample, at least one."""
+    pairs = consecutive_pairs(stems)
+    if not pairs:
+        raise InputError(f"{root / 'left'}: no two frames have numbers that follow each other")
+    return pairs
+
+# %% ../../nbs/datasets/05_stereo_folder.ipynb #25083516
 @dataclass(frozen=True)
 class StereoFolder:
     """A sequence of `StereoSample` read from a folder of rectified stereo video.
@@ -90,23 +134,6 @@ class StereoFolder:
         """Classes of the ground truth."""
         return cityscapes_classes(self.classes)
 
-    @classmethod
-    def inventory(cls, root: str | Path) -> list[Part]:
-        """List images, ground truth and calibration."""
-        root, parts = Path(root), []
-        for kind in ("left", "right"):
-            paths = sorted((root / kind).glob("*"))
-            files = {path.stem: path for path in paths if path.suffix.lower() in IMAGE_SUFFIXES}
-            parts.append(Part("all", f"{kind} images", root / kind, files, _SOURCE))
-        for kind in ("semantic", "instance"):
-            files = {p.name.removesuffix(f"_{kind}.png"): p for p in sorted((root / "truth").glob(f"*_{kind}.png"))}
-            parts.append(
-                Part("all", f"{kind} truth", root / "truth", files, _SOURCE, partners=False, modes=("L", "I;16", "I"))
-            )
-        camera = root / "calibration.json"
-        here = {camera.stem: camera} if camera.exists() else {}
-        return [*parts, Part("all", "calibration", root, here, _SOURCE, 1, partners=False)]
-
     @cached_property
     def calibration(self) -> Calibration:
         """The camera, from `calibration.json`."""
@@ -115,24 +142,13 @@ class StereoFolder:
     @cached_property
     def files(self) -> dict[str, Path]:
         """Images by the names that either side has, sorted: the left one, or the right one where that is missing."""
-        sides = {}
-        for side in ("left", "right"):
-            folder = self.root / side
-            if not folder.is_dir():
-                raise InputError(f"{folder}: no such folder; expected left/, right/ and calibration.json")
-            sides[side] = {p.stem: p for p in sorted(folder.iterdir()) if p.suffix.lower() in IMAGE_SUFFIXES}
-            if not sides[side]:
-                raise InputError(f"{folder}: no images ({', '.join(IMAGE_SUFFIXES)})")
-        return dict(sorted((sides["right"] | sides["left"]).items()))
+        return _files(self.root)
 
     @cached_property
     def pairs(self) -> list[tuple[str, str]]:
         """Names of the frames at t and t + 1 of every sample."""
         self.calibration  # noqa: B018
-        pairs = consecutive_pairs(list(self.files))
-        if not pairs:
-            raise InputError(f"{self.root / 'left'}: no two frames have numbers that follow each other")
-        return pairs
+        return _pairs(self.root, list(self.files))
 
     @property
     def names(self) -> list[str]:
@@ -142,67 +158,74 @@ class StereoFolder:
     def __len__(self) -> int:
         return len(self.pairs)
 
-    def __getitem__(self, index: int) -> StereoSample:
-        name, following = self.pairs[index]
-        return StereoSample(
-            left_0=self.image("left", name),
-            right_0=self.image("right", name),
-            left_1=self.image("left", following),
-            right_1=self.image("right", following),
-            calibration=self.calibration,
-            name=name,
-            truth=self.truth(name),
+# %% ../../nbs/datasets/05_stereo_folder.ipynb #8c5fd10f
+@patch
+def image(self: StereoFolder, side: str, name: str) -> torch.Tensor:
+    """Read one image, (3, H, W), uint8; a grey one is repeated in all channels."""
+    candidates = (self.root / side / (name + suffix) for suffix in (self.files[name].suffix, *_IMAGE_SUFFIXES))
+    path = next((p for p in candidates if p.exists()), None)
+    if path is None:
+        missing = self.root / side / self.files[name].name
+        raise InputError(f"{missing}: no such file, but {self.files[name]} is there")
+    array = read_image(path)
+    if array.dtype != np.uint8:
+        raise InputError(f"{path}: expected 8 bits per channel, found {array.dtype}")
+    if array.ndim == 2:
+        array = np.stack([array] * 3, -1)
+    if array.shape[:2] != (self.calibration.height, self.calibration.width):
+        raise InputError(
+            f"{path}: {array.shape[1]} x {array.shape[0]} pixels, but calibration.json says "
+            f"{self.calibration.width} x {self.calibration.height}"
         )
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
-    def left(self, index: int) -> torch.Tensor:
-        """Read the left image of a sample at t alone, (3, H, W), uint8."""
-        return self.image("left", self.pairs[index][0])
 
-    def image(self, side: str, name: str) -> torch.Tensor:
-        """Read one image, (3, H, W), uint8; a grey one is repeated in all channels."""
-        candidates = (self.root / side / (name + suffix) for suffix in (self.files[name].suffix, *IMAGE_SUFFIXES))
-        path = next((p for p in candidates if p.exists()), None)
-        if path is None:
-            missing = self.root / side / self.files[name].name
-            raise InputError(f"{missing}: no such file, but {self.files[name]} is there")
-        array = read_image(path)
-        if array.dtype != np.uint8:
-            raise InputError(f"{path}: expected 8 bits per channel, found {array.dtype}")
-        if array.ndim == 2:
-            array = np.stack([array] * 3, -1)
-        if array.shape[:2] != (self.calibration.height, self.calibration.width):
-            raise InputError(
-                f"{path}: {array.shape[1]} x {array.shape[0]} pixels, but calibration.json says "
-                f"{self.calibration.width} x {self.calibration.height}"
-            )
-        return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+@patch
+def left(self: StereoFolder, index: int) -> torch.Tensor:
+    """Read the left image of a sample at t alone, (3, H, W), uint8."""
+    return self.image("left", self.pairs[index][0])
 
-    def truth(self, name: str) -> PanopticLabel | None:
-        """Read the ground truth of a frame, None if it has none."""
-        if not (self.root / "truth" / f"{name}_semantic.png").exists():
-            return None
-        label, size = read_label(self.root / "truth", name), (self.calibration.height, self.calibration.width)
-        if label.semantic.shape != size:
-            there, here = (f"{width} x {height}" for height, width in (label.semantic.shape, size))
-            path = self.root / "truth" / f"{name}_semantic.png"
-            raise InputError(f"{path}: {there} pixels, but calibration.json says {here}")
-        return label
+# %% ../../nbs/datasets/05_stereo_folder.ipynb #d9f3012e
+@patch
+def truth(self: StereoFolder, name: str) -> PanopticLabel | None:
+    """Read the ground truth of a frame, None if it has none."""
+    if not (self.root / "truth" / f"{name}_semantic.png").exists():
+        return None
+    label, size = read_label(self.root / "truth", name), (self.calibration.height, self.calibration.width)
+    if label.semantic.shape != size:
+        there, here = (f"{width} x {height}" for height, width in (label.semantic.shape, size))
+        path = self.root / "truth" / f"{name}_semantic.png"
+        raise InputError(f"{path}: {there} pixels, but calibration.json says {here}")
+    return label
 
-# %% ../../nbs/datasets/05_stereo_folder.ipynb #a9283b98
-def write_sample(root: str | Path, sample: StereoSample, number: int) -> str:
-    """Write a sample as clip `number` of a stereo folder, with its ground truth if it has one.
 
-    Returns
-    -------
-    str
-        The name of its first frame, `<number>_0`.
-    """
-    root, name = Path(root), f"{number:06d}_0"
-    for time, frame in enumerate((name, f"{number:06d}_1")):
-        for side in ("left", "right"):
-            image = to_array(getattr(sample, f"{side}_{time}"))
-            write_png(root / side / f"{frame}.png", image)
-    if sample.truth is not None:
-        write_label(root / "truth", name, sample.truth)
-    write_json(root / "calibration.json", sample.calibration.to_dict())
-    return name
+@patch
+def __getitem__(self: StereoFolder, index: int) -> StereoSample:
+    name, following = self.pairs[index]
+    return StereoSample(
+        left_0=self.image("left", name),
+        right_0=self.image("right", name),
+        left_1=self.image("left", following),
+        right_1=self.image("right", following),
+        calibration=self.calibration,
+        name=name,
+        truth=self.truth(name),
+    )
+
+# %% ../../nbs/datasets/05_stereo_folder.ipynb #73e49217
+_SOURCE = "your own rectified frames, or write street scenes by `cups scenes --out FOLDER`"
+
+
+@patch(cls_method=True)
+def inventory(cls: StereoFolder, root: str | Path) -> list[Part]:
+    """List images, ground truth and calibration."""
+    root, parts = Path(root), []
+    for kind in ("left", "right"):
+        parts.append(Part("all", f"{kind} images", root / kind, _images(root / kind), _SOURCE))
+    for kind in ("semantic", "instance"):
+        files = files_by_key(root / "truth", f"*_{kind}.png", f"_{kind}.png")
+        modes = ("L", "I;16", "I")
+        parts.append(Part("all", f"{kind} truth", root / "truth", files, _SOURCE, partners=False, modes=modes))
+    camera = root / "calibration.json"
+    here = {camera.stem: camera} if camera.exists() else {}
+    return [*parts, Part("all", "calibration", root, here, _SOURCE, 1, partners=False)]

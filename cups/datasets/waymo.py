@@ -19,14 +19,14 @@ from ..core.files import write_atomically, write_png
 from ..core.parallel import Mapper, serial_map
 from ..core.records import VOID
 from ..core.taxonomy import CITYSCAPES_27
-from .inventory import Part
+from .inventory import Part, files_by_scene
 from .label_maps import WAYMO_LABELS, classes_of, read_map
 from .labelled_folder import LabelledFolder
 from .miniatures import ids_of, street_frames
 
 # %% auto #0
 __all__ = ['Waymo', 'masked_crc', 'read_records', 'write_records', 'wire_fields', 'wire_message', 'front_image',
-           'convert_segment', 'convert_waymo', 'write_tfrecords', 'write_miniature']
+           'write_tfrecords', 'convert_waymo', 'write_miniature']
 
 # %% ../../nbs/datasets/16_waymo.ipynb #a24ee613
 _SOURCE = (
@@ -51,9 +51,7 @@ class Waymo(LabelledFolder):
             "instance": ("instance maps", ("L", "I;16", "I")),
         }
         for kind, (what, modes) in kinds.items():
-            paths = sorted(folder.glob(f"*/*_{kind}.*"))
-            files = {f"{path.parent.name}_{path.stem.removesuffix(f'_{kind}')}": path for path in paths}
-            parts.append(Part("val", what, folder, files, _SOURCE, modes=modes))
+            parts.append(Part("val", what, folder, files_by_scene(folder, f"_{kind}.*"), _SOURCE, modes=modes))
         return parts
 
     def decode(self, name: str, *paths: Path) -> tuple[Tensor, Tensor]:
@@ -75,6 +73,7 @@ def _crc_table() -> list[int]:
 
 
 _CRC = _crc_table()
+
 
 def masked_crc(data: bytes) -> int:
     """Return the checksum of TFRecord files: CRC-32C, rotated by 15 bits, plus a constant."""
@@ -166,7 +165,7 @@ def wire_fields(message: bytes | memoryview) -> Iterator[tuple[int, int | memory
     except IndexError:
         raise ValueError("not a protocol buffer message") from None
 
-
+# %% ../../nbs/datasets/16_waymo.ipynb #de019adc
 def wire_message(*fields: tuple[int, int | bytes]) -> bytes:
     """Return a message of the given fields, numbers as wire type 0 and bytes as wire type 2."""
 
@@ -222,61 +221,7 @@ def front_image(frame: bytes) -> tuple[bytes, np.ndarray, np.ndarray] | None:
         return bytes(fields[2]), ids, instances
     return None
 
-# %% ../../nbs/datasets/16_waymo.ipynb #f9524414
-def convert_segment(path: Path, root: Path) -> int:
-    """Take the labelled front images out of one TFRecord file; return how many there are."""
-    folder, count, numbers = root / "validation" / path.stem, 0, {0: 0}
-    for index, record in enumerate(read_records(path)):
-        try:
-            found = front_image(record)
-        except (ValueError, KeyError, OSError) as error:
-            raise InputError(f"{path}: record {index} is not a frame of the Waymo Open Dataset ({error})") from None
-        if found is None:
-            continue
-        image, ids, instances = found
-        values, where = np.unique(instances, return_inverse=True)
-        keys = [value if value >= 0 else (index, value) for value in values.tolist()]
-        local = np.array([numbers.setdefault(key, len(numbers)) for key in keys])[where.reshape(ids.shape)]
-        count += 1
-        if (folder / f"{index}_instance.png").exists():
-            continue
-        write_atomically(folder / f"{index}_image.jpg", lambda p, image=image: p.write_bytes(image))
-        write_png(folder / f"{index}_semantic.png", ids.astype(np.uint8))
-        write_png(folder / f"{index}_instance.png", local.astype(np.uint16))
-    return count
-
-
-def convert_waymo(source: str | Path, root: str | Path, map: Mapper = serial_map) -> int:
-    """Take the labelled front images out of a folder of Waymo's TFRecord files.
-
-    Parameters
-    ----------
-    source : str or Path
-        Folder with the `*.tfrecord` files of the validation split.
-    root : str or Path
-        Folder to write. A started one is completed.
-    map : Mapper
-        Goes through the files: in this process, or `Engine.map`.
-
-    Returns
-    -------
-    int
-        Number of images with labels.
-
-    Raises
-    ------
-    InputError
-        If there are no such files, one is damaged, none is labelled, or the folder cannot be written.
-    """
-    paths = sorted(Path(source).glob("*.tfrecord"))
-    if not paths:
-        raise InputError(f"{source}: no *.tfrecord files; get {_SOURCE}")
-    count = sum(map(partial(convert_segment, root=Path(root)), paths, "segments"))
-    if not count:
-        raise InputError(f"{source}: none of the {len(paths)} files has a labelled image; version 1.4.0 has")
-    return count
-
-# %% ../../nbs/datasets/16_waymo.ipynb #8f75f32b
+# %% ../../nbs/datasets/16_waymo.ipynb #5448fa93
 def _encoded(array: np.ndarray, kind: str) -> bytes:
     """Return an image file."""
     buffer = io.BytesIO()
@@ -304,7 +249,61 @@ def write_tfrecords(folder: Path, frames: int = 2) -> None:
         records.append(wire_message(context, (4, wire_message((1, _FRONT), (2, jpeg))), lidar))
     write_records(folder / "segment-1_000_020_000_with_camera_labels.tfrecord", records)
 
+# %% ../../nbs/datasets/16_waymo.ipynb #f9524414
+def _convert_segment(path: Path, root: Path) -> int:
+    """Take the labelled front images out of one TFRecord file; return how many there are."""
+    folder, count, numbers = root / "validation" / path.stem, 0, {0: 0}
+    for index, record in enumerate(read_records(path)):
+        try:
+            found = front_image(record)
+        except (ValueError, KeyError, OSError) as error:
+            raise InputError(f"{path}: record {index} is not a frame of the Waymo Open Dataset ({error})") from None
+        if found is None:
+            continue
+        image, ids, instances = found
+        values, where = np.unique(instances, return_inverse=True)
+        keys = [value if value >= 0 else (index, value) for value in values.tolist()]
+        local = np.array([numbers.setdefault(key, len(numbers)) for key in keys])[where.reshape(ids.shape)]
+        count += 1
+        if (folder / f"{index}_instance.png").exists():
+            continue
+        write_atomically(folder / f"{index}_image.jpg", lambda p, image=image: p.write_bytes(image))
+        write_png(folder / f"{index}_semantic.png", ids.astype(np.uint8))
+        write_png(folder / f"{index}_instance.png", local.astype(np.uint16))
+    return count
 
+# %% ../../nbs/datasets/16_waymo.ipynb #b6e00910
+def convert_waymo(source: str | Path, root: str | Path, map: Mapper = serial_map) -> int:
+    """Take the labelled front images out of a folder of Waymo's TFRecord files.
+
+    Parameters
+    ----------
+    source : str or Path
+        Folder with the `*.tfrecord` files of the validation split.
+    root : str or Path
+        Folder to write. A started one is completed.
+    map : Mapper
+        Goes through the files: in this process, or `Engine.map`.
+
+    Returns
+    -------
+    int
+        Number of images with labels.
+
+    Raises
+    ------
+    InputError
+        If there are no such files, one is damaged, none is labelled, or the folder cannot be written.
+    """
+    paths = sorted(Path(source).glob("*.tfrecord"))
+    if not paths:
+        raise InputError(f"{source}: no *.tfrecord files; get {_SOURCE}")
+    count = sum(map(partial(_convert_segment, root=Path(root)), paths, "segments"))
+    if not count:
+        raise InputError(f"{source}: none of the {len(paths)} files has a labelled image; version 1.4.0 has")
+    return count
+
+# %% ../../nbs/datasets/16_waymo.ipynb #8f75f32b
 def write_miniature(root: Path, frames: int = 2) -> None:
     """Write a tiny Waymo: TFRecord files, and the images converted from them."""
     write_tfrecords(root / "individual_files" / "validation", frames)

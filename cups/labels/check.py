@@ -36,7 +36,7 @@ from cups.labels.store import (
 
 # %% auto #0
 __all__ = ['frame_faults', 'CheckedShard', 'check_shard', 'index_faults', 'check_store', 'merge_store', 'reason_kind',
-           'shard_bytes', 'store_stats']
+           'store_stats']
 
 # %% ../../nbs/labels/03_check.ipynb #e8140caa
 def _image_fault(path: Path, checksum: Any) -> str | None:
@@ -80,26 +80,7 @@ def frame_faults(folder: Path, name: str, num_classes: int) -> list[str]:
         return [f"{path}: its statistics are not those of its images"]
     return []
 
-# %% ../../nbs/labels/03_check.ipynb #a405fd1f
-@dataclass(frozen=True)
-class CheckedShard:
-    """What a check of one shard found.
-
-    Parameters
-    ----------
-    names : list of str
-        Complete frames, sorted.
-    pixels : Tensor, (n, K), int32
-        Pixels of each class in each of them; -1 where they are unknown.
-    faults : list of str
-        One line for each.
-    """
-
-    names: list[str]
-    pixels: Tensor
-    faults: list[str]
-
-
+# %% ../../nbs/labels/03_check.ipynb #5b777d04
 def _stray_faults(folder: Path, complete: Sequence[str]) -> list[str]:
     """Return a line for each file that is neither a complete frame's nor a temporary one, and each bad failure."""
     endings, faults = (".json", ".failure", *(f"_{kind}.png" for kind in KINDS)), []
@@ -118,6 +99,25 @@ def _stray_faults(folder: Path, complete: Sequence[str]) -> list[str]:
             except InputError as error:
                 faults.append(str(error))
     return faults
+
+# %% ../../nbs/labels/03_check.ipynb #4670d69d
+@dataclass(frozen=True)
+class CheckedShard:
+    """What a check of one shard found.
+
+    Parameters
+    ----------
+    names : list of str
+        Complete frames, sorted.
+    pixels : Tensor, (n, K), int32
+        Pixels of each class in each of them; -1 where they are unknown.
+    faults : list of str
+        One line for each.
+    """
+
+    names: list[str]
+    pixels: Tensor
+    faults: list[str]
 
 
 def check_shard(folder: Path, num_classes: int) -> CheckedShard:
@@ -141,7 +141,7 @@ def check_shard(folder: Path, num_classes: int) -> CheckedShard:
             continue
     return CheckedShard(names, pixels, faults)
 
-# %% ../../nbs/labels/03_check.ipynb #5b777d04
+# %% ../../nbs/labels/03_check.ipynb #c06ed93e
 def index_faults(store: PseudoLabelStore, shards: Sequence[CheckedShard]) -> list[str]:
     """Compare the index of a finished store with its frames; return a line for each kind of disagreement."""
     path = store.root / INDEX_FILE
@@ -161,7 +161,7 @@ def index_faults(store: PseudoLabelStore, shards: Sequence[CheckedShard]) -> lis
     }
     return [f"{path}: {what} {len(names)} in all, the first is {names[0]}" for what, names in found.items() if names]
 
-
+# %% ../../nbs/labels/03_check.ipynb #627d17a5
 def check_store(root: str | Path, map: Mapper = serial_map) -> tuple[int, list[str]]:
     """Open every file of a store.
 
@@ -212,7 +212,7 @@ def merge_store(root: str | Path, map: Mapper = serial_map) -> PseudoLabelStore:
     store.finish(map=partial(map, description="merging"))
     return store
 
-# %% ../../nbs/labels/03_check.ipynb #77099b40
+# %% ../../nbs/labels/03_check.ipynb #b74998eb
 def reason_kind(reason: str) -> str:
     """Return what reasons for failures have in common: no paths, numbers or remarks in brackets.
 
@@ -221,8 +221,8 @@ def reason_kind(reason: str) -> str:
     words = re.sub(r"\([^()]*\)", "", reason).split()
     return re.sub(r"\d+(\.\d+)?", "N", " ".join(word for word in words if "/" not in word)) or "unknown"
 
-
-def shard_bytes(folder: Path) -> int:
+# %% ../../nbs/labels/03_check.ipynb #e50df234
+def _folder_bytes(folder: Path) -> int:
     """Return the size of all files in a folder."""
     with os.scandir(folder) as entries:
         return sum(entry.stat().st_size for entry in entries if entry.is_file())
@@ -250,9 +250,9 @@ def store_stats(root: str | Path, map: Mapper = serial_map) -> dict[str, Any]:
         If there is no store, or a file of it cannot be used.
     """
     store = PseudoLabelStore(root)
-    frames, sizes = len(store), map(shard_bytes, [store.root, *store.shards], "measuring")
+    frames, sizes = len(store), map(_folder_bytes, [store.root, *store.shards], "measuring")
     pixels = store.statistics().pixels.tolist() if frames else []
-    kinds = Counter(reason_kind(reason) for reason in store.failures.values())
+    kinds = Counter(map(reason_kind, store.failures.values()))
     return {
         "root": str(root),
         "finished": store.is_indexed,

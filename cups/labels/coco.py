@@ -25,7 +25,20 @@ __all__ = ['read_names', 'coco_categories', 'label_segments', 'coco_segments', '
 
 # %% ../../nbs/labels/05_coco.ipynb #5819c83a
 def read_names(path: str | Path, split: ThingStuffSplit) -> dict[int, str]:
-    """Read names of classes: a JSON object from numbers to names, or a list of names."""
+    """Read names of classes.
+
+    Parameters
+    ----------
+    path : str or Path
+        A JSON object from numbers of classes to names, or a list of names.
+    split : ThingStuffSplit
+        The classes that there are.
+
+    Raises
+    ------
+    InputError
+        If the file is unreadable or names a class that there is not; the message names the file.
+    """
     given = read_json(path)
     known = sorted(split.things + split.stuff)
     try:
@@ -37,7 +50,7 @@ def read_names(path: str | Path, split: ThingStuffSplit) -> dict[int, str]:
         raise InputError(f"{path}: names class {unknown[0]}, but there are {known[0]}..{known[-1]}")
     return names
 
-
+# %% ../../nbs/labels/05_coco.ipynb #a745a77a
 def coco_categories(split: ThingStuffSplit, names: dict[int, str] | None = None) -> list[dict[str, Any]]:
     """Return classes as categories; those without a name are called after their number."""
     names = names or {}
@@ -47,7 +60,7 @@ def coco_categories(split: ThingStuffSplit, names: dict[int, str] | None = None)
         for k, thing in sorted(kinds)
     ]
 
-# %% ../../nbs/labels/05_coco.ipynb #a745a77a
+# %% ../../nbs/labels/05_coco.ipynb #914c5180
 def label_segments(label: PanopticLabel) -> list[dict[str, int]]:
     """Return the class, instance number and area of every segment of a map: all pixels of one class and instance."""
     known = label.semantic != VOID
@@ -57,7 +70,7 @@ def label_segments(label: PanopticLabel) -> list[dict[str, int]]:
         for code, area in zip(codes.tolist(), areas.tolist(), strict=True)
     ]
 
-
+# %% ../../nbs/labels/05_coco.ipynb #d2097334
 def coco_segments(label: PanopticLabel, listed: Sequence[dict[str, Any]]) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Return a panoptic map in COCO's format.
 
@@ -115,7 +128,7 @@ def write_panoptic(out: Path, frames: Sequence[dict[str, Any]], categories: list
     listed = {"images": images, "annotations": annotations, "categories": categories}
     return write_json(out / "panoptic.json", listed)
 
-
+# %% ../../nbs/labels/05_coco.ipynb #60c35620
 def export_store(labels: str | Path, out: str | Path, classes: str | Path | None = None) -> Path:
     """Write the pseudo-labels of a store in COCO's panoptic format.
 

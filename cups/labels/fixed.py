@@ -11,6 +11,8 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from fastcore.basics import patch
+
 from ..core.errors import InputError
 from ..core.files import read_json, write_json
 from ..core.records import VOID, PanopticLabel
@@ -24,6 +26,11 @@ __all__ = ['EDIT_KINDS', 'FIXED_FOLDER', 'Edit', 'FixedLabels']
 
 # %% ../../nbs/labels/04_fixed.ipynb #b82d9a17
 EDIT_KINDS = ("relabel", "delete", "merge", "split")
+
+
+def _whole(values: Any, count: int) -> bool:
+    """Return whether this is a tuple of so many whole numbers."""
+    return isinstance(values, tuple) and len(values) == count and all(type(v) is int for v in values)
 
 
 @dataclass(frozen=True)
@@ -65,17 +72,13 @@ class Edit:
         if self.kind == "relabel" and self.to_class is None:
             raise InputError("a relabel needs the new class")
 
-
-def _whole(values: Any, count: int) -> bool:
-    """Return whether this is a tuple of so many whole numbers."""
-    return isinstance(values, tuple) and len(values) == count and all(type(v) is int for v in values)
-
 # %% ../../nbs/labels/04_fixed.ipynb #92c3da7a
 FIXED_FOLDER = "fixed"
-"""Of a store, with the labels that a person corrected."""
+"""Folder of a store with the labels that a person corrected."""
+
 
 class FixedLabels:
-    """A store's labels to read, the fixed one wherever there is one.
+    """The labels of a store, the fixed one of every frame that has one.
 
     Parameters
     ----------
@@ -120,91 +123,6 @@ class FixedLabels:
         """Return whether a frame has a fixed label."""
         return self._marker(name).exists()
 
-    def read(self, name: str) -> PanopticLabel:
-        """Read a frame's fixed label, or its automatic one if nobody fixed it.
-
-        Raises
-        ------
-        InputError
-            If a file of the label cannot be used: one that is damaged is not replaced by the automatic one.
-        """
-        return self.read_fixed(name)[0] if self.is_fixed(name) else self.store.read(name)
-
-    def read_fixed(self, name: str) -> tuple[PanopticLabel, tuple[Edit, ...]]:
-        """Read a frame's fixed label, and the edits that made it.
-
-        Raises
-        ------
-        InputError
-            If there is none, or a file of it cannot be used; the message names the file.
-        """
-        path = self._marker(name)
-        found = read_json(path)
-        if not isinstance(found, dict) or not isinstance(found.get("edits"), list):
-            raise InputError(f"{path}: not the edits of a fixed label")
-        try:
-            edits = tuple(settings_from_dict(Edit, edit) for edit in found["edits"])
-        except (InputError, TypeError) as error:
-            raise InputError(f"{path}: not the edits of a fixed label ({error})") from None
-        label = read_label(self.folder, name)
-        self._check(label, self.folder / f"{name}_semantic.png")
-        return label, edits
-
-    def write_fixed(self, name: str, label: PanopticLabel, edits: Sequence[Edit]) -> None:
-        """Write a frame's fixed label in place of an earlier one; the automatic label stays.
-
-        Parameters
-        ----------
-        name : str
-            Of a frame of the store.
-        label : PanopticLabel
-            Classes 0..K-1 or void, at most 65535 objects.
-        edits : sequence of Edit
-            What made it of the automatic label.
-
-        Raises
-        ------
-        InputError
-            If the store has no such frame, the label holds other classes, or the folder cannot be written.
-        """
-        marker = self._marker(name)
-        if self.store.missing([name]):
-            raise InputError(f"{self.root}: holds no frame {name!r} to fix")
-        self._check(label, marker)
-        try:
-            self.folder.mkdir(exist_ok=True)
-            with TemporaryDirectory(dir=self.folder, prefix=".writing-") as made:
-                write_label(made, name, label)
-                write_json(Path(made) / marker.name, {"edits": [settings_to_dict(edit) for edit in edits]})
-                marker.unlink(missing_ok=True)  # while its images are replaced the frame is not fixed
-                for file in (*self._images(name), marker):
-                    (Path(made) / file.name).replace(file)
-        except OSError as error:
-            raise InputError(f"{marker}: cannot be written ({error.strerror})") from None
-
-    def remove_fixed(self, name: str) -> None:
-        """Remove a frame's fixed label, so that the automatic one counts again.
-
-        Raises
-        ------
-        InputError
-            If a file cannot be removed.
-        """
-        try:
-            for path in (self._marker(name), *self._images(name)):
-                path.unlink(missing_ok=True)
-        except OSError as error:
-            raise InputError(f"{path}: cannot be removed ({error.strerror})") from None
-
-    def _check(self, label: PanopticLabel, path: Path) -> None:
-        """Raise InputError if the label holds classes or numbers that the store cannot have."""
-        classes = label.semantic[label.semantic != VOID]
-        if classes.numel() and not 0 <= classes.min() <= classes.max() < self.num_classes:
-            found = f"{classes.min()}..{classes.max()}"
-            raise InputError(f"{path}: holds classes {found}, expected 0..{self.num_classes - 1} or {VOID}")
-        if label.instance.numel() and not 0 <= label.instance.min() <= label.instance.max() < 1 << 16:
-            raise InputError(f"{path}: objects have numbers from {label.instance.min()} to {label.instance.max()}")
-
     def _marker(self, name: str) -> Path:
         """Return the path of the JSON file that is written last."""
         if Path(name).name != name:
@@ -214,3 +132,97 @@ class FixedLabels:
     def _images(self, name: str) -> tuple[Path, Path]:
         """Return the paths of the two PNGs."""
         return self.folder / f"{name}_semantic.png", self.folder / f"{name}_instance.png"
+
+# %% ../../nbs/labels/04_fixed.ipynb #f4ce51e7
+def _check_label(label: PanopticLabel, num_classes: int, path: Path) -> None:
+    """Raise InputError, which names the path, if the label holds classes or numbers that a store cannot have."""
+    classes = label.semantic[label.semantic != VOID]
+    if classes.numel() and not 0 <= classes.min() <= classes.max() < num_classes:
+        found = f"{classes.min()}..{classes.max()}"
+        raise InputError(f"{path}: holds classes {found}, expected 0..{num_classes - 1} or {VOID}")
+    if label.instance.numel() and not 0 <= label.instance.min() <= label.instance.max() < 1 << 16:
+        raise InputError(f"{path}: objects have numbers from {label.instance.min()} to {label.instance.max()}")
+
+
+@patch
+def write_fixed(self: FixedLabels, name: str, label: PanopticLabel, edits: Sequence[Edit]) -> None:
+    """Write a frame's fixed label in place of an earlier one; the automatic label stays.
+
+    Parameters
+    ----------
+    name : str
+        Of a frame of the store.
+    label : PanopticLabel
+        Classes 0..K-1 or void, at most 65535 objects.
+    edits : sequence of Edit
+        What made it of the automatic label.
+
+    Raises
+    ------
+    InputError
+        If the store has no such frame, the label holds other classes, or the folder cannot be written.
+    """
+    marker = self._marker(name)
+    if self.store.missing([name]):
+        raise InputError(f"{self.root}: holds no frame {name!r} to fix")
+    _check_label(label, self.num_classes, marker)
+    try:
+        self.folder.mkdir(exist_ok=True)
+        with TemporaryDirectory(dir=self.folder, prefix=".writing-") as made:
+            write_label(made, name, label)
+            write_json(Path(made) / marker.name, {"edits": [settings_to_dict(edit) for edit in edits]})
+            marker.unlink(missing_ok=True)  # while its images are replaced the frame is not fixed
+            for file in (*self._images(name), marker):
+                (Path(made) / file.name).replace(file)
+    except OSError as error:
+        raise InputError(f"{marker}: cannot be written ({error.strerror})") from None
+
+# %% ../../nbs/labels/04_fixed.ipynb #7d5c467d
+@patch
+def read_fixed(self: FixedLabels, name: str) -> tuple[PanopticLabel, tuple[Edit, ...]]:
+    """Read a frame's fixed label, and the edits that made it.
+
+    Raises
+    ------
+    InputError
+        If there is none, or a file of it cannot be used; the message names the file.
+    """
+    path = self._marker(name)
+    found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("edits"), list):
+        raise InputError(f"{path}: not the edits of a fixed label")
+    try:
+        edits = tuple(settings_from_dict(Edit, edit) for edit in found["edits"])
+    except (InputError, TypeError) as error:
+        raise InputError(f"{path}: not the edits of a fixed label ({error})") from None
+    label = read_label(self.folder, name)
+    _check_label(label, self.num_classes, self.folder / f"{name}_semantic.png")
+    return label, edits
+
+
+@patch
+def read(self: FixedLabels, name: str) -> PanopticLabel:
+    """Read a frame's fixed label, or its automatic one if it has none.
+
+    Raises
+    ------
+    InputError
+        If a file of the label cannot be used: one that is damaged is not replaced by the automatic one.
+    """
+    return self.read_fixed(name)[0] if self.is_fixed(name) else self.store.read(name)
+
+# %% ../../nbs/labels/04_fixed.ipynb #aa63281d
+@patch
+def remove_fixed(self: FixedLabels, name: str) -> None:
+    """Remove a frame's fixed label, so that the automatic one counts again.
+
+    Raises
+    ------
+    InputError
+        If a file cannot be removed.
+    """
+    try:
+        for path in (self._marker(name), *self._images(name)):
+            path.unlink(missing_ok=True)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be removed ({error.strerror})") from None
