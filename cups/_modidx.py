@@ -2500,4 +2500,6 @@ d = { 'settings': { 'branch': 'main',
                                                 'cups.workbench.view.frame_view.FrameView.send_thumbnail': ( 'workbench/view/frame_view.html#frameview.send_thumbnail',
                                                                                                              'cups/workbench/view/frame_view.py'),
                                                 'cups.workbench.view.frame_view._address': ( 'workbench/view/frame_view.html#_address',
-                                                                                             'cups/workbench/view/frame_view.py')}}}
+                                                                                             'cups/workbench/view/frame_view.py'),
+                                                'cups.workbench.view.frame_view.joined_modules': ( 'workbench/view/frame_view.html#joined_modules',
+                                                                                                   'cups/workbench/view/frame_view.py')}}}
