@@ -33,8 +33,8 @@ from .widgets import LAB_WIDTH, fault_html
 
 # %% auto #0
 __all__ = ['relabel', 'delete', 'merge', 'pieces', 'sides', 'split', 'selected_masks', 'apply_edit', 'replay', 'Draft',
-           'OpenFrame', 'saved_draft', 'save_drafts', 'contour_layer', 'label_packet', 'segment_line', 'selection_html',
-           'edits_html', 'LabelFixer']
+           'OpenFrame', 'saved_draft', 'save_drafts', 'contour_layer', 'label_packet', 'selection_html', 'edits_html',
+           'LabelFixer']
 
 # %% ../../nbs/workbench/24_label_fixer.ipynb #5386e76d
 def _free_number(label: PanopticLabel) -> int:
@@ -363,7 +363,7 @@ def label_packet(
     return message(content, layers, arrays)
 
 # %% ../../nbs/workbench/24_label_fixer.ipynb #b9513a60
-def segment_line(segment: Segment, names: Sequence[str]) -> str:
+def _segment_line(segment: Segment, names: Sequence[str]) -> str:
     """Return kind, class and area of a segment in a line."""
     area = int(segment.mask.sum())
     kind = f"object {segment.number}" if segment.number else "part of a class"
@@ -373,7 +373,7 @@ def segment_line(segment: Segment, names: Sequence[str]) -> str:
 
 def selection_html(segments: Sequence[Segment], names: Sequence[str]) -> str:
     """Return the selected segments, at most three of them, in a line of HTML."""
-    lines = [segment_line(segment, names) for segment in segments]
+    lines = [_segment_line(segment, names) for segment in segments]
     if len(lines) < 2:
         return escape(lines[0]) if lines else "no segment selected: click one"
     more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
