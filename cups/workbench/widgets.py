@@ -29,7 +29,7 @@ _COMPRESS_LEVEL = 3  # of 9: the picture is sent once, so the time to compress i
 
 
 def png_bytes(rgb: np.ndarray) -> bytes:
-    """Return a picture (H, W, 3), uint8, as a PNG file, for widgets."""
+    """Return a picture (H, W, 3 or 4), uint8, as a PNG file, for widgets."""
     file = BytesIO()
     Image.fromarray(rgb).save(file, "PNG", compress_level=_COMPRESS_LEVEL)
     return file.getvalue()
