@@ -303,7 +303,7 @@ def _send_thumbnail(self: FrameExplorer, index: int) -> None:
 # %% ../../nbs/workbench/07_explorer.ipynb #4ba89c9d
 @patch(as_prop=True)
 def sample(self: FrameExplorer) -> StereoSample:
-    """The images of the frame that is shown.
+    """Return the images of the frame that is shown.
 
     Raises
     ------
@@ -324,7 +324,7 @@ def analysis(self: FrameExplorer) -> FrameAnalysis:
 
 @patch(as_prop=True)
 def fps(self: FrameExplorer) -> float | None:
-    """Frames per second of the video; None if it is not known."""
+    """Return the frames per second of the video; None if they are not known."""
     seconds = self.source and self.source.seconds(self.view.frame)
     return 1 / seconds if seconds else None
 

@@ -157,8 +157,7 @@ def selected_masks(label: PanopticLabel, points: Sequence[tuple[int, int]]) -> l
 
 # %% ../../nbs/workbench/24_label_fixer.ipynb #563f5479
 def apply_edit(label: PanopticLabel, edit: Edit) -> PanopticLabel:
-    """Return the label after an edit; raise `InputError` if the edit is not possible, or changes nothing.
-    """
+    """Return the label after an edit; raise `InputError` if the edit is not possible, or changes nothing."""
     masks, changed = selected_masks(label, edit.points), label
     if edit.kind == "merge":
         changed = merge(label, masks)
