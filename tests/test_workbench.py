@@ -1,8 +1,10 @@
 """The labs of the workbench: what they draw, what they compute again, what they keep."""
 
 import json
+import re
 import threading
 from dataclasses import replace
+from importlib.resources import files
 
 import numpy as np
 import pytest
@@ -27,6 +29,7 @@ from cups.stages.labels.pseudo_classes import fit_pseudo_classes
 from cups.stages.pipeline import PseudoLabelSettings, Stage, analyse, describe
 from cups.street.scenes import street_scene
 from cups.workbench import label_fixer, motion_lab, run_browser, sources, thing_stuff_lab, threshold_lab
+from cups.workbench.view.frame_view import FrameView
 
 SETTINGS = PseudoLabelSettings(num_classes=6, num_object_classes=0)
 ALL_STAGES = tuple(stage.name for stage in pipeline.STAGES)
@@ -554,3 +557,24 @@ def test_a_failed_write_leaves_the_earlier_fix(fixable, monkeypatch):
     with pytest.raises(InputError, match=f"{name}.json: cannot be written .No space left"):
         fixed.write_fixed(name, label, [])
     assert {path: path.read_bytes() for path in fixed.folder.iterdir()} == files
+
+
+# The files of the browser
+
+
+def test_the_style_sheet_parses_and_styles_elements_that_exist():
+    tinycss2 = pytest.importorskip("tinycss2")
+    folder = files("cups.workbench.view")
+    rules = tinycss2.parse_stylesheet(folder.joinpath("frame_view.css").read_text(encoding="utf-8"), True, True)
+    assert len(rules) > 40 and all(rule.type == "qualified-rule" for rule in rules)
+    for rule in rules:
+        declarations = tinycss2.parse_blocks_contents(rule.content, True, True)
+        assert declarations and all(declaration.type == "declaration" for declaration in declarations)
+    styled = {name for rule in rules for name in re.findall(r"\.(cups-[\w-]+)", tinycss2.serialize(rule.prelude))}
+    script = "".join(path.read_text(encoding="utf-8") for path in folder.iterdir() if path.name.endswith(".js"))
+    assert styled <= set(re.findall(r"cups-[\w-]+", script))
+
+
+def test_no_name_of_the_joined_script_is_defined_twice():
+    names = re.findall(r"^(?:async )?(?:function|class|const|let) (\w+)", FrameView._esm, re.M)
+    assert len(names) == len(set(names)) > 15 and not re.search(r"^import\b", FrameView._esm, re.M)

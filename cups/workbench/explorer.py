@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 import mistune
+import numpy as np
+from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
@@ -30,7 +32,7 @@ from .sources import Frame, FrameSource, neighbours, open_source
 from .view.frame_view import FrameView
 
 # %% auto #0
-__all__ = ['LatestFirst', 'report_html', 'quiet_label', 'segment_panel', 'thumbnail', 'FrameExplorer']
+__all__ = ['LatestFirst', 'report_html', 'segment_panel', 'thumbnail', 'FrameExplorer']
 
 # %% ../../nbs/workbench/07_explorer.ipynb #fc6bcc7e
 class LatestFirst:
@@ -39,9 +41,9 @@ class LatestFirst:
     Parameters
     ----------
     serve : callable
-        Works on a request; called with it.
+        Called with a request, in the thread.
     idle_seconds : float
-        The thread ends when there was nothing to do for this long, and starts again when there is.
+        The thread ends after this long without work, and starts again with the next request.
     """
 
     def __init__(self, serve: Callable[[Any], None], idle_seconds: float = 20.0) -> None:
@@ -52,13 +54,13 @@ class LatestFirst:
         self._thread: threading.Thread | None = None
 
     def ask(self, request: Any) -> None:
-        """Work on this request next; one that still waits is forgotten."""
+        """Serve this request next, in place of one that still waits."""
         with self._changed:
             self._request = request
             self._start()
 
     def add(self, job: Callable[[], None]) -> None:
-        """Do this when nothing is asked for."""
+        """Call a function when no request waits."""
         with self._changed:
             self._jobs.append(job)
             self._start()
@@ -97,19 +99,11 @@ def report_html(diagnostics: dict[str, Any]) -> str:
     """Return the report on a frame as HTML; empty where the stages left no numbers."""
     return str(_MARKDOWN(motion_report(diagnostics))) if "flow" in diagnostics else ""
 
-
-def quiet_label(source: FrameSource, index: int) -> PanopticLabel | None:
-    """Return a frame's label if it is at hand and can be read."""
-    try:
-        return source.labelled(index)
-    except InputError:
-        return None
-
-
+# %% ../../nbs/workbench/07_explorer.ipynb #5586a20b
 def segment_panel(
     source: FrameSource, frame: Frame, index: int, x: int, y: int, taxonomy: Taxonomy = CITYSCAPES_19, reach: int = 5
 ) -> list[tuple[str, str]]:
-    """Return what is known of the segment of frame `index` at pixel (x, y), in lines of a name and a text.
+    """Return names and values of what is known of the segment of frame `index` at pixel (x, y).
 
     Parameters
     ----------
@@ -117,9 +111,9 @@ def segment_panel(
     frame : Frame
     index, x, y : int
     taxonomy : Taxonomy
-        Of the ground truth.
+        Classes of the ground truth.
     reach : int
-        How many frames before and after are searched for the same object.
+        Number of frames before and after in which the same object is searched.
     """
     found = segment_facts(frame, x, y, list(taxonomy.names))
     if found is None:
@@ -128,20 +122,44 @@ def segment_panel(
     if segment.class_id < source.num_classes:
         facts["class"] = class_names(source.num_classes, source.things)[segment.class_id]
     near = neighbours(source.names, index, reach)
-    rows = history(frame, segment, index, near, lambda i: quiet_label(source, i))
+    rows = history(frame, segment, index, near, lambda i: _label_at_hand(source, i))
     seen = [(source.names[i], f"object {number}, {area} px") for i, number, area in rows if i != index]
     return [*facts.items(), *seen]
 
-# %% ../../nbs/workbench/07_explorer.ipynb #5586a20b
+
+def _label_at_hand(source: FrameSource, index: int) -> PanopticLabel | None:
+    """Return a frame's label if it is at hand and can be read."""
+    try:
+        return source.labelled(index)
+    except InputError:
+        return None
+
+# %% ../../nbs/workbench/07_explorer.ipynb #0371c24c
+_THUMBNAIL_QUALITY = 80  # of a JPEG: about 2 kB each, so that a strip of hundreds loads at once
+
+
 def thumbnail(image: Tensor, width: int = 96) -> bytes:
     """Return an image (3, H, W), uint8, as a small JPEG."""
     file = io.BytesIO()
     small = Image.fromarray(image_rgb(image))
     small.thumbnail((width, width), Image.Resampling.BOX)
-    small.save(file, "JPEG", quality=80)
+    small.save(file, "JPEG", quality=_THUMBNAIL_QUALITY)
     return file.getvalue()
 
-# %% ../../nbs/workbench/07_explorer.ipynb #513441b0
+# %% ../../nbs/workbench/07_explorer.ipynb #aefb793b
+def _parts(packet: Packet) -> dict[str, int]:
+    """Return a checksum of each part of a message by name."""
+    return {p["name"]: hash(b) for p, b in zip(packet.content["parts"], packet.buffers, strict=True)}
+
+
+def _new_parts(packet: Packet, sent: dict[str, int]) -> Packet:
+    """Return the message without the parts whose checksums were sent before."""
+    now = _parts(packet)
+    kept = [k for k, part in enumerate(packet.content["parts"]) if sent.get(part["name"]) != now[part["name"]]]
+    parts = [packet.content["parts"][k] for k in kept]
+    return Packet({**packet.content, "parts": parts}, [packet.buffers[k] for k in kept])
+
+# %% ../../nbs/workbench/07_explorer.ipynb #e4c7f9ee
 class FrameExplorer:
     """Step through the frames of a source.
 
@@ -150,9 +168,9 @@ class FrameExplorer:
     source : FrameSource or None
         None shows the message alone.
     taxonomy : Taxonomy
-        Of the ground truth.
+        Classes of the ground truth.
     max_width : int
-        Frames that are wider are sampled.
+        Wider frames are shown subsampled.
     patience_seconds : float
         The stages run on a frame that was looked at for this long.
     message : str
@@ -193,137 +211,144 @@ class FrameExplorer:
         except InputError as error:
             return cls(None, message=str(error))
 
-    def _answer(self, request: dict[str, Any]) -> None:
-        """Take a message of the browser; called by the kernel, which must not wait."""
-        if request["kind"] == "frame":
-            self.view.send_note(request, "ack")
-            if self._click and self._click["index"] != request["index"]:
-                self._click, self.view.panel = None, []
-            self.worker.ask(request)
-        elif request["kind"] == "thumbs":
-            for index in request["indices"]:
-                self.worker.add(lambda index=index: self._send_thumbnail(index))
-        elif request["kind"] == "select":
-            self._click = request
-            frame = self._known(request["index"])
-            if frame is None:
-                self.worker.ask({"kind": "frame", "index": request["index"], "kept": False})
-            else:
-                self._show_segment(frame)
-
-    def _known(self, index: int) -> Frame | None:
-        """Return what is known of a frame now."""
-        latest = self._latest
-        return latest[1] if latest and latest[0] == index else self.source.cache.get(index)
-
-    def _serve(self, request: dict[str, Any]) -> None:
-        """Send a frame, with more and more known, until somebody asks for another one."""
-        try:
-            if request.get("kept") and request["index"] in self._reports:
-                self.view.report = self._reports[request["index"]]
-                self.view.send_frame(request, Packet({"parts": [], "legends": {}}, []), first=False, done=True)
-            else:
-                self._load(request)
-        except InputError as error:
-            self.view.report = ""
-            self.view.send_note(request, "error", str(error))
-        except Exception as error:  # the widget must go on with the next frame, whatever is wrong with this one
-            name = self.source.names[request["index"]]
-            self.view.send_note(request, "error", f"{name}: {type(error).__name__}: {error}")
-        finally:
-            release_memory()
-
-    def _load(self, request: dict[str, Any]) -> None:
-        """Load and send a frame."""
-        index, sent = request["index"], {}
-        for frame in self.source.load(index):
-            if self.worker.superseded():
-                return
-            self._latest = index, frame
-            packet = pack(frame, self.class_names, self.taxonomy, self.max_width)
-            self.view.send_frame(request, _new_parts(packet, sent), first=not sent, done=False)
-            sent |= _parts(packet)
-            self.view.report = self._reports[index] = report_html(frame.diagnostics)
-            if self._click and self._click["index"] == index:
-                self._show_segment(frame)
-            if self.worker.superseded(self.patience_seconds if frame.label is None else 0):
-                return
-        self.view.send_frame(request, Packet({**packet.content, "parts": []}, []), first=False, done=True)
-
-    def _show_segment(self, frame: Frame) -> None:
-        """Show what is known of the segment that was clicked."""
-        click = self._click
-        rows = segment_panel(self.source, frame, click["index"], click["x"], click["y"], self.taxonomy)
-        self.view.panel = [list(row) for row in rows]
-
-    def _send_thumbnail(self, index: int) -> None:
-        """Make a thumbnail once and send it."""
-        if index not in self._thumbnails:
-            try:
-                self._thumbnails[index] = thumbnail(self.source.left(index))
-            except InputError:
-                self._thumbnails[index] = None
-        self.view.send_thumbnail(index, self._thumbnails[index])
-
-    @property
-    def sample(self) -> StereoSample:
-        """The images of the frame that is shown.
-
-        Raises
-        ------
-        InputError
-            If there is none, or its files cannot be used.
-        """
-        if self.source is None or not self.source.names:
-            raise InputError(self.view.message)
-        return self.source.sample(self.view.frame)
-
-    def analysis(self) -> FrameAnalysis:
-        """Run all stages on the frame that is shown, and return what each made of it."""
-        sample = self.sample
-        return analyse(sample, self.source.found_classes(), self.source.settings)
-
-    @property
-    def fps(self) -> float | None:
-        """Frames per second of the video; None if it is not known."""
-        seconds = self.source and self.source.seconds(self.view.frame)
-        return 1 / seconds if seconds else None
-
-    def picture(self, index: int | None = None) -> Image.Image:
-        """Return all layers of a frame as one picture, for where no browser asks."""
-        *_, frame = self.source.load(self.view.frame if index is None else index)
-        layers = frame_layers(frame, self.class_names, self.taxonomy)
-        return panel({LAYERS[name]: _opaque(draw().rgba) for name, draw in layers.items()}, columns=4, width=1000)
-
     def close(self) -> None:
-        """Take the widget off the page and forget the frames."""
+        """Close the widget and forget the frames."""
         self.view.close()
         self._latest, self.source = None, None
 
-    def _repr_mimebundle_(self, **options: Any) -> dict[str, Any] | tuple[dict[str, Any], dict[str, Any]]:
-        """Show the widget where there is a browser, else a picture, or the line that says why there is none."""
-        if has_front_end():
-            return self.view._repr_mimebundle_(**options)
-        if self.view.message:
-            return {"text/plain": self.view.message}
-        file = io.BytesIO()
-        self.picture().save(file, "JPEG", quality=88)
-        return {"image/jpeg": file.getvalue(), "text/plain": f"{len(self.source.names)} frames"}
+# %% ../../nbs/workbench/07_explorer.ipynb #75dc14bd
+@patch
+def _answer(self: FrameExplorer, request: dict[str, Any]) -> None:
+    """Handle a message of the browser; called by the kernel, which must not wait."""
+    if request["kind"] == "frame":
+        self.view.send_note(request, "ack")
+        if self._click and self._click["index"] != request["index"]:
+            self._click, self.view.panel = None, []
+        self.worker.ask(request)
+    elif request["kind"] == "thumbs":
+        for index in request["indices"]:
+            self.worker.add(lambda index=index: self._send_thumbnail(index))
+    elif request["kind"] == "select":
+        self._click = request
+        frame = self._known(request["index"])
+        if frame is None:
+            self.worker.ask({"kind": "frame", "index": request["index"], "kept": False})
+        else:
+            self._show_segment(frame)
 
-# %% ../../nbs/workbench/07_explorer.ipynb #0371c24c
-def _parts(packet: Packet) -> dict[str, int]:
-    """Return a checksum of each part of a message by name."""
-    return {p["name"]: hash(b) for p, b in zip(packet.content["parts"], packet.buffers, strict=True)}
+
+@patch
+def _known(self: FrameExplorer, index: int) -> Frame | None:
+    """Return what is known of a frame now."""
+    latest = self._latest
+    return latest[1] if latest and latest[0] == index else self.source.cache.get(index)
 
 
-def _new_parts(packet: Packet, sent: dict[str, int]) -> Packet:
-    """Return the message without the parts that were sent before."""
-    now = _parts(packet)
-    kept = [k for k, part in enumerate(packet.content["parts"]) if sent.get(part["name"]) != now[part["name"]]]
-    parts = [packet.content["parts"][k] for k in kept]
-    return Packet({**packet.content, "parts": parts}, [packet.buffers[k] for k in kept])
+@patch
+def _show_segment(self: FrameExplorer, frame: Frame) -> None:
+    """Show what is known of the segment that was clicked."""
+    click = self._click
+    rows = segment_panel(self.source, frame, click["index"], click["x"], click["y"], self.taxonomy)
+    self.view.panel = [list(row) for row in rows]
 
-# %% ../../nbs/workbench/07_explorer.ipynb #a4f53dbd
-def _opaque(rgba: Any) -> Any:
-    """Return a layer on black."""
+# %% ../../nbs/workbench/07_explorer.ipynb #18651e34
+@patch
+def _serve(self: FrameExplorer, request: dict[str, Any]) -> None:
+    """Send a frame, or its fault."""
+    try:
+        if request.get("kept") and request["index"] in self._reports:
+            self.view.report = self._reports[request["index"]]
+            self.view.send_frame(request, Packet({"parts": [], "legends": {}}, []), first=False, done=True)
+        else:
+            self._load(request)
+    except InputError as error:
+        self.view.report = ""
+        self.view.send_note(request, "error", str(error))
+    except Exception as error:  # the widget must go on with the next frame, whatever is wrong with this one
+        name = self.source.names[request["index"]]
+        self.view.send_note(request, "error", f"{name}: {type(error).__name__}: {error}")
+    finally:
+        release_memory()
+
+
+@patch
+def _load(self: FrameExplorer, request: dict[str, Any]) -> None:
+    """Load a frame and send what is new after every stage, until another request waits."""
+    index, sent = request["index"], {}
+    for frame in self.source.load(index):
+        if self.worker.superseded():
+            return
+        self._latest = index, frame
+        packet = pack(frame, self.class_names, self.taxonomy, self.max_width)
+        self.view.send_frame(request, _new_parts(packet, sent), first=not sent, done=False)
+        sent |= _parts(packet)
+        self.view.report = self._reports[index] = report_html(frame.diagnostics)
+        if self._click and self._click["index"] == index:
+            self._show_segment(frame)
+        if self.worker.superseded(self.patience_seconds if frame.label is None else 0):
+            return
+    self.view.send_frame(request, Packet({**packet.content, "parts": []}, []), first=False, done=True)
+
+
+@patch
+def _send_thumbnail(self: FrameExplorer, index: int) -> None:
+    """Make a thumbnail once and send it."""
+    if index not in self._thumbnails:
+        try:
+            self._thumbnails[index] = thumbnail(self.source.left(index))
+        except InputError:
+            self._thumbnails[index] = None
+    self.view.send_thumbnail(index, self._thumbnails[index])
+
+# %% ../../nbs/workbench/07_explorer.ipynb #4ba89c9d
+@patch(as_prop=True)
+def sample(self: FrameExplorer) -> StereoSample:
+    """Return the images of the frame that is shown.
+
+    Raises
+    ------
+    InputError
+        If there is none, or its files cannot be used.
+    """
+    if self.source is None or not self.source.names:
+        raise InputError(self.view.message)
+    return self.source.sample(self.view.frame)
+
+
+@patch
+def analysis(self: FrameExplorer) -> FrameAnalysis:
+    """Run all stages on the frame that is shown, and return what each made of it."""
+    sample = self.sample
+    return analyse(sample, self.source.found_classes(), self.source.settings)
+
+
+@patch(as_prop=True)
+def fps(self: FrameExplorer) -> float | None:
+    """Return the frames per second of the video; None if they are not known."""
+    seconds = self.source and self.source.seconds(self.view.frame)
+    return 1 / seconds if seconds else None
+
+# %% ../../nbs/workbench/07_explorer.ipynb #b587fbd7
+def _on_black(rgba: np.ndarray) -> np.ndarray:
+    """Return a layer (H, W, 4) on black, (H, W, 3), uint8."""
     return (rgba[..., :3] * (rgba[..., 3:] / 255.0)).astype("uint8")
+
+
+@patch
+def picture(self: FrameExplorer, index: int | None = None) -> Image.Image:
+    """Return all layers of a frame as one picture."""
+    *_, frame = self.source.load(self.view.frame if index is None else index)
+    layers = frame_layers(frame, self.class_names, self.taxonomy)
+    return panel({LAYERS[name]: _on_black(draw().rgba) for name, draw in layers.items()}, columns=4, width=1000)
+
+
+@patch
+def _repr_mimebundle_(self: FrameExplorer, **options: Any) -> dict[str, Any] | tuple[dict[str, Any], dict[str, Any]]:
+    """Show the widget where there is a browser, else a picture, or the line that says why there is none."""
+    if has_front_end():
+        return self.view._repr_mimebundle_(**options)
+    if self.view.message:
+        return {"text/plain": self.view.message}
+    file = io.BytesIO()
+    self.picture().save(file, "JPEG", quality=88)
+    return {"image/jpeg": file.getvalue(), "text/plain": f"{len(self.source.names)} frames"}

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from typing import Any
@@ -15,6 +15,7 @@ import cv2
 import ipywidgets as widgets
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from ..core.errors import InputError
@@ -26,16 +27,17 @@ from ..labels.fixed import FIXED_FOLDER, Edit, FixedLabels
 from ..labels.store import PseudoLabelStore
 from .explorer import LatestFirst
 from .layers import Layer, Packet, class_layer, class_names, message, picture, sampled, step_for
-from .motion_lab import LAB_WIDTH
 from .segments import Segment, segment_at
 from .view.frame_view import FrameView
+from .widgets import LAB_WIDTH, fault_html
 
 # %% auto #0
-__all__ = ['FIXER_LAYERS', 'HELP', 'free_number', 'relabel', 'delete', 'merge', 'pieces', 'sides', 'split', 'selected_masks',
-           'apply_edit', 'replay', 'Draft', 'contour_layer', 'label_packet', 'segment_line', 'OpenFrame', 'LabelFixer']
+__all__ = ['relabel', 'delete', 'merge', 'pieces', 'sides', 'split', 'selected_masks', 'apply_edit', 'replay', 'Draft',
+           'OpenFrame', 'saved_draft', 'save_drafts', 'contour_layer', 'label_packet', 'selection_html', 'edits_html',
+           'LabelFixer']
 
 # %% ../../nbs/workbench/24_label_fixer.ipynb #5386e76d
-def free_number(label: PanopticLabel) -> int:
+def _free_number(label: PanopticLabel) -> int:
     """Return a number that no object of a label has."""
     return int(label.instance.max()) + 1 if label.instance.numel() else 1
 
@@ -49,15 +51,16 @@ def relabel(label: PanopticLabel, segment: Tensor, to_class: int, to_thing: bool
     segment : Tensor, (H, W), bool
     to_class : int
     to_thing : bool
-        Whether the class is one of things. A part of a class becomes an object of it, and an object stays one; of a
-        class of stuff it becomes a part.
+        Whether the class is a thing. Then a part of a class becomes an object, and an object keeps its number; of a
+        class of stuff the segment becomes a part.
 
     Returns
     -------
     PanopticLabel
     """
     numbered = (label.instance > 0) & segment
-    number = torch.where(numbered, label.instance, free_number(label)) if to_thing else torch.zeros_like(label.instance)
+    kept = torch.where(numbered, label.instance, _free_number(label))
+    number = kept if to_thing else torch.zeros_like(label.instance)
     return label.replace(
         semantic=label.semantic.masked_fill(segment, to_class),
         instance=torch.where(segment, number, label.instance),
@@ -65,7 +68,7 @@ def relabel(label: PanopticLabel, segment: Tensor, to_class: int, to_thing: bool
 
 # %% ../../nbs/workbench/24_label_fixer.ipynb #a2bfac99
 def delete(label: PanopticLabel, segment: Tensor) -> PanopticLabel:
-    """Take a segment (H, W), bool, out: its pixels belong to no class and no object."""
+    """Delete a segment (H, W), bool: its pixels get no class and no object."""
     return label.replace(
         semantic=label.semantic.masked_fill(segment, VOID), instance=label.instance.masked_fill(segment, 0)
     )
@@ -96,7 +99,7 @@ def merge(label: PanopticLabel, segments: Sequence[Tensor]) -> PanopticLabel:
 
 # %% ../../nbs/workbench/24_label_fixer.ipynb #826cb3c2
 def pieces(segment: Tensor) -> list[Tensor]:
-    """Return the parts of a mask (H, W) that do not hang together, not even diagonally, the largest first."""
+    """Return the 8-connected components of a mask (H, W), the largest first."""
     count, parts = cv2.connectedComponents(segment.cpu().numpy().astype(np.uint8), connectivity=8)
     masks = [torch.from_numpy(parts == k) for k in range(1, count)]
     return sorted(masks, key=lambda mask: -int(mask.sum()))
@@ -109,36 +112,34 @@ def sides(segment: Tensor, line: tuple[int, int, int, int]) -> list[Tensor]:
     beyond = (x1 - x0) * (rows[:, None] - y0) - (y1 - y0) * (columns - x0) > 0
     return sorted([segment & ~beyond, segment & beyond], key=lambda mask: -int(mask.sum()))
 
-
+# %% ../../nbs/workbench/24_label_fixer.ipynb #36d8e57d
 def split(label: PanopticLabel, segment: Tensor, line: tuple[int, int, int, int] | None = None) -> PanopticLabel:
-    """Part a segment.
-
-    The largest part keeps its number, or stays without one; every other becomes an object of the same class.
+    """Split a segment: the largest part keeps its number or its lack of one, each other becomes an object of the class.
 
     Parameters
     ----------
     label : PanopticLabel
     segment : Tensor, (H, W), bool
     line : tuple of int, optional
-        x0, y0, x1, y1: two points, in pixels, of the straight line to cut along; it has no ends. If None, the segment
-        is parted where it does not hang together.
+        x0, y0, x1, y1: two points, in pixels, of the infinite line to cut along; None splits the segment into its
+        connected components.
 
     Raises
     ------
     InputError
-        If that leaves it in one part.
+        If it stays in one part.
     """
     parts = pieces(segment) if line is None else sides(segment, line)
     if len(parts) < 2 or not parts[1].any():
         raise InputError("the segment is in one piece" if line is None else "the line does not cross the segment")
-    instance, free = label.instance.clone(), free_number(label)
+    instance, free = label.instance.clone(), _free_number(label)
     for number, part in enumerate(parts[1:], free):
         instance[part] = number
     return label.replace(instance=instance)
 
 # %% ../../nbs/workbench/24_label_fixer.ipynb #066ae4e4
 def selected_masks(label: PanopticLabel, points: Sequence[tuple[int, int]]) -> list[Tensor]:
-    """Return the masks (H, W) of the different segments at pixels (x, y), in order.
+    """Return the masks (H, W) of the segments at pixels (x, y), in order, each once.
 
     Raises
     ------
@@ -154,15 +155,9 @@ def selected_masks(label: PanopticLabel, points: Sequence[tuple[int, int]]) -> l
             masks.append(segment_at(label, x, y).mask)
     return masks
 
-
+# %% ../../nbs/workbench/24_label_fixer.ipynb #563f5479
 def apply_edit(label: PanopticLabel, edit: Edit) -> PanopticLabel:
-    """Return the label after an edit.
-
-    Raises
-    ------
-    InputError
-        If the edit is not possible on this label, or changes nothing.
-    """
+    """Return the label after an edit; raise `InputError` if the edit is not possible, or changes nothing."""
     masks, changed = selected_masks(label, edit.points), label
     if edit.kind == "merge":
         changed = merge(label, masks)
@@ -177,17 +172,17 @@ def apply_edit(label: PanopticLabel, edit: Edit) -> PanopticLabel:
         raise InputError(f"{edit.kind} changes nothing here")
     return changed
 
-# %% ../../nbs/workbench/24_label_fixer.ipynb #3bb3e319
+
 def replay(label: PanopticLabel, edits: Sequence[Edit]) -> PanopticLabel:
-    """Return the label after all edits, in order; raise InputError if one of them is not possible."""
+    """Return the label after all edits, in order; raise `InputError` if one of them is not possible."""
     for edit in edits:
         label = apply_edit(label, edit)
     return label
 
-# %% ../../nbs/workbench/24_label_fixer.ipynb #563f5479
+# %% ../../nbs/workbench/24_label_fixer.ipynb #31edde97
 @dataclass
 class Draft:
-    """The edits of a frame, and how they came about, to go back and forth.
+    """The edits of a frame, with undo and redo.
 
     Parameters
     ----------
@@ -205,7 +200,7 @@ class Draft:
 
     @property
     def edits(self) -> tuple[Edit, ...]:
-        """All edits as they stand."""
+        """The edits as they stand."""
         return self.steps[self.place]
 
     @property
@@ -214,30 +209,120 @@ class Draft:
         return self.edits != self.saved
 
     def push(self, edits: tuple[Edit, ...]) -> None:
-        """Go on with other edits; what was undone before is forgotten."""
+        """Add a step with these edits after the current one; steps that were undone are forgotten."""
         self.steps[self.place + 1 :] = [edits]
         self.place += 1
 
     def can_move(self, by: int) -> bool:
-        """Return whether one can go back (-1) or forth (1)."""
+        """Return whether there is a step to undo (-1) or to redo (1)."""
         return 0 <= self.place + by < len(self.steps)
 
     def move(self, by: int) -> None:
-        """Go back (-1) or forth (1).
-
-        Raises
-        ------
-        InputError
-            If there is nothing to undo, or to do again.
-        """
+        """Undo (-1) or redo (1) a step; raise `InputError` if there is none."""
         if not self.can_move(by):
-            raise InputError("nothing to undo" if by < 0 else "nothing to do again")
+            raise InputError("nothing to undo" if by < 0 else "nothing to redo")
         self.place += by
 
-# %% ../../nbs/workbench/24_label_fixer.ipynb #31edde97
-FIXER_LAYERS = {"left": "left image", "panoptic": "label", "contours": "contours"}
-"""Titles of the layers by name, from the bottom to the top."""
+# %% ../../nbs/workbench/24_label_fixer.ipynb #5a2f07de
+@dataclass
+class OpenFrame:
+    """The frame that is shown.
 
+    Parameters
+    ----------
+    index : int
+    name : str
+    image : Tensor, (3, H, W), uint8
+    automatic : PanopticLabel
+        As stored.
+    draft : Draft
+
+    Attributes
+    ----------
+    label : PanopticLabel
+        After the edits.
+    """
+
+    index: int
+    name: str
+    image: Tensor
+    automatic: PanopticLabel
+    draft: Draft
+    label: PanopticLabel = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.label = replay(self.automatic, self.draft.edits)
+
+    def edit(self, edit: Edit) -> None:
+        """Apply an edit; raise `InputError` if it is not possible."""
+        self.label = apply_edit(self.label, edit)
+        self.draft.push((*self.draft.edits, edit))
+
+    def move(self, by: int) -> None:
+        """Undo (-1) or redo (1) an edit; raise `InputError` if there is none."""
+        self.draft.move(by)
+        self.label = replay(self.automatic, self.draft.edits)
+
+    def restore(self) -> None:
+        """Return to the automatic label, as a step that can be undone."""
+        if not self.draft.edits:
+            raise InputError("this is the automatic label")
+        self.draft.push(())
+        self.label = self.automatic
+
+# %% ../../nbs/workbench/24_label_fixer.ipynb #c5063143
+def saved_draft(labels: FixedLabels, name: str, automatic: PanopticLabel) -> Draft:
+    """Return the draft of a frame as it was saved; an empty one if it was not.
+
+    Raises
+    ------
+    InputError
+        If a file of it cannot be used, or its edits do not lead from the automatic label to the fixed one.
+    """
+    if not labels.is_fixed(name):
+        return Draft()
+    fixed, edits = labels.read_fixed(name)
+    try:
+        same = torch.equal(replay(automatic, edits).stacked(), fixed.stacked())
+    except InputError:
+        same = False
+    if not same:
+        path = labels.folder / f"{name}.json"
+        raise InputError(f"{path}: these edits do not lead from the automatic label to the fixed one")
+    return Draft(edits)
+
+# %% ../../nbs/workbench/24_label_fixer.ipynb #490227bc
+def save_drafts(labels: FixedLabels, drafts: Mapping[str, Draft]) -> None:
+    """Write the fixed labels of all frames with unsaved edits.
+
+    Parameters
+    ----------
+    labels : FixedLabels
+    drafts : mapping
+        By name of the frame. A draft without edits removes the fixed label, so that the automatic one counts again.
+
+    Raises
+    ------
+    InputError
+        If some cannot be written; all others are.
+    """
+    faults = []
+    for name in sorted(name for name, draft in drafts.items() if draft.unsaved):
+        edits = drafts[name].edits
+        try:
+            if edits:
+                labels.write_fixed(name, replay(labels.store.read(name), edits), edits)
+            else:
+                labels.remove_fixed(name)
+            drafts[name].saved = edits
+        except InputError as error:
+            faults.append(str(error))
+    if faults:
+        raise InputError("; ".join(faults))
+
+# %% ../../nbs/workbench/24_label_fixer.ipynb #7a8aaecc
+_LAYERS = {"left": "left image", "panoptic": "label", "contours": "contours"}
+"""Titles of the layers by name, from the bottom to the top."""
 
 def contour_layer(label: PanopticLabel) -> Layer:
     """Return black lines, a pixel wide, where one segment of a label meets another."""
@@ -248,7 +333,7 @@ def contour_layer(label: PanopticLabel) -> Layer:
     rgba = np.dstack([np.zeros((*ids.shape, 3), np.uint8), 255 * edge.astype(np.uint8)])
     return Layer(rgba, {"kind": "classes", "entries": [["between segments", "#000000"]]})
 
-
+# %% ../../nbs/workbench/24_label_fixer.ipynb #333df332
 def label_packet(
     name: str, label: PanopticLabel, image: Tensor | None, names: list[str], max_width: int = 1024
 ) -> Packet:
@@ -276,40 +361,39 @@ def label_packet(
     arrays = {"semantic": small.semantic.numpy().astype(np.uint8), "instance": small.instance.numpy().astype(np.uint16)}
     return message(content, layers, arrays)
 
-
-def segment_line(segment: Segment, names: Sequence[str]) -> str:
-    """Return what is known of a segment in a line."""
+# %% ../../nbs/workbench/24_label_fixer.ipynb #b9513a60
+def _segment_line(segment: Segment, names: Sequence[str]) -> str:
+    """Return kind, class and area of a segment in a line."""
     area = int(segment.mask.sum())
     kind = f"object {segment.number}" if segment.number else "part of a class"
     named = "no class" if segment.class_id == VOID else names[segment.class_id]
     return f"{kind}, {named}, {area:,} px ({area / segment.mask.numel():.1%})"
 
-# %% ../../nbs/workbench/24_label_fixer.ipynb #333df332
-HELP = ("← → frame · click a segment, with Shift one more · Delete deletes · z undo, y redo · Esc none selected · "
-        "+ − 0 zoom · drag to move")  # fmt: skip
 
-@dataclass
-class OpenFrame:
-    """The frame that is shown.
+def selection_html(segments: Sequence[Segment], names: Sequence[str]) -> str:
+    """Return the selected segments, at most three of them, in a line of HTML."""
+    lines = [_segment_line(segment, names) for segment in segments]
+    if len(lines) < 2:
+        return escape(lines[0]) if lines else "no segment selected: click one"
+    more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
+    return f"{len(lines)} selected, the first leads a merge: {escape('; '.join(lines[:3]))}{more}"
 
-    Parameters
-    ----------
-    index : int
-    name : str
-    image : Tensor, (3, H, W), uint8
-    automatic, label : PanopticLabel
-        As stored, and after the edits.
-    draft : Draft
-    """
 
-    index: int
-    name: str
-    image: Tensor
-    automatic: PanopticLabel
-    label: PanopticLabel
-    draft: Draft
+def edits_html(opened: OpenFrame | None, unsaved: Sequence[str]) -> str:
+    """Return the state of the open frame, and the names of the others that are not saved, in a line of HTML."""
+    if opened is None:
+        return "no frame is open"
+    draft = opened.draft
+    count = f"{len(draft.edits)} edit{'' if len(draft.edits) == 1 else 's'}" if draft.edits else "automatic label"
+    state = "<b>not saved</b>" if draft.unsaved else f"saved in {FIXED_FOLDER}/" if draft.edits else ""
+    others = [escape(other) for other in unsaved if other != opened.name]
+    more = f"<b>not saved either</b>: {', '.join(others[:3])}{' …' if len(others) > 3 else ''}" if others else ""
+    return "; ".join(part for part in (count, state, more) if part)
 
-# %% ../../nbs/workbench/24_label_fixer.ipynb #e0595049
+# %% ../../nbs/workbench/24_label_fixer.ipynb #11215318
+_HELP = ("← → frame · click a segment, with Shift one more · Delete deletes · z undo, y redo · Esc none selected · "
+         "+ − 0 zoom · drag to move")  # fmt: skip
+
 class LabelFixer(widgets.VBox):
     """Step through stored pseudo-labels and correct them.
 
@@ -320,12 +404,13 @@ class LabelFixer(widgets.VBox):
     video : StereoDataset
         The frames that were labelled, for their images.
     max_width : int
-        Frames that are wider are shown sampled; edits are made at full size.
+        Wider frames are shown subsampled; edits are made at full size.
 
     Attributes
     ----------
     view : FrameView
         The picture. It shows the fault where the store or a frame cannot be used.
+    opened : OpenFrame or None
     selected : list of (int, int)
         A pixel (x, y) of each selected segment.
     """
@@ -335,9 +420,9 @@ class LabelFixer(widgets.VBox):
         self.places: list[tuple[int, str]] = []
         self.things: tuple[int, ...] = ()
         self.selected: list[tuple[int, int]] = []
+        self.opened: OpenFrame | None = None
         self._line: list[tuple[int, int]] = []
         self._drafts: dict[str, Draft] = {}
-        self._open: OpenFrame | None = None
         self._fault, self._lock, self._worker = "", threading.RLock(), LatestFirst(self._serve)
         text = ""
         try:
@@ -346,9 +431,9 @@ class LabelFixer(widgets.VBox):
             text = str(error)
         self.class_names = class_names(store.num_classes, self.things)
         self.view = FrameView(
-            names=[name for _, name in self.places], message=text, titles=FIXER_LAYERS, layer_keys=list(FIXER_LAYERS),
-            opacities={"A": {"left": 1, "panoptic": 0.5, "contours": 0.8}, "B": {}}, compact=True, help=HELP,
-            sent_keys=list(self._key_acts()), selected=[], lab="cups-label-fixer",
+            names=[name for _, name in self.places], message=text, titles=_LAYERS, layer_keys=list(_LAYERS),
+            opacities={"A": {"left": 1, "panoptic": 0.5, "contours": 0.8}, "B": {}}, compact=True, help=_HELP,
+            sent_keys=list(self._key_actions()), selected=[], lab="cups-label-fixer",
         )  # fmt: skip
         self.view.on_request(self._answer)
         super().__init__([*self._controls(), self.view], layout={"width": "100%", "max_width": LAB_WIDTH})
@@ -362,296 +447,284 @@ class LabelFixer(widgets.VBox):
 
     @property
     def label(self) -> PanopticLabel:
-        """The label that is shown; raises InputError if none is."""
+        """The label that is shown; raises `InputError` if none is."""
         return self._current().label
 
-    def show(self, index: int) -> None:
-        """Show a frame; raise InputError if its files cannot be used."""
-        self.view.frame = index
-        with self._lock:
-            self._turn_to(index)
+# %% ../../nbs/workbench/24_label_fixer.ipynb #8588e2da
+@patch
+def show(self: LabelFixer, index: int) -> None:
+    """Show a frame; raise `InputError` if its files cannot be used."""
+    self.view.frame = index
+    with self._lock:
+        self._open(index)
 
-    def click(self, x: int, y: int, add: bool = False) -> None:
-        """Select the segment at a pixel alone, or add it to the selection, or take it out of it."""
-        here = selected_masks(self.label, [(x, y)])[0]
-        others = [(px, py) for px, py in self.selected if not here[py, px]]
-        self._select((others if len(others) < len(self.selected) else [*others, (x, y)]) if add else [(x, y)])
 
-    def relabel(self, to_class: int) -> None:
-        """Give the selected segments a class."""
-        self._edit("relabel", to_class=to_class, to_thing=to_class in self.things)
-
-    def delete(self) -> None:
-        """Make the selected segments void."""
-        self._edit("delete")
+@patch
+def _open(self: LabelFixer, index: int) -> OpenFrame:
+    """Open a frame."""
+    if self.opened is None or self.opened.index != index:
         self._select([])
-
-    def merge(self) -> None:
-        """Join the selected segments; the first one's class and number stay."""
-        self._edit("merge")
-        self._select(self.selected[:1])
-
-    def split(self, line: tuple[int, int, int, int] | None = None) -> None:
-        """Part the selected segments along a line x0, y0, x1, y1, or where they do not hang together."""
-        self._edit("split", line=line)
-        self._select(self.selected)
-
-    def undo(self) -> None:
-        """Take back the last change of this frame."""
-        self._move(-1)
-
-    def redo(self) -> None:
-        """Do again what was taken back."""
-        self._move(1)
-
-    def restore(self) -> None:
-        """Go back to the automatic label; can be undone, but a saved fix that cannot be used is removed."""
-        if self._open is None and self._unusable():
-            self.labels.remove_fixed(self.view.names[self.view.frame])
-            self.view.edition += 1
-            self.show(self.view.frame)
-            return
-        opened = self._current()
-        if not opened.draft.edits:
-            raise InputError("this is the automatic label")
-        opened.draft.push(())
-        self._relabelled(opened.automatic)
-        self._select([])
-
-    def save(self) -> None:
-        """Write the fixed labels of all frames with unsaved edits; raise InputError for those that cannot be."""
-        faults = []
-        for name in self.unsaved:
-            draft = self._drafts[name]
-            try:
-                if draft.edits:
-                    label = replay(self.labels.store.read(name), draft.edits)
-                    self.labels.write_fixed(name, label, draft.edits)
-                else:
-                    self.labels.remove_fixed(name)
-                draft.saved = draft.edits
-            except InputError as error:
-                faults.append(str(error))
-        self._refresh()
-        if faults:
-            raise InputError("; ".join(faults))
-
-    # Frames and edits
-
-    def _current(self) -> OpenFrame:
-        """Return the frame that is shown."""
-        if self._open is None or self._open.index != self.view.frame:
-            raise InputError("no frame is open")
-        return self._open
-
-    def _turn_to(self, index: int) -> OpenFrame:
-        """Open a frame; what was selected in another one is not selected any more."""
-        if self._open is None or self._open.index != index:
-            self._select([])
-        self._open = None
-        try:
-            self._open = self._load(index)
-            return self._open
-        finally:
-            self._refresh()
-
-    def _load(self, index: int) -> OpenFrame:
-        """Read a frame, and do again what was edited in it."""
+    self.opened = None
+    try:
         place, name = self.places[index]
         automatic, image = self.labels.store.read(name), self.video.left(place)
         if image.shape[1:] != automatic.semantic.shape:
             sizes = " and ".join(f"{w} x {h}" for h, w in (automatic.semantic.shape, image.shape[1:]))
             raise InputError(f"{self.labels.root}: label and image of {name} differ in size ({sizes})")
         if name not in self._drafts:
-            self._drafts[name] = self._saved_draft(name, automatic)
-        draft = self._drafts[name]
-        return OpenFrame(index, name, image, automatic, replay(automatic, draft.edits), draft)
-
-    def _saved_draft(self, name: str, automatic: PanopticLabel) -> Draft:
-        """Return the draft that was saved; raise InputError if its edits do not lead to the fixed label."""
-        if not self.labels.is_fixed(name):
-            return Draft()
-        fixed, edits = self.labels.read_fixed(name)
-        try:
-            same = torch.equal(replay(automatic, edits).stacked(), fixed.stacked())
-        except InputError:
-            same = False
-        if not same:
-            path = self.labels.folder / f"{name}.json"
-            raise InputError(f"{path}: these edits do not lead from the automatic label to the fixed one")
-        return Draft(edits)
-
-    def _unusable(self) -> bool:
-        """Return whether the frame has a saved fix that could not be read."""
-        name = self.view.names[self.view.frame] if self.places else ""
-        return bool(name) and name not in self._drafts and self.labels.is_fixed(name)
-
-    def _edit(self, kind: str, **options: Any) -> None:
-        """Do something to the selected segments."""
-        opened = self._current()
-        if not self.selected:
-            raise InputError("select a segment first: click it")
-        edit = Edit(kind, tuple(self.selected), **options)
-        label = apply_edit(opened.label, edit)
-        opened.draft.push((*opened.draft.edits, edit))
-        self._relabelled(label)
-
-    def _move(self, by: int) -> None:
-        """Go back or forth in what was done."""
-        opened = self._current()
-        opened.draft.move(by)
-        self._relabelled(replay(opened.automatic, opened.draft.edits))
-        self._select([])
-
-    def _relabelled(self, label: PanopticLabel) -> None:
-        """Show another label of the same frame."""
-        opened = self._current()
-        opened.label = label
-        packet = label_packet(opened.name, label, None, self.class_names, self.max_width)
-        self.view.send_frame({"index": opened.index}, packet, first=False, done=True)
-
-    def _select(self, points: Sequence[tuple[int, int]]) -> None:
-        """Select the segments at pixels (x, y)."""
-        self.selected, self._line = list(points), []
-        self.view.selected, self.view.marks = [list(point) for point in points], []
+            self._drafts[name] = saved_draft(self.labels, name, automatic)
+        self.opened = OpenFrame(index, name, image, automatic, self._drafts[name])
+        return self.opened
+    finally:
         self._refresh()
 
-    # The browser
 
-    def _answer(self, request: dict[str, Any]) -> None:
-        """Take a message of the browser; called by the kernel, which must not wait long."""
-        if request["kind"] == "frame":
-            self.view.send_note(request, "ack")
-            self._worker.ask(request)
-        elif request["kind"] == "select" and self._open and self._open.index == request["index"]:
-            self._do(lambda: self._clicked(request["x"], request["y"], request["add"]))
-        elif request["kind"] == "key":
-            self._do(self._key_acts()[request["key"]])
+@patch
+def _current(self: LabelFixer) -> OpenFrame:
+    """Return the frame that is shown; raise `InputError` if it is not open yet."""
+    if self.opened is None or self.opened.index != self.view.frame:
+        raise InputError("no frame is open")
+    return self.opened
 
-    def _serve(self, request: dict[str, Any]) -> None:
-        """Read a frame and send it."""
-        with self._lock:
-            try:
-                self._fault = ""
-                opened = self._turn_to(request["index"])
-                packet = label_packet(opened.name, opened.label, opened.image, self.class_names, self.max_width)
-                self.view.send_frame(request, packet, first=True, done=True)
-            except InputError as error:
-                self.view.send_note(request, "error", str(error))
-            except Exception as error:  # the widget must go on with the next frame, whatever is wrong with this one
-                self.view.send_note(request, "error", f"{type(error).__name__}: {error}")
+# %% ../../nbs/workbench/24_label_fixer.ipynb #adb90739
+@patch
+def click(self: LabelFixer, x: int, y: int, add: bool = False) -> None:
+    """Select the segment at a pixel alone, or with `add`, add it to the selection or remove it."""
+    here = selected_masks(self.label, [(x, y)])[0]
+    others = [(px, py) for px, py in self.selected if not here[py, px]]
+    self._select((others if len(others) < len(self.selected) else [*others, (x, y)]) if add else [(x, y)])
 
-    def _key_acts(self) -> dict[str, Callable[[], None]]:
-        """Return what keys do."""
-        return {"z": self.undo, "y": self.redo, "Delete": self.delete, "Escape": self._nothing}
 
-    def _nothing(self) -> None:
-        """Select nothing, and cut no line."""
+@patch
+def _select(self: LabelFixer, points: Sequence[tuple[int, int]]) -> None:
+    """Select the segments at pixels (x, y)."""
+    self.selected, self._line = list(points), []
+    self.view.selected, self.view.marks = [list(point) for point in points], []
+    self._refresh()
+
+# %% ../../nbs/workbench/24_label_fixer.ipynb #e7e8c815
+@patch
+def _edit(self: LabelFixer, kind: str, **options: Any) -> None:
+    """Edit the selected segments."""
+    opened = self._current()
+    if not self.selected:
+        raise InputError("select a segment first: click it")
+    opened.edit(Edit(kind, tuple(self.selected), **options))
+    self._send_label()
+
+
+@patch
+def _send_label(self: LabelFixer) -> None:
+    """Show the label that the open frame has now."""
+    opened = self._current()
+    packet = label_packet(opened.name, opened.label, None, self.class_names, self.max_width)
+    self.view.send_frame({"index": opened.index}, packet, first=False, done=True)
+
+
+@patch
+def relabel(self: LabelFixer, to_class: int) -> None:
+    """Give the selected segments a class."""
+    self._edit("relabel", to_class=to_class, to_thing=to_class in self.things)
+
+# %% ../../nbs/workbench/24_label_fixer.ipynb #2804bcaf
+@patch
+def delete(self: LabelFixer) -> None:
+    """Make the selected segments void."""
+    self._edit("delete")
+    self._select([])
+
+
+@patch
+def merge(self: LabelFixer) -> None:
+    """Merge the selected segments; class and number of the first one stay."""
+    self._edit("merge")
+    self._select(self.selected[:1])
+
+
+@patch
+def split(self: LabelFixer, line: tuple[int, int, int, int] | None = None) -> None:
+    """Split the selected segments along a line x0, y0, x1, y1, or into their connected components."""
+    self._edit("split", line=line)
+    self._select(self.selected)
+
+# %% ../../nbs/workbench/24_label_fixer.ipynb #62a064c3
+@patch
+def undo(self: LabelFixer, by: int = -1) -> None:
+    """Undo the last edit of this frame."""
+    self._current().move(by)
+    self._send_label()
+    self._select([])
+
+
+@patch
+def redo(self: LabelFixer) -> None:
+    """Redo what was undone."""
+    self.undo(1)
+
+# %% ../../nbs/workbench/24_label_fixer.ipynb #6e41df10
+@patch
+def restore(self: LabelFixer) -> None:
+    """Return to the automatic label; this can be undone, unless it removed a saved fix that cannot be used."""
+    if self.opened is None and self._unusable():
+        self.labels.remove_fixed(self.view.names[self.view.frame])
+        self.view.edition += 1
+        self.show(self.view.frame)
+        return
+    self._current().restore()
+    self._send_label()
+    self._select([])
+
+
+@patch
+def _unusable(self: LabelFixer) -> bool:
+    """Return whether the frame has a saved fix that could not be read."""
+    name = self.view.names[self.view.frame] if self.places else ""
+    return bool(name) and name not in self._drafts and self.labels.is_fixed(name)
+
+
+@patch
+def save(self: LabelFixer) -> None:
+    """Write the fixed labels of all frames with unsaved edits; raise `InputError` if some cannot be written."""
+    try:
+        save_drafts(self.labels, self._drafts)
+    finally:
+        self._refresh()
+
+# %% ../../nbs/workbench/24_label_fixer.ipynb #183deea1
+@patch
+def _answer(self: LabelFixer, request: dict[str, Any]) -> None:
+    """Handle a message of the browser; called by the kernel, which must not wait long."""
+    if request["kind"] == "frame":
+        self.view.send_note(request, "ack")
+        self._worker.ask(request)
+    elif request["kind"] == "select" and self.opened and self.opened.index == request["index"]:
+        self._do(lambda: self._clicked(request["x"], request["y"], request["add"]))
+    elif request["kind"] == "key":
+        self._do(self._key_actions()[request["key"]])
+
+
+@patch
+def _serve(self: LabelFixer, request: dict[str, Any]) -> None:
+    """Read a frame and send it."""
+    with self._lock:
+        try:
+            self._fault = ""
+            opened = self._open(request["index"])
+            packet = label_packet(opened.name, opened.label, opened.image, self.class_names, self.max_width)
+            self.view.send_frame(request, packet, first=True, done=True)
+        except InputError as error:
+            self.view.send_note(request, "error", str(error))
+        except Exception as error:  # the widget must go on with the next frame, whatever is wrong with this one
+            self.view.send_note(request, "error", f"{type(error).__name__}: {error}")
+
+
+@patch
+def _do(self: LabelFixer, act: Callable[[], None]) -> None:
+    """Call a function and show its result, or its fault."""
+    with self._lock:
+        try:
+            self._fault = ""
+            act()
+        except InputError as error:
+            self._fault = str(error)
+        self._refresh()
+
+# %% ../../nbs/workbench/24_label_fixer.ipynb #e00db124
+@patch
+def _key_actions(self: LabelFixer) -> dict[str, Callable[[], None]]:
+    """Return the functions of the keys."""
+    return {"z": self.undo, "y": self.redo, "Delete": self.delete, "Escape": self._select_none}
+
+
+@patch
+def _select_none(self: LabelFixer) -> None:
+    """Select nothing, and leave the mode in which clicks are points of a line."""
+    self.cutting.value = False
+    self._select([])
+
+
+@patch
+def _clicked(self: LabelFixer, x: int, y: int, add: bool) -> None:
+    """Take a click as a selection, or as a point of the line to split along."""
+    if not self.cutting.value:
+        self.click(x, y, add or self.adding.value)
+        return
+    if (x, y) not in self._line:
+        self._line.append((x, y))
+    self.view.marks = [list(point) for point in self._line]
+    if len(self._line) == 2:
+        (x0, y0), (x1, y1) = self._line
         self.cutting.value = False
-        self._select([])
+        self.split((x0, y0, x1, y1))
 
-    def _clicked(self, x: int, y: int, add: bool) -> None:
-        """Take a click as a point of the line, or as a selection."""
-        if not self.cutting.value:
-            self.click(x, y, add or self.adding.value)
-            return
-        if (x, y) not in self._line:
-            self._line.append((x, y))
-        self.view.marks = [list(point) for point in self._line]
-        if len(self._line) == 2:
-            (x0, y0), (x1, y1) = self._line
-            self.cutting.value = False
-            self.split((x0, y0, x1, y1))
+# %% ../../nbs/workbench/24_label_fixer.ipynb #5120495b
+@patch
+def _controls(self: LabelFixer) -> list[widgets.Widget]:
+    """Make all controls, and return their rows."""
+    kinds = ["thing" if k in self.things else "stuff" for k in range(self.labels.num_classes)]
+    self.to_class = widgets.Dropdown(
+        options=[(f"class {k} ({kind})", k) for k, kind in enumerate(kinds)], description="New class:",
+        layout={"width": "230px"}, style={"description_width": "initial"},
+    )  # fmt: skip
+    self.buttons = {
+        "relabel": self._button("Relabel", "tag", lambda: self.relabel(self.to_class.value)),
+        "delete": self._button("Delete", "trash", self.delete),
+        "merge": self._button("Merge", "object-group", self.merge),
+        "split": self._button("Split into pieces", "puzzle-piece", self.split),
+        "undo": self._button("Undo", "undo", self.undo),
+        "redo": self._button("Redo", "repeat", self.redo),
+        "save": self._button("Save", "save", self.save),
+        "restore": self._button("Back to the automatic label", "history", self.restore),
+    }
+    fit = {"width": "auto"}
+    self.cutting = widgets.ToggleButton(description="Cut along a line", icon="cut", layout=fit)
+    self.adding = widgets.ToggleButton(description="Select several", icon="plus", layout=fit)
+    self.cutting.observe(lambda _: self._do(self._forget_line), "value")
+    self.status = widgets.HTML(layout={"flex": "1 1 0", "min_width": "0"})
+    self.about = widgets.HTML(layout={"min_height": "28px"})
+    buttons = list(self.buttons.values())
+    return [
+        widgets.HBox([self.adding, self.to_class, *buttons[:4], self.cutting]),
+        widgets.HBox([*buttons[4:], self.status]),
+        self.about,
+    ]
 
-    def _do(self, act: Callable[[], None]) -> None:
-        """Do something and show what came of it."""
-        with self._lock:
-            try:
-                self._fault = ""
-                act()
-            except InputError as error:
-                self._fault = str(error)
-            self._refresh()
 
-    # Controls
+@patch
+def _button(self: LabelFixer, text: str, icon: str, act: Callable[[], None]) -> widgets.Button:
+    """Return a button that calls a function."""
+    button = widgets.Button(description=text, icon=icon, tooltip=text, layout={"width": "auto"})
+    button.on_click(lambda _: self._do(act))
+    return button
 
-    def _controls(self) -> list[widgets.Widget]:
-        """Make all controls, and return their rows."""
-        kinds = ["thing" if k in self.things else "stuff" for k in range(self.labels.num_classes)]
-        self.to_class = widgets.Dropdown(
-            options=[(f"class {k} ({kind})", k) for k, kind in enumerate(kinds)], description="New class:",
-            layout={"width": "230px"}, style={"description_width": "initial"},
-        )  # fmt: skip
-        self.buttons = {
-            "relabel": self._button("Relabel", "tag", lambda: self.relabel(self.to_class.value)),
-            "delete": self._button("Delete", "trash", self.delete),
-            "merge": self._button("Merge", "object-group", self.merge),
-            "split": self._button("Split into pieces", "puzzle-piece", self.split),
-            "undo": self._button("Undo", "undo", self.undo),
-            "redo": self._button("Redo", "repeat", self.redo),
-            "save": self._button("Save", "save", self.save),
-            "restore": self._button("Back to the automatic label", "history", self.restore),
-        }
-        fit = {"width": "auto"}
-        self.cutting = widgets.ToggleButton(description="Cut along a line", icon="cut", layout=fit)
-        self.adding = widgets.ToggleButton(description="Select several", icon="plus", layout=fit)
-        self.cutting.observe(lambda _: self._do(self._cut_or_not), "value")
-        self.status = widgets.HTML(layout={"flex": "1 1 0", "min_width": "0"})
-        self.about = widgets.HTML(layout={"min_height": "28px"})
-        buttons = list(self.buttons.values())
-        return [
-            widgets.HBox([self.adding, self.to_class, *buttons[:4], self.cutting]),
-            widgets.HBox([*buttons[4:], self.status]),
-            self.about,
-        ]
 
-    def _button(self, text: str, icon: str, act: Callable[[], None]) -> widgets.Button:
-        """Return a button that does something."""
-        button = widgets.Button(description=text, icon=icon, tooltip=text, layout={"width": "auto"})
-        button.on_click(lambda _: self._do(act))
-        return button
+@patch
+def _forget_line(self: LabelFixer) -> None:
+    """Forget the points of the line."""
+    self._line, self.view.marks = [], []
 
-    def _cut_or_not(self) -> None:
-        """Begin a line, or forget it."""
-        self._line, self.view.marks = [], []
-
-    def _refresh(self) -> None:
-        """Bring texts and buttons up to date."""
-        opened, unsaved = self._open, self.unsaved
-        count, draft = len(self.selected), opened.draft if opened else None
-        usable = {
-            "relabel": count > 0, "delete": count > 0, "merge": count > 1, "split": count > 0,
-            "undo": draft and draft.can_move(-1), "redo": draft and draft.can_move(1), "save": unsaved,
-            "restore": draft.edits if draft else self._unusable(),
-        }  # fmt: skip
-        for name, button in self.buttons.items():
-            button.disabled = not usable[name]
-        self.cutting.disabled = not count
-        frames = f"{len(unsaved)} frame{'s' if len(unsaved) > 1 else ''}"
-        self.buttons["save"].description = f"Save {frames}" if unsaved else "Save"
-        self.buttons["save"].button_style = "warning" if unsaved else ""
-        self.status.value = f"&nbsp;{self._sentence()}"
-        self.about.value = f"<b>{escape(self._fault)}</b>" if self._fault else self._selection()
-
-    def _sentence(self) -> str:
-        """Return what was done to this frame, and what is not saved."""
-        if self._open is None:
-            return "no frame is open"
-        name, draft = self._open.name, self._open.draft
-        count = f"{len(draft.edits)} edit{'' if len(draft.edits) == 1 else 's'}" if draft.edits else "automatic label"
-        state = "<b>not saved</b>" if draft.unsaved else f"saved in {FIXED_FOLDER}/" if draft.edits else ""
-        others = [escape(other) for other in self.unsaved if other != name]
-        more = f"<b>not saved either</b>: {', '.join(others[:3])}{' …' if len(others) > 3 else ''}" if others else ""
-        return "; ".join(part for part in (count, state, more) if part)
-
-    def _selection(self) -> str:
-        """Return what is selected, and what comes next."""
-        if self.cutting.value:
-            return f"click point {len(self._line) + 1} of 2 of the line"
-        if self._open is None or not self.selected:
-            return "no segment selected: click one" if self._open else ""
-        lines = [segment_line(segment_at(self._open.label, x, y), self.class_names) for x, y in self.selected]
-        if len(lines) == 1:
-            return escape(lines[0])
-        more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
-        return f"{len(lines)} selected, the first leads a merge: {escape('; '.join(lines[:3]))}{more}"
+# %% ../../nbs/workbench/24_label_fixer.ipynb #331cfabb
+@patch
+def _refresh(self: LabelFixer) -> None:
+    """Bring texts and buttons up to date."""
+    opened, unsaved = self.opened, self.unsaved
+    count, draft = len(self.selected), opened.draft if opened else None
+    usable = {
+        "relabel": count > 0, "delete": count > 0, "merge": count > 1, "split": count > 0,
+        "undo": draft and draft.can_move(-1), "redo": draft and draft.can_move(1), "save": unsaved,
+        "restore": draft.edits if draft else self._unusable(),
+    }  # fmt: skip
+    for name, button in self.buttons.items():
+        button.disabled = not usable[name]
+    self.cutting.disabled = not count
+    frames = f"{len(unsaved)} frame{'s' if len(unsaved) > 1 else ''}"
+    self.buttons["save"].description = f"Save {frames}" if unsaved else "Save"
+    self.buttons["save"].button_style = "warning" if unsaved else ""
+    self.status.value = f"&nbsp;{edits_html(opened, unsaved)}"
+    if self._fault:
+        self.about.value = fault_html(self._fault)
+    elif self.cutting.value:
+        self.about.value = f"click point {len(self._line) + 1} of 2 of the line"
+    else:
+        segments = [segment_at(opened.label, x, y) for x, y in self.selected] if opened else []
+        self.about.value = selection_html(segments, self.class_names) if opened else ""

@@ -22,11 +22,12 @@ from ..core.pictures import distinct_colours, image_rgb, outlines
 from ..core.records import VOID, PanopticLabel, Record
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
 from .sources import Frame
+from .widgets import png_bytes
 
 # %% auto #0
-__all__ = ['BLUE', 'ORANGE', 'LAYERS', 'KEYS', 'sampled', 'step_for', 'Layer', 'hex_colour', 'colour_scale', 'picture',
-           'scalar_layer', 'flow_layer', 'choice_layer', 'instance_layer', 'class_layer', 'majority_truth', 'agreement',
-           'class_names', 'frame_layers', 'encoded', 'pixel_arrays', 'Packet', 'pack', 'message']
+__all__ = ['BLUE', 'ORANGE', 'LAYERS', 'KEYS', 'sampled', 'step_for', 'Layer', 'picture', 'scalar_layer', 'flow_layer',
+           'choice_layer', 'instance_layer', 'class_layer', 'agreement', 'class_names', 'frame_layers', 'Packet',
+           'message', 'pixel_arrays', 'pack']
 
 # %% ../../nbs/workbench/05_layers.ipynb #ea51489a
 def sampled(record: Record, step: int) -> Record:
@@ -45,7 +46,7 @@ def step_for(width: int, max_width: int) -> int:
     """Return the step between the columns that are kept of a frame."""
     return max(1, -(-width // max_width))
 
-# %% ../../nbs/workbench/05_layers.ipynb #0dafc445
+# %% ../../nbs/workbench/05_layers.ipynb #56e83986
 BLUE, ORANGE = (0, 114, 178), (230, 159, 0)
 """Of Okabe and Ito, Color Universal Design, 2008."""
 
@@ -57,7 +58,7 @@ class Layer:
     ----------
     rgba : ndarray, (H, W, 4), uint8
     legend : dict
-        What the colours mean: `kind` is `image`, `bar` (with `colours`, `low`, `high`, `unit`), `wheel` (with
+        Meaning of the colours: `kind` is `image`, `bar` (with `colours`, `low`, `high`, `unit`), `wheel` (with
         `colours`, `high`, `unit`) or `classes` (with `entries` of name and colour).
     """
 
@@ -65,51 +66,57 @@ class Layer:
     legend: dict[str, Any]
 
 
-def hex_colour(colour: np.ndarray | tuple[int, ...]) -> str:
+def _hex_colour(colour: np.ndarray | tuple[int, ...]) -> str:
     """Return `#rrggbb`."""
     return "#" + "".join(f"{int(part):02x}" for part in colour[:3])
 
-# %% ../../nbs/workbench/05_layers.ipynb #1363fae3
-def colour_scale(cmap: str, count: int = 24) -> list[str]:
-    """Return evenly spaced colours of a colour map."""
-    return [hex_colour(255 * np.array(c)) for c in matplotlib.colormaps[cmap](np.linspace(0, 1, count))]
 
+def _colour_scale(cmap: str, count: int = 24) -> list[str]:
+    """Return evenly spaced colours of a colour map; the browser interpolates between them."""
+    return [_hex_colour(255 * np.array(c)) for c in matplotlib.colormaps[cmap](np.linspace(0, 1, count))]
 
+# %% ../../nbs/workbench/05_layers.ipynb #d7cf0404
 def picture(image: Tensor) -> Layer:
     """Return an image (3, H, W), uint8, as a layer."""
     rgb = image_rgb(image)
     return Layer(np.dstack([rgb, np.full(rgb.shape[:2], 255, np.uint8)]), {"kind": "image"})
 
-# %% ../../nbs/workbench/05_layers.ipynb #499e15d1
-def scalar_layer(values: Tensor, unit: str, cmap: str = "viridis", most: float = np.inf) -> Layer:
-    """Return a map (H, W) >= 0 in false colours up to its 99th percentile, or `most`; not finite is transparent."""
+# %% ../../nbs/workbench/05_layers.ipynb #2b6f631c
+_MIN_SCALE = 1e-3  # end of the scale where all values are 0
+
+
+def scalar_layer(values: Tensor, unit: str, cmap: str = "viridis", maximum: float = np.inf) -> Layer:
+    """Return a map (H, W) >= 0 in false colours up to the 99th percentile, at most `maximum`; NaN is transparent."""
     array = values.float().cpu().numpy()
     finite = np.isfinite(array)
     seen = array[finite] if finite.any() else np.zeros(1, np.float32)
-    high = min(max(float(np.percentile(seen, 99)), 1e-3), most)
+    high = min(max(float(np.percentile(seen, 99)), _MIN_SCALE), maximum)
     scaled = np.clip(np.where(finite, array, 0) / high, 0, 1)
     rgba = (255 * matplotlib.colormaps[cmap](scaled)).astype(np.uint8)
     rgba[..., 3] = 255 * finite
-    return Layer(rgba, {"kind": "bar", "colours": colour_scale(cmap), "low": 0, "high": high, "unit": unit})
+    return Layer(rgba, {"kind": "bar", "colours": _colour_scale(cmap), "low": 0, "high": high, "unit": unit})
+
+# %% ../../nbs/workbench/05_layers.ipynb #91d986c7
+_GREY = 200  # also in `legendElement` of `controls.js`
 
 
 def flow_layer(flow: Tensor) -> Layer:
     """Return a flow (2, H, W) in pixels: the colour is its direction, grey where it is short."""
     u, v = flow.float().cpu().numpy()
     length = np.hypot(u, v)
-    high = max(float(np.percentile(length, 99)), 1e-3)
+    high = max(float(np.percentile(length, 99)), _MIN_SCALE)
     turn = (np.arctan2(v, u) / (2 * np.pi)) % 1
     colour = 255 * matplotlib.colormaps["twilight_shifted"](turn)[..., :3]
     strength = np.clip(length / high, 0, 1)[..., None]
-    rgb = (200 + strength * (colour - 200)).astype(np.uint8)
+    rgb = (_GREY + strength * (colour - _GREY)).astype(np.uint8)
     rgba = np.dstack([rgb, np.full(u.shape, 255, np.uint8)])
-    return Layer(rgba, {"kind": "wheel", "colours": colour_scale("twilight_shifted", 16), "high": high, "unit": "px"})
+    return Layer(rgba, {"kind": "wheel", "colours": _colour_scale("twilight_shifted", 16), "high": high, "unit": "px"})
 
-# %% ../../nbs/workbench/05_layers.ipynb #1cf13872
+# %% ../../nbs/workbench/05_layers.ipynb #b2c4d5ca
 def choice_layer(mask: Tensor, yes: str, no: str) -> Layer:
     """Return a mask (H, W): blue where it holds, orange elsewhere."""
     table = np.array([(*ORANGE, 255), (*BLUE, 255)], np.uint8)
-    entries = [[yes, hex_colour(BLUE)], [no, hex_colour(ORANGE)]]
+    entries = [[yes, _hex_colour(BLUE)], [no, _hex_colour(ORANGE)]]
     return Layer(table[mask.cpu().numpy().astype(int)], {"kind": "classes", "entries": entries})
 
 
@@ -119,10 +126,10 @@ def instance_layer(instance: Tensor) -> Layer:
     colours = distinct_colours(ids.max(initial=0) + 1)
     rgba = np.dstack([colours[ids], 255 * (ids > 0).astype(np.uint8)])
     rgba[outlines(ids)] = 255
-    entries = [[f"object {n}", hex_colour(colours[n])] for n in np.unique(ids[ids > 0]).tolist()]
+    entries = [[f"object {n}", _hex_colour(colours[n])] for n in np.unique(ids[ids > 0]).tolist()]
     return Layer(rgba, {"kind": "classes", "entries": entries})
 
-# %% ../../nbs/workbench/05_layers.ipynb #a71c7c44
+
 def class_layer(semantic: Tensor, instance: Tensor | None, names: list[str], colours: np.ndarray) -> Layer:
     """Return classes (H, W) in `colours` (K, 3), objects outlined in white; void is transparent."""
     ids = semantic.cpu().numpy().astype(int)
@@ -132,10 +139,10 @@ def class_layer(semantic: Tensor, instance: Tensor | None, names: list[str], col
     if instance is not None:
         rgba[outlines(instance.cpu().numpy())] = 255
     present = [k for k in np.unique(ids).tolist() if k < len(names)]
-    return Layer(rgba, {"kind": "classes", "entries": [[names[k], hex_colour(colours[k])] for k in present]})
+    return Layer(rgba, {"kind": "classes", "entries": [[names[k], _hex_colour(colours[k])] for k in present]})
 
-# %% ../../nbs/workbench/05_layers.ipynb #2bbc89f4
-def majority_truth(semantic: Tensor, truth: Tensor) -> Tensor:
+# %% ../../nbs/workbench/05_layers.ipynb #ea8d9140
+def _majority_truth(semantic: Tensor, truth: Tensor) -> Tensor:
     """Return the class of `truth` (H, W) that each class number meets most, (256,); VOID where it meets none."""
     both = (semantic != VOID) & (truth != VOID)
     pairs = semantic[both].long() * (VOID + 1) + truth[both].long()
@@ -145,7 +152,7 @@ def majority_truth(semantic: Tensor, truth: Tensor) -> Tensor:
 
 def agreement(label: PanopticLabel, truth: PanopticLabel) -> Tensor:
     """Return the pixels (H, W), bool, whose class is that of the truth, classes named by majority; void agrees."""
-    named = majority_truth(label.semantic, truth.semantic)[label.semantic.long()]
+    named = _majority_truth(label.semantic, truth.semantic)[label.semantic.long()]
     return (named == truth.semantic) | (truth.semantic == VOID)
 
 # %% ../../nbs/workbench/05_layers.ipynb #55c782fc
@@ -158,7 +165,7 @@ LAYERS = {
     "flow": "optical flow",
     "visibility": "visibility",
     "trust": "trust",
-    "residual": "motion left over",
+    "residual": "residual motion",
     "scores": "classes before CRF",
     "semantic": "classes",
     "panoptic": "pseudo-label",
@@ -176,18 +183,21 @@ def class_names(num_classes: int, things: tuple[int, ...] = ()) -> list[str]:
     return [f"class {k} (thing)" if k in things else f"class {k}" for k in range(num_classes)]
 
 # %% ../../nbs/workbench/05_layers.ipynb #5b461ffb
+_FAR_M = 80.0  # end of the scale of depths, in metres: beyond, a stereo camera on a car measures little
+
+
 def frame_layers(
     frame: Frame, names: list[str], taxonomy: Taxonomy = CITYSCAPES_19
 ) -> dict[str, Callable[[], Layer]]:
-    """Return what draws each layer that the frame has, by name.
+    """Return a function that draws it for each layer that the frame has, by name.
 
     Parameters
     ----------
     frame : Frame
     names : list of str
-        Of the pseudo-classes.
+        Names of the pseudo-classes.
     taxonomy : Taxonomy
-        Of the ground truth.
+        Classes of the ground truth.
     """
     colours = distinct_colours(len(names) + 1)[1:]
     layers = {
@@ -200,7 +210,7 @@ def frame_layers(
         depth = depth_from_disparity(frame.disparity.float(), frame.calibration)
         layers |= {
             "disparity": lambda: scalar_layer(disparity, "px"),
-            "depth": lambda: scalar_layer(torch.where(depth > 0, depth, torch.nan), "m", "cividis_r", 80.0),
+            "depth": lambda: scalar_layer(torch.where(depth > 0, depth, torch.nan), "m", "cividis_r", _FAR_M),
             "flow": lambda: flow_layer(frame.flow),
             "visibility": lambda: choice_layer(frame.visible, "seen by all", "hidden in one"),
             "trust": lambda: choice_layer(frame.trusted, "trusted", "not trusted"),
@@ -221,18 +231,42 @@ def frame_layers(
     return {name: layers[name] for name in LAYERS if name in layers}
 
 # %% ../../nbs/workbench/05_layers.ipynb #498fbbbb
-def encoded(layer: Layer) -> tuple[str, bytes]:
+_JPEG_QUALITY = 92  # no artefacts that could be taken for structure
+
+
+def _encoded(layer: Layer) -> tuple[str, bytes]:
     """Return the type and the bytes of a layer's file."""
+    if layer.legend["kind"] != "image":
+        return "image/png", png_bytes(layer.rgba)
     file = io.BytesIO()
-    if layer.legend["kind"] == "image":
-        Image.fromarray(layer.rgba[..., :3]).save(file, "JPEG", quality=92)
-        return "image/jpeg", file.getvalue()
-    Image.fromarray(layer.rgba).save(file, "PNG", compress_level=3)
-    return "image/png", file.getvalue()
+    Image.fromarray(layer.rgba[..., :3]).save(file, "JPEG", quality=_JPEG_QUALITY)
+    return "image/jpeg", file.getvalue()
 
 
+@dataclass(frozen=True)
+class Packet:
+    """A frame as a message: `content` is JSON and describes each of the `buffers`."""
+
+    content: dict[str, Any]
+    buffers: list[bytes]
+
+
+def message(content: dict[str, Any], layers: dict[str, Layer], arrays: dict[str, np.ndarray]) -> Packet:
+    """Return layers and numbers by name as a message, with further `content`."""
+    legend_of, parts, buffers = {}, [], []
+    for name, layer in layers.items():
+        kind, data = _encoded(layer)
+        legend_of[name] = layer.legend
+        parts.append({"name": name, "type": kind})
+        buffers.append(data)
+    for name, array in arrays.items():
+        parts.append({"name": name, "dtype": array.dtype.name, "shape": array.shape})
+        buffers.append(zlib.compress(array.tobytes(), 1))
+    return Packet({**content, "parts": parts, "legends": legend_of}, buffers)
+
+# %% ../../nbs/workbench/05_layers.ipynb #90f64581
 def pixel_arrays(frame: Frame) -> dict[str, np.ndarray]:
-    """Return what is known of every pixel in few bytes.
+    """Return the numbers of every pixel in few bytes.
 
     Returns
     -------
@@ -256,15 +290,7 @@ def pixel_arrays(frame: Frame) -> dict[str, np.ndarray]:
              "truth_semantic": np.uint8}  # fmt: skip
     return {n: np.ascontiguousarray(t.cpu().numpy().astype(types.get(n, np.uint16))) for n, t in arrays.items()}
 
-# %% ../../nbs/workbench/05_layers.ipynb #d5abe6ef
-@dataclass(frozen=True)
-class Packet:
-    """A frame as a message: `content` is JSON, and tells what each of the `buffers` holds."""
-
-    content: dict[str, Any]
-    buffers: list[bytes]
-
-
+# %% ../../nbs/workbench/05_layers.ipynb #07fc3487
 def pack(frame: Frame, names: list[str], taxonomy: Taxonomy = CITYSCAPES_19, max_width: int = 1024) -> Packet:
     """Return all layers and numbers of a frame as a message.
 
@@ -272,11 +298,11 @@ def pack(frame: Frame, names: list[str], taxonomy: Taxonomy = CITYSCAPES_19, max
     ----------
     frame : Frame
     names : list of str
-        Of the pseudo-classes.
+        Names of the pseudo-classes.
     taxonomy : Taxonomy
-        Of the ground truth.
+        Classes of the ground truth.
     max_width : int
-        Frames that are wider are sampled.
+        Wider frames are subsampled.
     """
     step = step_for(frame.size[1], max_width)
     small = sampled(frame, step)
@@ -285,17 +311,3 @@ def pack(frame: Frame, names: list[str], taxonomy: Taxonomy = CITYSCAPES_19, max
                "truth_classes": list(taxonomy.names)}  # fmt: skip
     layers = {name: draw() for name, draw in frame_layers(small, names, taxonomy).items()}
     return message(content, layers, pixel_arrays(small))
-
-# %% ../../nbs/workbench/05_layers.ipynb #90f64581
-def message(content: dict[str, Any], layers: dict[str, Layer], arrays: dict[str, np.ndarray]) -> Packet:
-    """Return layers and numbers by name as a message that says `content` too."""
-    legend_of, parts, buffers = {}, [], []
-    for name, layer in layers.items():
-        kind, data = encoded(layer)
-        legend_of[name] = layer.legend
-        parts.append({"name": name, "type": kind})
-        buffers.append(data)
-    for name, array in arrays.items():
-        parts.append({"name": name, "dtype": array.dtype.name, "shape": array.shape})
-        buffers.append(zlib.compress(array.tobytes(), 1))
-    return Packet({**content, "parts": parts, "legends": legend_of}, buffers)

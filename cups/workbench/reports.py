@@ -15,16 +15,16 @@ from ..core.rigid import rotation_angle
 # %% auto #0
 __all__ = ['trust_sentence', 'camera_sentence', 'drops_sentence', 'motion_report']
 
-# %% ../../nbs/workbench/02_reports.ipynb #85835a84
+# %% ../../nbs/workbench/02_reports.ipynb #83fb2652
 def trust_sentence(flow: dict[str, Any]) -> str:
-    """Return how many points are trusted and what distrusted the rest, from the diagnostics of the scene flow."""
+    """Return the share of trusted points and the reasons for the others, from the diagnostics of the scene flow."""
     reasons = sorted(flow["distrusted_share"].items(), key=lambda item: -item[1])
     named = ", ".join(f"{name} {share:.0%}" for name, share in reasons if share > 0)
     return f"{flow['trusted_share']:.0%} of the points are trusted; distrusted for {named or 'no reason'}."
 
 
 def camera_sentence(proposals: dict[str, Any]) -> str:
-    """Return how the camera moved and how many points agree, from the diagnostics of the proposals."""
+    """Return the camera's motion and its share of inliers, from the diagnostics of the proposals."""
     if "camera_motion" not in proposals:
         return "The camera's motion is not known."
     motion = torch.tensor(proposals["camera_motion"])
@@ -32,9 +32,9 @@ def camera_sentence(proposals: dict[str, Any]) -> str:
     agree, flow_px = proposals["ego_inliers"], max(proposals["noise_px"][:2])
     return f"The camera moved {shift:.2f} m and turned {turn:.2f}°; {agree:.0%} agree, flow is off by {flow_px:.2f} px."
 
-# %% ../../nbs/workbench/02_reports.ipynb #d6012a64
+# %% ../../nbs/workbench/02_reports.ipynb #1d1ca5f6
 def drops_sentence(proposals: dict[str, Any]) -> str:
-    """Return how many regions moved, and which rules dropped them."""
+    """Return the number of moving regions, and the rules that dropped them."""
     dropped = Counter(
         f"{d['rule']} (mostly {d['weakest']})" if "weakest" in d else d["rule"] for d in proposals.get("dropped", [])
     )
@@ -42,14 +42,14 @@ def drops_sentence(proposals: dict[str, Any]) -> str:
     moved = f"{proposals.get('regions', 0)} regions move, {proposals.get('joined', 0)} were joined to others"
     return f"{moved}; dropped by: {rules or 'none'}."
 
-
+# %% ../../nbs/workbench/02_reports.ipynb #83422581
 def motion_report(diagnostics: dict[str, Any]) -> str:
     """Return a report on the moving objects of a frame in Markdown.
 
     Parameters
     ----------
     diagnostics : dict
-        Of a frame's pseudo-label, as a store keeps them with it.
+        Diagnostics of a frame's pseudo-label, as a store keeps them.
     """
     proposals = diagnostics.get("proposals", {})
     objects = proposals.get("objects", [])

@@ -8,7 +8,6 @@ from __future__ import annotations
 import io
 import os
 from collections.abc import Callable, Iterator
-from html import escape
 from typing import Any
 
 import ipywidgets as widgets
@@ -17,18 +16,19 @@ from PIL import Image
 
 from ..core.errors import InputError
 from ..core.memory import release_memory
+from .widgets import fault_html
 
 # %% auto #0
-__all__ = ['has_front_end', 'pictures_in', 'stand_in', 'close_tree', 'Opener', 'shown']
+__all__ = ['has_front_end', 'pictures_in', 'Opener', 'shown']
 
 # %% ../../nbs/workbench/08_showing.ipynb #e172a78d
 def has_front_end() -> bool:
-    """Return whether a Jupyter server or an editor runs this kernel: papermill, tests and the docs have no browser."""
+    """Return whether a Jupyter server or an editor runs this kernel."""
     return "JPY_SESSION_NAME" in os.environ or any(name.startswith("VSCODE_") for name in os.environ)
 
-
+# %% ../../nbs/workbench/08_showing.ipynb #4132f5b5
 def pictures_in(widget: widgets.Widget) -> Iterator[Image.Image]:
-    """Yield the pictures that a widget shows, from top to bottom, but for empty ones."""
+    """Yield the pictures that a widget shows, from top to bottom, without those of a single colour."""
     if isinstance(widget, widgets.Image) and widget.value and widget.layout.display != "none":
         picture = Image.open(io.BytesIO(widget.value)).convert("RGB")
         if any(low < high for low, high in picture.getextrema()):
@@ -36,37 +36,40 @@ def pictures_in(widget: widgets.Widget) -> Iterator[Image.Image]:
     for child in getattr(widget, "children", ()):
         yield from pictures_in(child)
 
-# %% ../../nbs/workbench/08_showing.ipynb #bdd7905e
-def stand_in(widget: widgets.Widget, width: int = 500) -> Any:
-    """Return the pictures of a widget side by side, or a line where it has none."""
+
+_GAP = 10  # pixels between two pictures
+
+
+def _stand_in(widget: widgets.Widget, width: int = 500) -> Any:
+    """Return the first two pictures of a widget side by side, or a line where it has none."""
     if hasattr(widget, "wait"):  # a lab that computes in the background
         widget.wait()
     found = list(pictures_in(widget))
     if not found:
         return Markdown("*Open this notebook in JupyterLab to use this lab.*")
     scaled = [picture.resize((width, round(picture.height * width / picture.width))) for picture in found[:2]]
-    sheet = Image.new("RGB", (len(scaled) * (width + 10) - 10, max(s.height for s in scaled)), "white")
+    sheet = Image.new("RGB", (len(scaled) * (width + _GAP) - _GAP, max(s.height for s in scaled)), "white")
     for place, picture in enumerate(scaled):
-        sheet.paste(picture, (place * (width + 10), 0))
+        sheet.paste(picture, (place * (width + _GAP), 0))
     return sheet
 
-
-def close_tree(widget: widgets.Widget) -> None:
-    """Close a widget and those inside it, so that nothing keeps what they hold."""
+# %% ../../nbs/workbench/08_showing.ipynb #6b6cbfc9
+def _close_tree(widget: widgets.Widget) -> None:
+    """Close a widget and those inside it, so that nothing keeps their data in memory."""
     for child in getattr(widget, "children", ()):
-        close_tree(child)
+        _close_tree(child)
     widget.close()
 
-# %% ../../nbs/workbench/08_showing.ipynb #4132f5b5
+
 class Opener(widgets.VBox):
-    """A button that makes a widget below it, and makes it afresh when it is pressed again.
+    """A button that makes a widget below it; pressed again, it makes a new one in its place.
 
     Parameters
     ----------
     make : callable
         Takes nothing and returns the widget. If it raises `InputError`, its line is shown instead.
     text : str
-        What the button says.
+        Text of the button.
     """
 
     def __init__(self, make: Callable[[], widgets.Widget], text: str) -> None:
@@ -78,31 +81,31 @@ class Opener(widgets.VBox):
         self.add_class("cups-opener")
 
     def press(self) -> None:
-        """Make the widget; one that was made before is closed."""
+        """Make the widget, and close the one before."""
         self.button.disabled, self.status.value = True, "working …"
         bar, *old = self.children
         fault = ""
         try:
             new = [self.make()]
         except InputError as error:
-            new, fault = [], f"<b>{escape(str(error))}</b>"
+            new, fault = [], fault_html(error)
         finally:
             self.button.disabled = False
         self.status.value, self.children = fault, [bar, *new]
         for widget in old:
-            close_tree(widget)
+            _close_tree(widget)
         release_memory()
 
-# %% ../../nbs/workbench/08_showing.ipynb #38c1b8b2
+# %% ../../nbs/workbench/08_showing.ipynb #ec3b9e1d
 def shown(make: Callable[[], widgets.Widget], text: str) -> Any:
-    """Return what a cell shows for a widget that takes seconds to make.
+    """Return the output of a cell for a widget that takes seconds to make.
 
     Parameters
     ----------
     make : callable
         Takes nothing and returns the widget, or raises `InputError`.
     text : str
-        What the button says that makes it.
+        Text of the button that makes it.
 
     Returns
     -------
@@ -112,6 +115,6 @@ def shown(make: Callable[[], widgets.Widget], text: str) -> Any:
     if has_front_end():
         return Opener(make, text)
     try:
-        return stand_in(make())
+        return _stand_in(make())
     except InputError as error:
         return Markdown(f"**{error}**")

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from html import escape
 from typing import Any
 
 import cv2
@@ -14,6 +13,7 @@ import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from ..core.errors import InputError
@@ -22,28 +22,42 @@ from ..core.protocols import StereoDataset
 from ..core.records import PanopticLabel
 from ..core.splits import SplitChoice, ThingStuffSplit, chosen_split
 from ..labels.store import CHOICE_FILE, PseudoLabelStore
-from .motion_lab import LAB_WIDTH, png_bytes
+from .layers import ORANGE
+from .widgets import LAB_WIDTH, fault_html, png_bytes
 
 # %% auto #0
-__all__ = ['SORTINGS', 'sorted_classes', 'share_figure', 'threshold_line', 'line_threshold', 'frames_of_class', 'class_window',
+__all__ = ['sorted_classes', 'threshold_line', 'line_threshold', 'share_figure', 'frames_of_class', 'class_window',
            'class_example', 'class_examples', 'ThingStuffLab']
 
-# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #afefbde2
-SORTINGS = ("share inside proposals", "number of the class", "pixels")
-
-_THING, _STUFF, _LINE = "#E69F00", "#0072B2", "#333333"
-
-_ENDS = ("x0", "x1", "y0", "y1")
+# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #bf7a0cfb
+_SORTINGS = ("share inside proposals", "number of the class", "pixels")
 
 def sorted_classes(split: ThingStuffSplit, pixels: Tensor, sorting: str) -> list[int]:
-    """Return all classes by descending share, by number, or by descending pixels (K,); one of `SORTINGS`."""
+    """Return all classes by descending share, by number, or by descending pixels (K,)."""
     if sorting == "number of the class":
         return sorted(split.order.tolist())
     if sorting == "pixels":
         return pixels.sort(descending=True, stable=True).indices.tolist()
     return split.order.tolist()
 
-# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #7d16d9c7
+# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #8e92691a
+_MAX_THRESHOLD = 0.99  # a threshold is below 1, the share of a class that is all inside proposals
+
+
+def threshold_line(threshold: float) -> dict[str, Any]:
+    """Return the plotly shape of the threshold: a horizontal line over the whole width."""
+    line = {"color": "#333333", "width": 3, "dash": "dash"}
+    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": threshold, "y1": threshold, "line": line}
+
+
+def line_threshold(shape: Mapping[str, Any]) -> float:
+    """Return the threshold of a line that was dragged: the mean of its ends with three digits, clamped to [0, 0.99]."""
+    return round(min(max((shape["y0"] + shape["y1"]) / 2, 0.0), _MAX_THRESHOLD), 3)
+
+# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #65a9d81e
+_THING, _STUFF = "#E69F00", "#0072B2"
+
+
 def share_figure(split: ThingStuffSplit, choice: SplitChoice, threshold: float, classes: Sequence[int]) -> go.Figure:
     """Draw the shares of the classes and the threshold.
 
@@ -52,7 +66,7 @@ def share_figure(split: ThingStuffSplit, choice: SplitChoice, threshold: float, 
     split : ThingStuffSplit
         As measured.
     choice : SplitChoice
-        What a person decided.
+        Choice of a person.
     threshold : float
         In [0, 1).
     classes : sequence of int
@@ -85,22 +99,14 @@ def share_figure(split: ThingStuffSplit, choice: SplitChoice, threshold: float, 
         },
     )  # fmt: skip
 
-# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #8e92691a
-def threshold_line(threshold: float) -> dict[str, Any]:
-    """Return the plotly shape of the threshold: a level line over the whole width."""
-    line = {"color": _LINE, "width": 3, "dash": "dash"}
-    return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": threshold, "y1": threshold, "line": line}
-
-
-def line_threshold(shape: Mapping[str, Any]) -> float:
-    """Return the threshold at which a person left the line, in [0, 0.99]: the mean of its ends, three digits."""
-    return round(min(max((shape["y0"] + shape["y1"]) / 2, 0.0), 0.99), 3)
-
-# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #65a9d81e
+# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #09edef55
 def frames_of_class(names: Sequence[str], pixels: Tensor, number: int, count: int) -> list[str]:
     """Return the names of at most `count` of N frames that have most pixels (N, K) of a class."""
     most, places = pixels[:, number].sort(descending=True, stable=True)
     return [names[place] for place in places[:count][most[:count] > 0].tolist()]
+
+
+_MIN_MARGIN = 8  # pixels: small objects cannot be recognized without their surroundings
 
 
 def class_window(label: PanopticLabel, number: int, margin: float = 0.25) -> tuple[slice, slice]:
@@ -113,17 +119,22 @@ def class_window(label: PanopticLabel, number: int, margin: float = 0.25) -> tup
     for axis, size in enumerate(mask.shape):
         found = mask.any(1 - axis).nonzero()[:, 0]
         low, high = (int(found[0]), int(found[-1]) + 1) if len(found) else (0, size)
-        extra = max(8, int(margin * (high - low)))
+        extra = max(_MIN_MARGIN, int(margin * (high - low)))
         window.append(slice(max(low - extra, 0), min(high + extra, size)))
     return window[0], window[1]
 
-# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #2de14ac8
-def class_example(label: PanopticLabel, number: int, image: Tensor | None = None, side_px: int = 150) -> np.ndarray:
-    """Return a picture (side, side, 3), uint8, of a class in a frame; its mask alone where there is no image."""
+# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #35d57ee2
+_SIDE_PX = 150  # seven examples side by side fit into the width of a lab
+
+
+def class_example(
+    label: PanopticLabel, number: int, image: Tensor | None = None, side_px: int = _SIDE_PX
+) -> np.ndarray:
+    """Return a picture (side, side, 3), uint8, of a class in a frame; its mask if there is no image."""
     rows, columns = class_window(label, number)
     mask = (label.semantic == number).numpy()
     if image is None:
-        rgb = np.where(mask[..., None], np.array([230, 159, 0], np.uint8), np.uint8(40))
+        rgb = np.where(mask[..., None], np.array(ORANGE, np.uint8), np.uint8(40))
     else:
         rgb = image_rgb(image).copy()
         rgb[~mask] = rgb[~mask] // 3
@@ -137,20 +148,20 @@ def class_example(label: PanopticLabel, number: int, image: Tensor | None = None
     square[top : top + height, left : left + width] = cut
     return square
 
-# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #09edef55
+
 def class_examples(
     store: PseudoLabelStore, frames: Sequence[str], number: int, video: StereoDataset | None = None,
-    side_px: int = 150,
+    side_px: int = _SIDE_PX,
 ) -> np.ndarray:  # fmt: skip
-    """Return a strip of examples of a class (side, W, 3), uint8, best first; a white square if it never occurs.
+    """Return a strip of examples of a class (side, W, 3), uint8; a white square if it never occurs.
 
     Parameters
     ----------
     store : PseudoLabelStore
     frames : sequence of str
-        Names of the frames to take them from.
+        Names of the frames, in order.
     number : int
-        Of the class.
+        Number of the class.
     video : StereoDataset, optional
         The frames that were labelled, for their images.
     """
@@ -187,24 +198,7 @@ class ThingStuffLab(widgets.VBox):
         self.names, self.pixels = store.class_pixels()
         self.totals = self.pixels.sum(0)
         self.clicked: int | None = None
-        start = store.threshold if self.choice.threshold is None else self.choice.threshold
-        wide = {"description_width": "initial"}
-        self.threshold = widgets.BoundedFloatText(
-            start, min=0.0, max=0.99, step=0.005, description="Threshold, share:", style=wide
-        )
-        self.sorting = widgets.Dropdown(options=SORTINGS, description="Sort by:", style=wide)
-        self.threshold_slider = widgets.FloatSlider(
-            start, min=0.0, max=0.99, step=0.005, readout=False, layout={"width": "420px"}
-        )
-        widgets.link((self.threshold, "value"), (self.threshold_slider, "value"))
-        self.figure = go.FigureWidget(self._drawn())
-        self.figure._config = self.figure._config | {"edits": {"shapePosition": True}, "displayModeBar": False}
-        self.figure.layout.on_change(self._dragged, "shapes")
-        self.figure.data[0].on_click(self._bar_clicked)
-        self.threshold.observe(self._redraw, "value")
-        self.sorting.observe(self._redraw, "value")
-        top = widgets.HBox([self.sorting, self.threshold, self.threshold_slider])
-        parts = [top, self.figure, self._class_view(), self._file_view()]
+        parts = [self._controls(), self._bars(), self._class_view(), self._file_view()]
         super().__init__(parts, layout={"width": "100%", "max_width": LAB_WIDTH})
         self.add_class("cups-thing-stuff-lab")
 
@@ -213,111 +207,161 @@ class ThingStuffLab(widgets.VBox):
         """Things and stuff as they are shown."""
         return chosen_split(self.measured, self._shown_choice())
 
-    def show_class(self, number: int) -> None:
-        """Show examples of a class, and what it counts as."""
-        self.clicked = None  # while the buttons are set, they decide nothing
-        self.kind.value = "thing" if number in self.choice.things else "stuff" if number in self.choice.stuff else None
-        self.clicked, self.kind.disabled = number, False
-        self._describe()
-        try:
-            strip = class_examples(self.store, self._best_frames(number), number, self.video)
-        except InputError as error:
-            self.status.value = f"<b>{escape(str(error))}</b>"
-            return
-        self.examples.value = png_bytes(strip)
-
-    def _best_frames(self, number: int) -> list[str]:
-        """Return the names of the frames that show most of a class."""
-        return frames_of_class(self.names, self.pixels, number, 8)
+    def _shown_choice(self) -> SplitChoice:
+        """Return the choice; its threshold is None where it is the store's own."""
+        threshold = None if self.threshold.value == self.store.threshold else self.threshold.value
+        return SplitChoice(threshold, self.choice.things, self.choice.stuff)
 
     def save(self) -> None:
         """Keep the choice beside the store's manifest."""
         self.choice = self._shown_choice()
         self.store.choose(self.choice)
 
-    def _class_view(self) -> widgets.Widget:
-        """Return the buttons and the examples of the class that was clicked."""
-        self.about = widgets.HTML("Click a bar to see examples of its class.")
-        self.kind = widgets.ToggleButtons(
-            options=[("by its share", None), ("thing", "thing"), ("stuff", "stuff")], disabled=True,
-            style={"button_width": "100px"},
-        )  # fmt: skip
-        self.kind.observe(self._decided, "value")
-        blank = np.full((150, 150, 3), 255, np.uint8)
-        self.examples = widgets.Image(value=png_bytes(blank), layout={"height": "150px", "object_fit": "contain"})
-        strip = widgets.Box([self.examples], layout={"max_width": LAB_WIDTH, "overflow": "auto", "min_height": "160px"})
-        return widgets.VBox([widgets.HBox([self.kind, self.about]), strip])
+# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #31ffd1d0
+@patch
+def _controls(self: ThingStuffLab) -> widgets.Widget:
+    """Make the controls of order and threshold."""
+    start = self.store.threshold if self.choice.threshold is None else self.choice.threshold
+    wide = {"description_width": "initial"}
+    self.threshold = widgets.BoundedFloatText(
+        start, min=0.0, max=_MAX_THRESHOLD, step=0.005, description="Threshold, share:", style=wide
+    )
+    self.sorting = widgets.Dropdown(options=_SORTINGS, description="Sort by:", style=wide)
+    self.threshold_slider = widgets.FloatSlider(
+        start, min=0.0, max=_MAX_THRESHOLD, step=0.005, readout=False, layout={"width": "420px"}
+    )
+    widgets.link((self.threshold, "value"), (self.threshold_slider, "value"))
+    self.threshold.observe(self._redraw, "value")
+    self.sorting.observe(self._redraw, "value")
+    return widgets.HBox([self.sorting, self.threshold, self.threshold_slider])
 
-    def _file_view(self) -> widgets.Widget:
-        """Return the button that saves, and what is said of it."""
-        self.save_button = widgets.Button(description="Save choice", icon="save")
-        self.save_button.on_click(self._saved)
-        self.status = widgets.HTML(self._sentence())
-        return widgets.HBox([self.save_button, self.status])
 
-    def _shown_choice(self) -> SplitChoice:
-        """Return the choice, with a threshold if it is not the store's."""
-        threshold = None if self.threshold.value == self.store.threshold else self.threshold.value
-        return SplitChoice(threshold, self.choice.things, self.choice.stuff)
+@patch
+def _bars(self: ThingStuffLab) -> go.FigureWidget:
+    """Make the figure; its line can be dragged, its bars clicked."""
+    self.figure = go.FigureWidget(self._figure())
+    self.figure._config = self.figure._config | {"edits": {"shapePosition": True}, "displayModeBar": False}
+    self.figure.layout.on_change(self._dragged, "shapes")
+    self.figure.data[0].on_click(self._bar_clicked)
+    return self.figure
 
-    def _sentence(self) -> str:
-        """Return how many things there are, and whether that is what the jobs will see."""
-        things, saved = self.split.things, self.store.choice == self._shown_choice()
-        named = ", ".join(map(str, things)) or "none"
-        state = "as the jobs will see it" if saved else f"not saved to {CHOICE_FILE} yet"
-        return f"{len(things)} things: {named}; {state}."
+# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #6da9e8d1
+@patch
+def _figure(self: ThingStuffLab) -> go.Figure:
+    """Return the figure for the values of the controls."""
+    classes = sorted_classes(self.measured, self.totals, self.sorting.value)
+    return share_figure(self.measured, self.choice, self.threshold.value, classes)
 
-    def _drawn(self) -> go.Figure:
-        """Return the figure for what the controls say."""
-        classes = sorted_classes(self.measured, self.totals, self.sorting.value)
-        return share_figure(self.measured, self.choice, self.threshold.value, classes)
 
-    def _redraw(self, _change: Any = None) -> None:
-        """Show bars, line and sentence for the controls and the choice."""
-        new = self._drawn()
-        with self.figure.batch_update():
-            self.figure.data[0].update(new.data[0].to_plotly_json())
-            self.figure.layout.shapes = new.layout.shapes
-            self.figure.layout.yaxis.title.text = new.layout.yaxis.title.text
-            self.figure.layout.yaxis.range = new.layout.yaxis.range
+@patch
+def _redraw(self: ThingStuffLab, _change: Any = None) -> None:
+    """Show bars, line and sentence for the controls and the choice."""
+    new = self._figure()
+    with self.figure.batch_update():
+        self.figure.data[0].update(new.data[0].to_plotly_json())
+        self.figure.layout.shapes = new.layout.shapes
+        self.figure.layout.yaxis.title.text = new.layout.yaxis.title.text
+        self.figure.layout.yaxis.range = new.layout.yaxis.range
+    self.status.value = self._sentence()
+    if self.clicked is not None:
+        self._describe()
+
+
+@patch
+def _dragged(self: ThingStuffLab, _layout: Any, shapes: Sequence[Any]) -> None:
+    """Set the threshold to that of a line that was dragged; straighten a line that was tilted."""
+    if not shapes:
+        return
+    threshold, level, shape = line_threshold(shapes[0]), threshold_line(self.threshold.value), shapes[0]
+    if threshold != round(self.threshold.value, 3):
+        self.threshold.value = threshold
+    elif any(shape[end] != level[end] for end in ("x0", "x1", "y0", "y1")):
+        self._redraw()
+
+# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #d07f587d
+@patch
+def _class_view(self: ThingStuffLab) -> widgets.Widget:
+    """Make the buttons and the strip of examples of the class that was clicked."""
+    self.about = widgets.HTML("Click a bar to see examples of its class.")
+    self.kind = widgets.ToggleButtons(
+        options=[("by its share", None), ("thing", "thing"), ("stuff", "stuff")], disabled=True,
+        style={"button_width": "100px"},
+    )  # fmt: skip
+    self.kind.observe(self._decided, "value")
+    blank = np.full((150, 150, 3), 255, np.uint8)
+    self.examples = widgets.Image(value=png_bytes(blank), layout={"height": "150px", "object_fit": "contain"})
+    strip = widgets.Box([self.examples], layout={"max_width": LAB_WIDTH, "overflow": "auto", "min_height": "160px"})
+    return widgets.VBox([widgets.HBox([self.kind, self.about]), strip])
+
+
+@patch
+def _bar_clicked(self: ThingStuffLab, trace: go.Bar, points: Any, _state: Any) -> None:
+    """Show the class of a bar."""
+    if points.point_inds:
+        self.show_class(int(trace.customdata[points.point_inds[0]]))
+
+# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #993ac204
+_EXAMPLES = 8  # of a class
+
+
+@patch
+def show_class(self: ThingStuffLab, number: int) -> None:
+    """Show examples of a class and its kind."""
+    self.clicked = None  # while the buttons are set, they decide nothing
+    self.kind.value = "thing" if number in self.choice.things else "stuff" if number in self.choice.stuff else None
+    self.clicked, self.kind.disabled = number, False
+    self._describe()
+    try:
+        best = frames_of_class(self.names, self.pixels, number, _EXAMPLES)
+        strip = class_examples(self.store, best, number, self.video)
+    except InputError as error:
+        self.status.value = fault_html(error)
+        return
+    self.examples.value = png_bytes(strip)
+
+
+@patch
+def _describe(self: ThingStuffLab) -> None:
+    """Show the numbers of the class that was clicked."""
+    number = self.clicked
+    share = float(self.measured.share[self.measured.order == number])
+    kind = "thing" if number in self.split.things else "stuff"
+    frames = int((self.pixels[:, number] > 0).sum())
+    pixels = f"{int(self.totals[number]):,} pixels in {frames} frames"
+    self.about.value = f"&nbsp; <b>class {number}</b>: {kind}, share {share:.3f}, {pixels}"
+
+
+@patch
+def _decided(self: ThingStuffLab, change: dict[str, Any]) -> None:
+    """Set the clicked class to the kind that the buttons show."""
+    if self.clicked is not None:
+        self.choice = self.choice.with_class(self.clicked, change["new"])
+        self._redraw()
+
+# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #424f1ded
+@patch
+def _file_view(self: ThingStuffLab) -> widgets.Widget:
+    """Make the button that saves, and the line beside it."""
+    self.save_button = widgets.Button(description="Save choice", icon="save")
+    self.save_button.on_click(self._saved)
+    self.status = widgets.HTML(self._sentence())
+    return widgets.HBox([self.save_button, self.status])
+
+
+@patch
+def _sentence(self: ThingStuffLab) -> str:
+    """Return the things, and whether the jobs will see them so."""
+    things, saved = self.split.things, self.store.choice == self._shown_choice()
+    named = ", ".join(map(str, things)) or "none"
+    state = "as the jobs will see it" if saved else f"not saved to {CHOICE_FILE} yet"
+    return f"{len(things)} things: {named}; {state}."
+
+
+@patch
+def _saved(self: ThingStuffLab, _button: Any) -> None:
+    """Save, and show the result or the fault."""
+    try:
+        self.save()
         self.status.value = self._sentence()
-        if self.clicked is not None:
-            self._describe()
-
-    def _dragged(self, _layout: Any, shapes: Sequence[Any]) -> None:
-        """Take over the threshold from a line that was dragged."""
-        if not shapes:
-            return
-        threshold, shape = line_threshold(shapes[0]), shapes[0].to_plotly_json()
-        if threshold != round(self.threshold.value, 3):
-            self.threshold.value = threshold
-        elif any(shape[end] != at for end, at in threshold_line(self.threshold.value).items() if end in _ENDS):
-            self._redraw()  # it was tilted or moved aside
-
-    def _bar_clicked(self, trace: go.Bar, points: Any, _state: Any) -> None:
-        """Show the class of a bar."""
-        if points.point_inds:
-            self.show_class(int(trace.customdata[points.point_inds[0]]))
-
-    def _describe(self) -> None:
-        """Say what is known of the class that was clicked."""
-        number = self.clicked
-        share = float(self.measured.share[self.measured.order == number])
-        kind = "thing" if number in self.split.things else "stuff"
-        frames = int((self.pixels[:, number] > 0).sum())
-        pixels = f"{int(self.totals[number]):,} pixels in {frames} frames"
-        self.about.value = f"&nbsp; <b>class {number}</b>: {kind}, share {share:.3f}, {pixels}"
-
-    def _decided(self, change: dict[str, Any]) -> None:
-        """Take over what a person calls the class that was clicked."""
-        if self.clicked is not None:
-            self.choice = self.choice.with_class(self.clicked, change["new"])
-            self._redraw()
-
-    def _saved(self, _button: Any) -> None:
-        """Save, and say so."""
-        try:
-            self.save()
-            self.status.value = self._sentence()
-        except InputError as error:
-            self.status.value = f"<b>{escape(str(error))}</b>"
+    except InputError as error:
+        self.status.value = fault_html(error)
