@@ -10,127 +10,15 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
+from ..ground import fit_ground_plane
 from torch import Tensor
 
 from ...core.errors import InputError
 from ...core.images import to_array
-from ...core.records import Calibration, Matches, StereoSample
+from ...core.records import Matches, StereoSample
 
 # %% auto #0
-__all__ = ['GroundPlane', 'fit_ground_plane', 'run_reduce', 'object_extents', 'HandcraftedSettings', 'HandcraftedFeatures']
-
-# %% ../../../nbs/stages/semantics/01_handcrafted.ipynb #6666a206
-@dataclass(frozen=True)
-class GroundPlane:
-    """The road as a plane in disparity: d = slope_x * x + slope_y * y + offset, in pixels.
-
-    Parameters
-    ----------
-    slope_x, slope_y, offset : float
-        Coefficients for pixel coordinates (x, y).
-    camera_height_m : float
-        Height of the camera above the plane.
-    """
-
-    slope_x: float
-    slope_y: float
-    offset: float
-    camera_height_m: float
-
-    def disparity(self, height: int, width: int) -> np.ndarray:
-        """Return the plane's disparity in pixels, (height, width), float32; negative above the horizon."""
-        x, y = np.arange(width)[None], np.arange(height)[:, None]
-        return (self.slope_x * x + self.slope_y * y + self.offset).astype(np.float32)
-
-    def height_m(self, disparity: np.ndarray) -> np.ndarray:
-        """Return the height above the plane in metres of surfaces with the given positive disparity (H, W)."""
-        return self.camera_height_m * (1 - self.disparity(*disparity.shape) / disparity)
-
-# %% ../../../nbs/stages/semantics/01_handcrafted.ipynb #4020e910
-_CAMERA_HEIGHTS_M = np.linspace(1.0, 2.8, 37)
-"""From low cars to vans, in steps of 5 cm."""
-
-_HORIZONS = np.linspace(0.25, 0.65, 41)
-"""Rows of the horizon as shares of the image height, in steps of one percent."""
-
-_MIN_ROAD_PX = 0.3
-"""Pixels where the plane has a smaller disparity are ignored: they lie near the horizon or above it."""
-
-
-def _voted_plane(points: np.ndarray, disparity: np.ndarray, per_metre: float, height: int) -> np.ndarray:
-    """Return coefficients (slope_x, slope_y, offset) of the level plane that most points vote for.
-
-    Parameters
-    ----------
-    points : ndarray, (N, 3), float64
-        Pixel coordinates and 1.
-    disparity : ndarray, (N,), float64
-    per_metre : float
-        `slope_y` times the camera's height.
-    height : int
-        Of the image, in pixels.
-    """
-    best = (-np.inf, None)
-    for slope in per_metre / _CAMERA_HEIGHTS_M:
-        plane = slope * (points[:, 1] - _HORIZONS[:, None] * height)
-        # Tolerance: half a pixel and 5 %. A point below the plane counts against it, less than one on it counts for it.
-        miss = (disparity - plane) / (0.5 + 0.05 * np.abs(plane))
-        score = np.sum((plane > _MIN_ROAD_PX) * (np.exp(-0.5 * miss**2) - 0.7 * (miss < -2.5)), axis=1)
-        if score.max() > best[0]:
-            horizon = _HORIZONS[score.argmax()] * height
-            best = (score.max(), np.array([0.0, slope, -slope * horizon]))
-    return best[1]
-
-# %% ../../../nbs/stages/semantics/01_handcrafted.ipynb #6d8ab2cb
-_REFINEMENTS = 8
-"""Iterations of reweighted least squares."""
-
-
-def _refined_plane(points: np.ndarray, disparity: np.ndarray, coefficients: np.ndarray, width: int) -> np.ndarray:
-    """Return the coefficients of a plane refined by reweighted least squares; arguments as for `_voted_plane`."""
-    prior = np.diag([1e-4 * width**2, 1e-6, 1e-6])  # the last two only keep the system solvable
-    for _ in range(_REFINEMENTS):
-        plane = points @ coefficients
-        scale = 0.3 + 0.03 * np.abs(plane)  # noise of disparity: a third of a pixel and 3 %
-        weight = np.exp(-0.5 * ((disparity - plane) / scale) ** 2) * (plane > _MIN_ROAD_PX) / scale**2
-        normal = (points * weight[:, None]).T @ points + prior
-        pulled = (points * weight[:, None]).T @ disparity + np.diag(prior) * [0, *coefficients[1:]]
-        coefficients = np.linalg.solve(normal, pulled)
-    return coefficients
-
-# %% ../../../nbs/stages/semantics/01_handcrafted.ipynb #fc586d03
-_DEFAULT_HEIGHT_M = 1.5
-"""Of the camera where the road cannot be seen; the roof of a car."""
-
-
-def fit_ground_plane(disparity: np.ndarray, known: np.ndarray, calibration: Calibration) -> GroundPlane:
-    """Fit the road's plane to a disparity map.
-
-    Parameters
-    ----------
-    disparity : ndarray, (H, W), float32
-        In pixels.
-    known : ndarray, (H, W), bool
-        Pixels whose disparity is left-right consistent.
-    calibration : Calibration
-
-    Returns
-    -------
-    GroundPlane
-        A level plane 1.5 m below the camera if fewer than 100 pixels in the lower 65 % of the image are known.
-    """
-    height, width = disparity.shape
-    per_metre = calibration.baseline_m * calibration.fx / calibration.fy
-    y, x = np.nonzero(known & (disparity > 0.5) & (np.arange(height)[:, None] > 0.35 * height))
-    if len(y) < 100:
-        slope = per_metre / _DEFAULT_HEIGHT_M
-        return GroundPlane(0.0, slope, -slope * calibration.cy, _DEFAULT_HEIGHT_M)
-    few = np.linspace(0, len(y) - 1, min(3000, len(y))).astype(int)  # evenly spread; enough for three coefficients
-    points = np.stack([x[few], y[few], np.ones(len(few))], axis=1).astype(np.float64)
-    d = disparity[y[few], x[few]].astype(np.float64)
-    coefficients = _refined_plane(points, d, _voted_plane(points, d, per_metre, height), width)
-    a, b, c = (float(value) for value in coefficients)
-    return GroundPlane(a, b, c, per_metre / b)
+__all__ = ['run_reduce', 'object_extents', 'HandcraftedSettings', 'HandcraftedFeatures']
 
 # %% ../../../nbs/stages/semantics/01_handcrafted.ipynb #dcd0b655
 def run_reduce(values: np.ndarray, start: np.ndarray, reduce: np.ufunc) -> np.ndarray:
