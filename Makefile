@@ -20,9 +20,12 @@ test-browser: .venv/browser  ## the widgets in JupyterLab in Chromium; screensho
 lint: setup  ## style, and the floor plan: every room imports downwards only
 	$(BIN)/ruff check cups nbs tests setup.py
 	$(BIN)/lint-imports --cache-dir build/import_linter
+	$(BIN)/oxlint --deny-warnings cups
 
-lab: setup  ## JupyterLab on the notebooks
-	$(BIN)/jupyter lab --notebook-dir nbs
+lab: setup  ## JupyterLab with a copy of the workbench in out/, so that running it leaves the checkout clean
+	mkdir -p $(RUN)
+	[ -e $(RUN)/explore.ipynb ] || cp nbs/explore.ipynb $(RUN)/
+	$(BIN)/jupyter lab --notebook-dir . $(RUN)/explore.ipynb
 
 docs: .venv/docs  ## the site, in _docs/index.html; every link of it is checked
 	rm -rf _docs build/docs
