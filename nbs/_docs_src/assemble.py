@@ -83,7 +83,7 @@ def module_of(notebook: dict[str, Any]) -> str | None:
     """Return the name of the module that a notebook exports."""
     for cell in notebook["cells"]:
         if found := re.search(r"^#\| *default_exp +([\w.]+)", cell["source"], re.M):
-            return "cups." + found[1].removesuffix(".__init__")
+            return f"cups.{found[1]}".removesuffix(".__init__")
     return None
 
 

@@ -91,7 +91,8 @@ def linkcode_resolve(domain: str, info: dict[str, str]) -> str | None:
 def known_names() -> dict[str, str]:
     """Return what a word set as code can only mean: the full name of something public, by its short and full name."""
     stems = {re.sub(r"^(.*/)?(\d+_)?", "", name) for name in NOTEBOOKS}
-    full = [f"{module}.{name}" for module, (names, _) in MODULES.items() for name in names if module != "cups.model"]
+    defining = {module: names for module, (names, _) in MODULES.items() if module not in ("cups", "cups.model")}
+    full = [f"{module}.{name}" for module, names in defining.items() for name in names]
     short = [name.rsplit(".", 1)[-1] for name in full]
     telling = {s for s in short if short.count(s) == 1 and re.search("[A-Z_]", s) and s not in stems}
     return {name: name for name in full} | {s: f for s, f in zip(short, full, strict=True) if s in telling}
