@@ -121,7 +121,7 @@ def test_a_frame_written_while_another_run_finishes_is_not_lost(tmp_path):
     store, other = filled(tmp_path, NAMES[:3]), PseudoLabelStore(tmp_path)
     late = iter(NAMES[3:])
 
-    def map_while_another_writes(merge, folders):
+    def map_while_another_writes(merge, folders, description):
         merged = list(map(merge, folders))
         other.write(name := next(late), label(NAMES.index(name)))
         return merged
@@ -137,7 +137,7 @@ def test_one_late_frame_is_merged_too(tmp_path):
     store = filled(tmp_path, NAMES[:3])
     calls = []
 
-    def map_once_disturbed(merge, folders):
+    def map_once_disturbed(merge, folders, description):
         calls.append(len(folders))
         merged = list(map(merge, folders))
         if len(calls) == 1:

@@ -6,19 +6,39 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
+from .files import read_image
+
 # %% auto #0
-__all__ = ['IMAGENET_MEAN', 'IMAGENET_DEVIATION', 'to_array', 'normalised', 'root_colour', 'image_difference', 'guided_filter']
+__all__ = ['IMAGENET_MEAN', 'IMAGENET_DEVIATION', 'to_array', 'read_rgb', 'normalised', 'root_colour', 'image_difference',
+           'guided_filter']
 
 # %% ../../nbs/core/06_images.ipynb #828f9578
 def to_array(image: Tensor) -> np.ndarray:
     """Return an image tensor (3, H, W), uint8, as an array (H, W, 3) on the CPU."""
     return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
+
+# %% ../../nbs/core/06_images.ipynb #6aaa7535
+def read_rgb(path: str | Path) -> Tensor:
+    """Read an image as RGB of 8 bits, (3, H, W), uint8: grey is repeated, of 16 bits the upper 8 are kept.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or unreadable; the message names it.
+    """
+    array = read_image(path)
+    if array.dtype == np.uint16:
+        array = (array >> 8).astype(np.uint8)
+    if array.ndim == 2:
+        array = np.stack([array] * 3, -1)
+    return torch.from_numpy(array).permute(2, 0, 1)
 
 # %% ../../nbs/core/06_images.ipynb #a38f90ad
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -209,7 +209,7 @@ def merge_store(root: str | Path, map: Mapper = serial_map) -> PseudoLabelStore:
         If there is no store, no complete frame in it, or a file of it cannot be used.
     """
     store = PseudoLabelStore(root)
-    store.finish(map=partial(map, description="merging"))
+    store.finish(map=map)
     return store
 
 # %% ../../nbs/labels/03_check.ipynb #b74998eb

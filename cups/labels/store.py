@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial, reduce
 from operator import add
@@ -24,9 +24,11 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.files import json_bytes, png_file, read_json, remove_left_over, write_bytes, write_json
+from ..core.parallel import Mapper, serial_map
 from ..core.records import VOID, PanopticLabel
 from ..core.settings import package_versions, settings_from_dict, settings_to_dict
 from cups.core.splits import (
+    THING_THRESHOLD,
     ClassStatistics,
     SplitChoice,
     ThingStuffSplit,
@@ -628,19 +630,15 @@ def split(self: PseudoLabelStore) -> ThingStuffSplit:
         raise InputError(f"{self.root / CHOICE_FILE}: {error}") from None
 
 # %% ../../nbs/labels/02_store.ipynb #9c79c8c3
-_Mapper = Callable[[Callable[[Path], MergedShard], list[Path]], Iterable[MergedShard]]
-# calls a function with every item of a list, like `map`, perhaps in many processes or on many hosts
-
-
 @patch
 def _merge_shards(
-    self: PseudoLabelStore, known: dict[str, MergedShard], map: _Mapper = map
+    self: PseudoLabelStore, known: dict[str, MergedShard], map: Mapper = serial_map
 ) -> dict[str, MergedShard]:
     """Merge the shards whose frames are not those of the `known` merged one."""
     listed = self._listed()
     known = {s: m for s, m in known.items() if (m.names, list(m.failures)) == listed.get(s)}
     folders = [self.root / "frames" / shard for shard in listed if shard not in known]
-    found = map(partial(merge_shard, num_classes=self.num_classes), folders)
+    found = map(partial(merge_shard, num_classes=self.num_classes), folders, "merging")
     return known | {shard.shard: shard for shard in found}
 
 
@@ -688,12 +686,8 @@ def _tidy(self: PseudoLabelStore) -> None:
 # %% ../../nbs/labels/02_store.ipynb #e0484742
 _ROUNDS = 5
 
-_THING_THRESHOLD = 0.08
-"""The published threshold, as `split_things_stuff` takes by default, of a store whose settings name none."""
-
-
 @patch
-def finish(self: PseudoLabelStore, threshold: float | None = None, map: _Mapper = map) -> ThingStuffSplit:
+def finish(self: PseudoLabelStore, threshold: float | None = None, map: Mapper = serial_map) -> ThingStuffSplit:
     """Merge all frames, split the classes into things and stuff, and complete manifest and index.
 
     May be called again at any time, also while others write. A person's choice is kept, and applied to what is
@@ -704,7 +698,7 @@ def finish(self: PseudoLabelStore, threshold: float | None = None, map: _Mapper 
     threshold : float, optional
         As in `split_things_stuff`; by default that of the last time, else the settings' `thing_threshold`, else
         0.08.
-    map : callable
+    map : Mapper
         Calls `merge_shard` for every shard; results may come in any order.
 
     Raises
@@ -713,7 +707,7 @@ def finish(self: PseudoLabelStore, threshold: float | None = None, map: _Mapper 
         If there is no complete frame, or a file cannot be used.
     """
     if threshold is None:
-        threshold = self.threshold if self.is_finished else self.settings.get("thing_threshold", _THING_THRESHOLD)
+        threshold = self.threshold if self.is_finished else self.settings.get("thing_threshold", THING_THRESHOLD)
     shards: dict[str, MergedShard] = {}
     for _ in range(_ROUNDS):
         shards = self._merge_shards(shards, map)

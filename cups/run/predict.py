@@ -11,12 +11,11 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.files import read_image, read_json, write_atomically, write_json, write_png
+from ..core.files import read_json, write_atomically, write_json, write_png
+from ..core.images import read_rgb
 from ..core.parallel import progress
 from ..core.pictures import distinct_colours, panoptic_rgb
 from ..core.records import VOID
@@ -28,7 +27,7 @@ from ..model.test_time_augmentation import check_scales
 from ..weights import device_called, weights_file
 
 # %% auto #0
-__all__ = ['read_rgb', 'predict_images']
+__all__ = ['predict_images']
 
 # %% ../../nbs/run/07_predict.ipynb #fc513974
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of the formats that Pillow reads
@@ -56,16 +55,6 @@ def _image_files(paths: Sequence[str | Path]) -> list[Path]:
             raise InputError(f"{file}: {by_name[file.stem]} would get the same name")
         by_name[file.stem] = file
     return files
-
-# %% ../../nbs/run/07_predict.ipynb #14753205
-def read_rgb(path: str | Path) -> Tensor:
-    """Read an image as (3, H, W), uint8; grey ones get three equal channels, 16 bits become 8."""
-    array = read_image(path)
-    if array.dtype == np.uint16:
-        array = (array >> 8).astype(np.uint8)
-    if array.ndim == 2:
-        array = np.repeat(array[..., None], 3, axis=-1)
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 # %% ../../nbs/run/07_predict.ipynb #5324e0b2
 def _class_colours(categories: list[dict[str, Any]]) -> np.ndarray:

@@ -10,13 +10,13 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-from ..ground import find_ground, no_ground
 from torch import Tensor
 
 from ...core.geometry import project
 from ...core.images import guided_filter, image_difference, root_colour, to_array
 from ...core.records import StereoSample
 from ...core.rigid import transform
+from ..ground import find_ground, no_ground
 from .depth_segments import depth_segments
 from .ego_motion import INLIER_ERROR, MAD_TO_DEVIATION, EgoMotion, squared_errors
 from .settings import MotionSettings

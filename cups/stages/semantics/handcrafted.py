@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import cv2
 import numpy as np
 import torch
-from ..ground import fit_ground_plane
 from torch import Tensor
 
 from ...core.errors import InputError
 from ...core.images import to_array
 from ...core.records import Matches, StereoSample
+from ..ground import fit_ground_plane
 
 # %% auto #0
 __all__ = ['run_reduce', 'object_extents', 'HandcraftedSettings', 'HandcraftedFeatures']
