@@ -352,6 +352,15 @@ class StreetSource(StageSource):
         """Return the left image alone, (3, H, W), uint8."""
         return self.sample(index).left_0
 
+# %% ../../nbs/workbench/04_sources.ipynb #f47e2002
+def _settings_of(store: PseudoLabelStore) -> PseudoLabelSettings:
+    """Return the settings that the labels of a store were made with; raise InputError if they no longer exist."""
+    try:
+        return settings_from_dict(PseudoLabelSettings, store.settings)
+    except InputError as error:
+        advice = "label again into another folder, or look at the labels alone (stages=False)"
+        raise InputError(f"{store.root}: made by an earlier version ({error}): {advice}") from None
+
 # %% ../../nbs/workbench/04_sources.ipynb #4101490e
 class DatasetSource(StageSource):
     """Frames of a data set, with their stored pseudo-labels if there is a store.
@@ -377,8 +386,8 @@ class DatasetSource(StageSource):
     ) -> None:
         if fps is not None and not fps > 0:
             raise InputError(f"fps must be positive, got {fps}")
-        if store is not None:
-            options = {"settings": settings_from_dict(PseudoLabelSettings, store.settings), **options}
+        if store is not None and options.get("stages", True):
+            options = {"settings": _settings_of(store), **options}
         super().__init__(**options)
         self.dataset, self.store, self.fps = dataset, store, fps
         self._places = list(range(len(dataset)))
