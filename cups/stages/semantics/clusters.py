@@ -14,11 +14,11 @@ import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 from ...core.errors import InputError
 from ...core.files import write_bytes
+from ...core.parallel import one_thread
 from ...core.records import ClassScores, Matches, Record, StereoSample
 
 # %% auto #0
@@ -163,7 +163,7 @@ def fit_clusters(
         raise InputError(f"{num_classes} classes cannot be found in {different} different feature vectors")
     mean, scale = rows.mean(axis=0), np.maximum(rows.std(axis=0), 1e-6)  # a constant feature is not divided by 0
     num_centres = min(num_centres, different, max(num_classes, len(rows) // _VECTORS_PER_CENTRE))
-    with threadpool_limits(1):
+    with one_thread():
         centres, classes = _joined_centres((rows - mean) / scale, num_centres, num_classes, seed)
     return Clusters(
         torch.from_numpy(mean),
