@@ -238,7 +238,7 @@ def coarsened(label: PanopticLabel, source: Taxonomy, target: Taxonomy) -> Panop
     Returns
     -------
     PanopticLabel
-        Objects are numbered anew, by class and number, so that objects of two classes that become one stay apart.
+        Objects are renumbered by class and number, so that objects of two classes that become one stay apart.
 
     Raises
     ------

@@ -655,7 +655,7 @@ def _merged(
 # %% ../../nbs/labels/02_store.ipynb #8944e02e
 @patch
 def _summarise(self: PseudoLabelStore, shards: dict[str, MergedShard], threshold: float) -> bool:
-    """Write index and manifest; return True if they are right, False if somebody else wrote meanwhile."""
+    """Write index and manifest; return True if they are right, False if another process wrote meanwhile."""
     index, statistics, failures = self._merged(shards)
     summary = {
         "split": {"threshold": threshold, **split_things_stuff(statistics, threshold).to_dict()},

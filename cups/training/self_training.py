@@ -47,7 +47,7 @@ class SelfTrainSettings(TrainSettings):
     min_confidence, confidence_rise : float
         Minimum score of an object in the teacher's label in the first round, and what each round adds to it.
     semantic_share : float
-        Pixels whose class scores at least this share of its highest score in the image are labels.
+        Pixels whose class scores at least this share of its maximum score in the image are labels.
     scales, mirror
         The teacher's test-time augmentation, as in `predict_views`.
     momentum : float

@@ -73,7 +73,7 @@ class TrainSettings:
     logger : str
         "tensorboard" (in the run's folder), or "wandb" (Weights & Biases, an extra).
     seed : int
-        Of the order of the data, and of what the losses draw.
+        Of the order of the data, and of what the losses sample.
     """
 
     steps: int = 4000

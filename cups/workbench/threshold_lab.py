@@ -481,7 +481,7 @@ def _save(self: ThresholdLab) -> None:
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #0bea8822
 @patch
 def _progress(self: ThresholdLab, name: str, place: int) -> None:
-    """Say which stage is being computed."""
+    """Show which stage is being computed."""
     self.progress.value = place - 1
     self.stop_button.disabled = False
     self.status.value = f"computing {escape(name)}, stage {place} of {len(STAGES)}"
@@ -489,7 +489,7 @@ def _progress(self: ThresholdLab, name: str, place: int) -> None:
 
 @patch
 def _fault(self: ThresholdLab, line: str) -> None:
-    """Say in one line what is wrong."""
+    """Show in one line what is wrong."""
     self.stop_button.disabled = True
     self.status.value = f"<b>{escape(line)}</b>"
 

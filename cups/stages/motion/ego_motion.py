@@ -141,7 +141,7 @@ def motion_votes(motions: Tensor, m: Measurements, outlier_scale: float = _OUTLI
 
 # %% ../../../nbs/stages/motion/01_ego_motion.ipynb #5f6ffdea
 _NUM_POINTS = 3000
-"""Trusted points that vote, drawn at random: the share of inliers is then known to a percent."""
+"""Trusted points that vote, sampled at random: the share of inliers is then known to a percent."""
 
 _NUM_GROUPS, _GROUP_SIZE = 100, 6
 """Random groups that propose a motion, and their points: where 60 % of the points are static, one of the groups is all

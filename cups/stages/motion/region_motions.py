@@ -33,10 +33,10 @@ __all__ = ['MIN_TRACKED_POINTS', 'draw_from_regions', 'flow_noise', 'flow_error'
 
 # %% ../../../nbs/stages/motion/04_region_motions.ipynb #112ae73c
 _NUM_POINTS = 160
-"""Points drawn from each region: an agreement of 0.5 is then known to 0.04."""
+"""Points sampled from each region: an agreement of 0.5 is then known to 0.04."""
 
 def draw_from_regions(regions: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Return indices of pixels of each region, (count, _NUM_POINTS), drawn with replacement.
+    """Return indices of pixels of each region, (count, _NUM_POINTS), sampled with replacement.
 
     Parameters
     ----------

@@ -46,7 +46,7 @@ def sample_features(features: Tensor, count: int, name: str, seed: int = 0) -> T
     count : int
         How many; all of them if there are fewer.
     name : str
-        Name of the frame; other positions are drawn from another frame.
+        Name of the frame; another frame is sampled at other positions.
     seed : int
 
     Returns
