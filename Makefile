@@ -12,7 +12,7 @@ train: setup  ## the whole method on street scenes: pseudo-labels, a trained net
 	$(BIN)/papermill nbs/train.ipynb $(RUN)/train.ipynb -p run_dir $(RUN)/train
 
 test: setup lint docs  ## cups/ is what the notebooks export; every notebook's checks; the tests; the site
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --durations 10
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist worksteal --durations 10
 
 test-browser: .venv/browser  ## the widgets in JupyterLab in Chromium; screenshots in build/browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser --durations 5
