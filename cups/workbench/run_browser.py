@@ -381,7 +381,7 @@ def run_label(run: Run, name: str, image: Tensor) -> tuple[PanopticLabel, np.nda
         if path is not None and path.is_file():
             network = _network(path)
             result = run.metrics.get(str(run.parameters.get("name", "stage2")))
-            return predict(network, image, network.split).to("cpu"), _colours(result)
+            return predict(network, image).to("cpu"), _colours(result)
     for path in (located(run, str(run.parameters.get("labels", ""))), run.path / "test_labels", run.path / "labels"):
         if path is not None and (path / "manifest.json").exists():
             store = PseudoLabelStore(path)
