@@ -44,7 +44,7 @@ FEATURE_SOURCES: dict[str, type[FeatureSource]] = {
 """Sources of features by name; their settings have the same name in `PseudoLabelSettings`."""
 
 AUTO = "auto"
-"""In place of a source: the best one whose weights are on this machine; `cups.run.features` finds it before stages run."""
+"""In place of a source: the best one whose weights are on this machine; `cups.run.features` finds it."""
 
 _CHOICES = {"matcher": MATCHERS, "features": FEATURE_SOURCES}
 
