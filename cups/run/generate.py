@@ -108,7 +108,7 @@ def clustering_frames(names: Sequence[str], settings: PseudoLabelSettings) -> li
     return [(index, names[index]) for index in np.linspace(0, len(names) - 1, count).round().astype(int).tolist()]
 
 # %% ../../nbs/run/06_generate.ipynb #2152af6c
-_DESCRIPTION = ("vectors", "inside", "sizes")
+_DESCRIPTION = ("vectors", "inside", "objects")
 """What is kept of a frame, see `cups.stages.pipeline.describe`."""
 
 

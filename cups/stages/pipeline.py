@@ -18,7 +18,8 @@ from ..core.protocols import Matcher
 from ..core.records import VOID, ClassScores, Matches, PanopticLabel, Proposals, Record, SceneFlow, StereoSample
 from ..core.splits import THING_THRESHOLD
 from .labels.fusion import fuse
-from .labels.pseudo_classes import PseudoClasses, classify_objects, fit_pseudo_classes, object_sizes
+from .labels.objects import describe_objects
+from .labels.pseudo_classes import PseudoClasses, classify_objects, fit_pseudo_classes
 from .matching.classical import ClassicalMatcher, ClassicalMatcherSettings
 from .matching.smurf import SmurfMatcher, SmurfSettings
 from .motion.propose import MotionSettings, propose
@@ -56,8 +57,9 @@ class PseudoLabelSettings:
         Number K of classes of pixels; DepthG's weights have 27. Handcrafted features have less pure clusters and need
         more of them: several pseudo-classes may be matched to one class of the ground truth.
     num_object_classes : int
-        Number J of classes of moving objects, told apart by size; K + J <= 255. With 0 every object takes the
-        majority class of its pixels, as published.
+        Number J of classes of moving objects, told apart by size, speed and shape; K + J <= 255. With 0 every object
+        takes the majority class of its pixels, as published. Few objects need few classes: four are pedestrians,
+        cyclists, cars and large vehicles.
     thing_threshold : float
         Share of a class inside proposals above which it is a thing (published: 0.08).
     clustering_frames : int
@@ -83,7 +85,7 @@ class PseudoLabelSettings:
     depthg: DepthGSettings = field(default_factory=DepthGSettings)
     crf: CrfSettings = field(default_factory=CrfSettings)
     num_classes: int = 40
-    num_object_classes: int = 5
+    num_object_classes: int = 4
     thing_threshold: float = THING_THRESHOLD
     clustering_frames: int = 200
     clustering_vectors: int = 1500
@@ -184,15 +186,22 @@ def _propose(settings: PseudoLabelSettings, sample: StereoSample, flow: SceneFlo
     return propose(sample, flow, settings.motion, seed=frame_seed(settings.seed, sample.name))
 
 # %% ../../nbs/stages/03_pipeline.ipynb #def06855
+def _describe_objects(
+    settings: PseudoLabelSettings, flow: SceneFlow, proposals: Proposals, features: Tensor
+) -> Tensor:
+    """Return what the objects look like; by features too, unless they are handcrafted: height and paint."""
+    return describe_objects(flow, proposals, None if settings.features == "handcrafted" else features)
+
+
 def _label(
-    settings: PseudoLabelSettings, sample: StereoSample, matches: Matches, proposals: Proposals,
+    settings: PseudoLabelSettings, flow: SceneFlow, proposals: Proposals, features: Tensor,
     fusion: PanopticLabel, classes: PseudoClasses,
 ) -> PanopticLabel:  # fmt: skip
     """Return the pseudo-label: the fused label with classes of objects, if there are some."""
     if classes.objects is None:
         return fusion
-    sizes = object_sizes(proposals, matches, sample.calibration)
-    return classify_objects(fusion, sizes, classes, settings.thing_threshold)
+    objects = _describe_objects(settings, flow, proposals, features)
+    return classify_objects(fusion, objects, classes, settings.thing_threshold)
 
 # %% ../../nbs/stages/03_pipeline.ipynb #03a8f17d
 STAGES = (
@@ -207,8 +216,8 @@ STAGES = (
     Stage("CRF", ("sample", "scores"), "semantic", ("crf",),
           lambda s, sample, scores: dense_crf(scores, sample.left_0, s.crf)),
     Stage("fusion", ("semantic", "proposals"), "fusion", (), lambda s, semantic, proposals: fuse(semantic, proposals)),
-    Stage("object classes", ("sample", "matches", "proposals", "fusion", "classes"), "label", ("thing_threshold",),
-          _label),
+    Stage("object classes", ("flow", "proposals", "features", "fusion", "classes"), "label",
+          ("thing_threshold", "features"), _label),
 )  # fmt: skip
 """Every stage after those whose records it needs. What is added here is run by all who run the method."""
 
@@ -263,8 +272,8 @@ def describe(sample: StereoSample, settings: PseudoLabelSettings) -> tuple[Tenso
         Features of some pixels.
     inside : Tensor, (N,), bool
         Whether they lie inside a moving object.
-    sizes : Tensor, (M, 2)
-        Sizes of the objects.
+    objects : Tensor, (M, D)
+        `describe_objects` of the frame.
     """
     records = run_stages({"sample": sample}, settings, ("features", "proposals"))
     features, proposals = records["features"], records["proposals"]
@@ -273,8 +282,8 @@ def describe(sample: StereoSample, settings: PseudoLabelSettings) -> tuple[Tenso
     sampled = sample_features(
         torch.cat([features, covered]), settings.clustering_vectors, sample.name, settings.seed
     )
-    sizes = object_sizes(proposals, records["matches"], sample.calibration)
-    return sampled[:, :-1], sampled[:, -1] > 0.5, sizes
+    objects = _describe_objects(settings, records["flow"], proposals, features)
+    return sampled[:, :-1], sampled[:, -1] > 0.5, objects
 
 
 def find_pseudo_classes(
