@@ -15,7 +15,6 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
@@ -28,7 +27,7 @@ from ..labels.store import PseudoLabelStore
 from .engine import Engine
 from .workers import Failure, Workers
 from ..stages.labels.pseudo_classes import PseudoClasses, fit_pseudo_classes
-from ..stages.pipeline import PseudoLabelSettings, analyse, describe, known_clusters
+from ..stages.pipeline import PseudoLabelSettings, analyse, describe, joined, known_clusters
 from ..stages.semantics.clusters import Clusters
 from ..weights import device_called, weights_file
 
@@ -127,10 +126,10 @@ def _describe_one(frame: Frame, dataset: StereoDataset, folder: Path, settings: 
     return None
 
 
-def _read_descriptions(folder: Path, frames: Sequence[Frame]) -> list[Tensor]:
+def _read_descriptions(folder: Path, frames: Sequence[Frame]) -> tuple[Tensor, Tensor, Tensor]:
     """Return the descriptions of frames, put together in their order."""
     records = [load_file(folder / f"{name}.safetensors") for _, name in frames]
-    return [torch.cat([record[key] for record in records]) for key in _DESCRIPTION]
+    return joined([tuple(record[key] for key in _DESCRIPTION) for record in records])
 
 # %% ../../nbs/run/06_generate.ipynb #4d52fdae
 def find_classes(
@@ -277,5 +276,7 @@ def generate(
     with _locked_folder(root) as shuffled:
         found = _classes(dataset, root, settings, workers, classes, known, strict, shuffled)
         _label_missing(dataset, store, found, settings, workers, strict, shuffled)
-        store.finish(settings.thing_threshold, map=workers.map if workers.is_started else serial_map)
+        # Without classes of objects, the labels show the shares of all frames.
+        share = found.share if settings.num_object_classes else None
+        store.finish(settings.thing_threshold, workers.map if workers.is_started else serial_map, share)
     return PseudoLabelStore(root)

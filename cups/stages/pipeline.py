@@ -31,7 +31,8 @@ from .semantics.handcrafted import HandcraftedFeatures, HandcraftedSettings
 
 # %% auto #0
 __all__ = ['MATCHERS', 'FEATURE_SOURCES', 'STAGES', 'PseudoLabelSettings', 'matcher', 'feature_source', 'known_clusters', 'Stage',
-           'frame_seed', 'stages_for', 'run_stages', 'describe', 'find_pseudo_classes', 'FrameAnalysis', 'analyse']
+           'frame_seed', 'stages_for', 'run_stages', 'describe', 'joined', 'find_pseudo_classes', 'FrameAnalysis',
+           'analyse']
 
 # %% ../../nbs/stages/03_pipeline.ipynb #af167a68
 MATCHERS: dict[str, type[Matcher]] = {"classical": ClassicalMatcher, "smurf": SmurfMatcher}
@@ -61,7 +62,8 @@ class PseudoLabelSettings:
         takes the majority class of its pixels, as published. Few objects need few classes: four are pedestrians,
         cyclists, cars and large vehicles.
     thing_threshold : float
-        Share of a class inside proposals above which it is a thing (published: 0.08).
+        Share of a class inside proposals above which it is a thing (published: 0.08): `relative_share`, or without
+        classes of objects `movable_share`.
     clustering_frames : int
         Maximum number of frames, evenly spaced over the data set, on which the pseudo-classes are found.
     clustering_vectors : int
@@ -109,9 +111,6 @@ def _check_settings(settings: PseudoLabelSettings) -> None:
     if settings.num_classes < 1 or settings.num_object_classes < 0 or settings.total_classes > VOID:
         given = f"{settings.num_classes} and {settings.num_object_classes}"
         raise InputError(f"settings num_classes and num_object_classes must add up to 1..{VOID}, got {given}")
-    if settings.num_object_classes * settings.thing_threshold >= 1:
-        bound = f"1 / thing_threshold = {1 / settings.thing_threshold:g}"
-        raise InputError(f"setting num_object_classes must be under {bound}, got {settings.num_object_classes}")
     for name in ("clustering_frames", "clustering_vectors"):
         if getattr(settings, name) < 1:
             raise InputError(f"setting {name} must be positive, got {getattr(settings, name)}")
@@ -189,7 +188,7 @@ def _propose(settings: PseudoLabelSettings, sample: StereoSample, flow: SceneFlo
 def _describe_objects(
     settings: PseudoLabelSettings, flow: SceneFlow, proposals: Proposals, features: Tensor
 ) -> Tensor:
-    """Return what the objects look like; by features too, unless they are handcrafted: height and paint."""
+    """Return what the objects look like; by features too, unless these are handcrafted: geometry again, and paint."""
     return describe_objects(flow, proposals, None if settings.features == "handcrafted" else features)
 
 
@@ -270,29 +269,36 @@ def describe(sample: StereoSample, settings: PseudoLabelSettings) -> tuple[Tenso
     -------
     vectors : Tensor, (N, C)
         Features of some pixels.
-    inside : Tensor, (N,), bool
-        Whether they lie inside a moving object.
+    inside : Tensor, (N,), int64
+        Number of the object that each lies in, from 1; 0 for none.
     objects : Tensor, (M, D)
         `describe_objects` of the frame.
     """
     records = run_stages({"sample": sample}, settings, ("features", "proposals"))
     features, proposals = records["features"], records["proposals"]
-    covered = (proposals.instance > 0).float()[None, None]
-    covered = torch.nn.functional.interpolate(covered, size=features.shape[1:], mode="nearest")[0]
+    number = proposals.instance.float()[None, None]
+    number = torch.nn.functional.interpolate(number, size=features.shape[1:], mode="nearest")[0]
     sampled = sample_features(
-        torch.cat([features, covered]), settings.clustering_vectors, sample.name, settings.seed
+        torch.cat([features, number]), settings.clustering_vectors, sample.name, settings.seed
     )
     objects = _describe_objects(settings, records["flow"], proposals, features)
-    return sampled[:, :-1], sampled[:, -1] > 0.5, objects
+    return sampled[:, :-1], sampled[:, -1].long(), objects
+
+
+def joined(descriptions: Collection[tuple[Tensor, Tensor, Tensor]]) -> tuple[Tensor, Tensor, Tensor]:
+    """Put the descriptions of some frames together; objects get numbers that are unique among all."""
+    vectors, inside, objects = zip(*descriptions, strict=True)
+    first = [sum(map(len, objects[:i])) for i in range(len(objects))]
+    inside = [torch.where(n > 0, n + start, 0) for n, start in zip(inside, first, strict=True)]
+    return torch.cat(vectors), torch.cat(inside), torch.cat(objects)
 
 
 def find_pseudo_classes(
     descriptions: Collection[tuple[Tensor, Tensor, Tensor]], settings: PseudoLabelSettings
 ) -> PseudoClasses:
     """Return the pseudo-classes that the descriptions of some frames (`describe`) show."""
-    parts = [torch.cat(part) for part in zip(*descriptions, strict=True)]
     numbers = settings.num_classes, settings.num_object_classes
-    return fit_pseudo_classes(*parts, *numbers, settings.seed, known_clusters(settings))
+    return fit_pseudo_classes(*joined(descriptions), *numbers, settings.seed, known_clusters(settings))
 
 # %% ../../nbs/stages/03_pipeline.ipynb #5842be28
 @dataclass(frozen=True)

@@ -23,7 +23,7 @@ from ..core.files import write_atomically
 from ..core.memory import release_memory
 from ..core.records import PanopticLabel, StereoSample
 from ..core.settings import changed_settings, setting, with_setting
-from ..core.splits import ThingStuffSplit
+from ..core.splits import ThingStuffSplit, split_by_share
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
 from ..evaluation.panoptic import panoptic_scores
 from ..stages.labels.pseudo_classes import PseudoClasses
@@ -209,15 +209,8 @@ def changes(before: Mapping[str, float], after: Mapping[str, float]) -> list[tup
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #8ad4dc55
 def split_of(classes: PseudoClasses, settings: PseudoLabelSettings) -> ThingStuffSplit:
-    """Return which pseudo-classes are things: the classes of objects or, without, those above the threshold."""
-    share, order = classes.share.sort(descending=True, stable=True)
-    things = order[share > settings.thing_threshold].tolist()
-    total = classes.pixels.num_classes
-    if classes.objects is not None:
-        things = list(range(total, total + classes.objects.num_classes))
-        total += len(things)
-    stuff = sorted(set(range(total)) - set(things))
-    return ThingStuffSplit(tuple(sorted(things)), tuple(stuff), order, share)
+    """Return which pseudo-classes are things: those with a share above the threshold."""
+    return split_by_share(classes.share, settings.thing_threshold)
 
 
 def frame_quality(

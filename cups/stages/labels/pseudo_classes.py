@@ -16,7 +16,7 @@ from torch import Tensor
 from ...core.errors import InputError
 from ...core.files import write_bytes
 from ...core.records import VOID, PanopticLabel, Record
-from ...core.splits import movable_share
+from ...core.splits import movable_share, relative_share
 from .objects import fit_object_classes, object_classes
 from ..semantics.clusters import Clusters, class_scores, fit_clusters
 
@@ -32,8 +32,8 @@ class PseudoClasses(Record):
     ----------
     pixels : Clusters
         Of K classes.
-    share : Tensor, (K,), float32
-        Share of each class inside proposals (`movable_share`).
+    share : Tensor, (K + J,), float32
+        Share of each class inside proposals (`relative_share`; without classes of objects, `movable_share`).
     objects : Clusters or None
         Of J classes of objects, numbered from K; None where objects take the majority class of their pixels.
     """
@@ -41,6 +41,11 @@ class PseudoClasses(Record):
     pixels: Clusters
     share: Tensor
     objects: Clusters | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of all classes, K + J."""
+        return self.pixels.num_classes + (self.objects.num_classes if self.objects else 0)
 
     def save(self, path: str | Path) -> Path:
         """Write the classes as a safetensors file, atomically."""
@@ -66,7 +71,10 @@ class PseudoClasses(Record):
                 part, key = name.split(".")
                 parts[part][key] = tensors[name]
             objects = Clusters(**parts["objects"]) if parts["objects"] else None
-            return cls(Clusters(**parts["pixels"]), tensors["share"], objects)
+            classes = cls(Clusters(**parts["pixels"]), tensors["share"], objects)
+            if len(classes.share) != classes.num_classes:
+                raise ValueError("no shares of classes of objects, as files of earlier versions")
+            return classes
         except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
             raise InputError(f"{path}: does not hold pseudo-classes ({error})") from None
 
@@ -88,8 +96,8 @@ def fit_pseudo_classes(
     ----------
     vectors : Tensor, (N, C)
         Features of pixels from all over the data set.
-    inside : Tensor, (N,), bool
-        Whether each of those pixels lies inside a proposal.
+    inside : Tensor, (N,), int64
+        Number of the proposal that each of those pixels lies in, from 1, a row of `objects`; 0 for none.
     objects : Tensor, (M, D)
         `describe_objects` of all proposals.
     num_classes, num_object_classes : int
@@ -106,9 +114,15 @@ def fit_pseudo_classes(
     pixels = pixels or fit_clusters(vectors, num_classes, seed, num_centres=num_classes)
     classes = assign(vectors, pixels)
     count = torch.bincount(classes, minlength=num_classes)
-    share = movable_share(torch.bincount(classes[inside], minlength=num_classes), count)
+    is_inside = inside > 0
+    count_inside = torch.bincount(classes[is_inside], minlength=num_classes)
     num_object_classes = min(num_object_classes, len(objects))
-    fitted = fit_object_classes(objects, num_object_classes, seed) if num_object_classes else None
+    if not num_object_classes:
+        return PseudoClasses(pixels, movable_share(count_inside, count))
+    fitted = fit_object_classes(objects, num_object_classes, seed)
+    of_pixels = object_classes(objects, fitted)[inside[is_inside] - 1]
+    pairs = torch.bincount(of_pixels * num_classes + classes[is_inside], minlength=num_object_classes * num_classes)
+    share = relative_share(count_inside, count, pairs.view(num_object_classes, num_classes))
     return PseudoClasses(pixels, share, fitted)
 
 # %% ../../../nbs/stages/labels/02_pseudo_classes.ipynb #f47eb32d
@@ -138,6 +152,6 @@ def classify_objects(
     by_number = torch.full((len(objects) + 1,), VOID, dtype=torch.int64, device=device)
     by_number[1:] = num_classes + object_classes(objects, classes.objects)
     names = torch.arange(VOID + 1, device=device)
-    names[:num_classes][classes.share > threshold] = VOID
+    names[:num_classes][classes.share[:num_classes] > threshold] = VOID
     semantic = torch.where(label.instance > 0, by_number[label.instance], names[label.semantic])
     return label.replace(semantic=semantic)
