@@ -108,7 +108,8 @@ def relative_share(inside: Tensor, pixels: Tensor, composition: Tensor) -> Tenso
     inside, pixels : Tensor, (K,)
         Pixels of each class of pixels inside proposals, and all pixels of the class.
     composition : Tensor, (J, K)
-        Pixels of each class of pixels inside the objects of each class of objects.
+        Pixels of each class of pixels inside the objects of each class of objects. A class of objects without any, since
+        the pixels are a sample, gets the average.
 
     Returns
     -------
@@ -118,8 +119,9 @@ def relative_share(inside: Tensor, pixels: Tensor, composition: Tensor) -> Tenso
     """
     inside, composition = inside.double(), composition.double()
     ratio = inside / pixels.clamp(min=1)
-    of_objects = composition @ ratio / composition.sum(1).clamp(min=1)
     average = (inside * ratio).sum() / inside.sum().clamp(min=1)
+    counted = composition.sum(1)
+    of_objects = torch.where(counted > 0, composition @ ratio / counted.clamp(min=1), average)
     unit = (_THING_CLASSES * average).clamp(min=torch.finfo(ratio.dtype).tiny)
     return (torch.cat([ratio, of_objects]) / unit).clamp(max=1).float()
 

@@ -17,8 +17,8 @@ from ..ground import Ground, find_ground
 from ..semantics.clusters import Clusters
 
 # %% auto #0
-__all__ = ['OBJECT_CHANNELS', 'mask_box', 'object_size', 'silhouette', 'own_speed', 'non_rigidity', 'describe_objects',
-           'fit_object_classes', 'object_classes']
+__all__ = ['OBJECT_CHANNELS', 'object_size', 'silhouette', 'own_speed', 'non_rigidity', 'describe_objects', 'fit_object_classes',
+           'object_classes']
 
 # %% ../../../nbs/stages/labels/02_objects.ipynb #bc2167ae
 _EXTENT = (0.03, 0.97)
@@ -28,7 +28,7 @@ _SIZES_M = (0.05, 50.0)
 """Sizes are clamped to this range in metres; larger or smaller ones are errors of disparity."""
 
 
-def mask_box(mask: Tensor) -> Tensor:
+def _mask_box(mask: Tensor) -> Tensor:
     """Return the first and last row, and the first and last column, of a mask (H, W) without stray pixels, (2, 2)."""
     bounds = torch.tensor(_EXTENT, device=mask.device)
     return torch.stack([v.float().quantile(bounds) for v in torch.nonzero(mask, as_tuple=True)])
@@ -47,12 +47,12 @@ def object_size(mask: Tensor, disparity: Tensor, calibration: Calibration) -> Te
     """
     depth = depth_from_disparity(disparity[mask], calibration).median()
     focal = torch.tensor([calibration.fy, calibration.fx], device=mask.device)
-    return ((mask_box(mask).diff()[:, 0] + 1) * depth / focal).clamp(*_SIZES_M)
+    return ((_mask_box(mask).diff()[:, 0] + 1) * depth / focal).clamp(*_SIZES_M)
 
 # %% ../../../nbs/stages/labels/02_objects.ipynb #55f1f20e
 def silhouette(mask: Tensor) -> Tensor:
     """Return the filled share of the upper quarter, the lower quarter and the whole of an object's box, (3,)."""
-    (top, bottom), (left, right) = mask_box(mask).round().long().tolist()
+    (top, bottom), (left, right) = _mask_box(mask).round().long().tolist()
     box = mask[top : bottom + 1, left : right + 1].float()
     quarters = torch.nn.functional.adaptive_avg_pool2d(box[None], (4, 1))[0, :, 0]
     return torch.stack([quarters[0], quarters[3], box.mean()])
