@@ -108,8 +108,8 @@ def relative_share(inside: Tensor, pixels: Tensor, composition: Tensor) -> Tenso
     inside, pixels : Tensor, (K,)
         Pixels of each class of pixels inside proposals, and all pixels of the class.
     composition : Tensor, (J, K)
-        Pixels of each class of pixels inside the objects of each class of objects. A class of objects without any, since
-        the pixels are a sample, gets the average.
+        Pixels of each class of pixels inside the objects of each class of objects. A class of objects without any, as
+        can happen with a sample of pixels, gets the average.
 
     Returns
     -------
