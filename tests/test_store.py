@@ -397,3 +397,13 @@ def test_merge_and_stats_from_the_command_line(tmp_path, capsys):
     assert sum(stats["class_shares"]) == pytest.approx(1, abs=1e-4) and len(stats["class_shares"]) == 9
     assert stats["bytes"] == sum(map(len, contents(tmp_path).values()))
     assert main(["store", "stats", str(tmp_path / "frames")]) == 2
+
+
+def test_shares_that_come_with_the_classes_decide_and_are_kept(tmp_path):
+    store = filled(tmp_path)
+    share = torch.tensor([0.5, 0.0, 0.1, 0.0, 0.3])
+    assert store.finish(0.2, share=share).things == (0, 4)
+    again = PseudoLabelStore(tmp_path)
+    assert again.split.order.tolist() == [0, 4, 2, 1, 3, 5, 6, 7, 8]
+    assert torch.equal(again.split.share[:3], share[[0, 4, 2]])
+    assert again.finish(0.05).things == (0, 2, 4)

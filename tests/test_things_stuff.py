@@ -8,9 +8,10 @@ import pytest
 import torch
 from shared import shared_folder
 
+from cups.core.errors import InputError
 from cups.core.files import read_json
 from cups.core.records import VOID, PanopticLabel, Proposals
-from cups.core.splits import class_statistics, split_things_stuff
+from cups.core.splits import class_statistics, relative_share, split_by_share, split_things_stuff
 from cups.stages.labels.fusion import fuse
 
 NUM_CLASSES = 16
@@ -63,3 +64,21 @@ def test_statistics_do_not_depend_on_the_order_of_frames():
     halves = reduce(add, frames[:2:-1]) + reduce(add, frames[:3])
     assert all(torch.equal(vars(whole)[name], vars(halves)[name]) for name in vars(whole))
     assert int(whole.pixels.sum()) == 5 * 17 * 30
+
+
+@pytest.mark.parametrize("number", [1, 4, 12, 40])
+def test_classes_of_objects_are_things_however_many_there_are(number):
+    inside, pixels = torch.tensor([300, 240, 20, 0]), torch.tensor([1000, 900, 4000, 9000])
+    composition = torch.tensor([[300, 240, 20, 0]]).repeat(number, 1)
+    share = relative_share(inside, pixels, composition)
+    torch.testing.assert_close(share[4:].mean(), torch.tensor(1 / 8))
+    assert split_by_share(share).things == (0, 1, *range(4, 4 + number))
+    torch.testing.assert_close(share, relative_share(7 * inside, 7 * pixels, 7 * composition))
+
+
+def test_a_class_of_false_proposals_on_what_never_moves_is_stuff():
+    composition = torch.tensor([[300, 240, 0], [0, 0, 20]])
+    share = relative_share(composition.sum(0), torch.tensor([1000, 900, 4000]), composition)
+    assert split_by_share(share).things == (0, 1, 3)
+    with pytest.raises(InputError, match="threshold must lie"):
+        split_by_share(share, 1.0)

@@ -14,8 +14,8 @@ from .errors import InputError
 from .records import VOID, PanopticLabel, Record
 
 # %% auto #0
-__all__ = ['THING_THRESHOLD', 'ClassStatistics', 'class_statistics', 'movable_share', 'ThingStuffSplit', 'split_things_stuff',
-           'SplitChoice', 'chosen_split', 'claimed_segments']
+__all__ = ['THING_THRESHOLD', 'ClassStatistics', 'class_statistics', 'movable_share', 'relative_share', 'ThingStuffSplit',
+           'split_by_share', 'split_things_stuff', 'SplitChoice', 'chosen_split', 'claimed_segments']
 
 # %% ../../nbs/core/04_splits.ipynb #10324a7f
 @dataclass(frozen=True)
@@ -93,6 +93,38 @@ def movable_share(inside: Tensor, pixels: Tensor) -> Tensor:
     ratio = inside / pixels.clamp(min=1)
     return ratio / ratio.sum().clamp(min=torch.finfo(ratio.dtype).tiny)
 
+# %% ../../nbs/core/04_splits.ipynb #d3523748
+_THING_CLASSES = 8
+"""Of Cityscapes, for which the published threshold was chosen."""
+
+
+def relative_share(inside: Tensor, pixels: Tensor, composition: Tensor) -> Tensor:
+    """Return how often what looks like each class lies inside object proposals, relative to the objects' average.
+
+    Counts of several frames add up.
+
+    Parameters
+    ----------
+    inside, pixels : Tensor, (K,)
+        Pixels of each class of pixels inside proposals, and all pixels of the class.
+    composition : Tensor, (J, K)
+        Pixels of each class of pixels inside the objects of each class of objects. A class of objects without any, as
+        can happen with a sample of pixels, gets the average.
+
+    Returns
+    -------
+    Tensor, (K + J,), float32
+        Shares of the classes of pixels, then of those of objects, in [0, 1]. The mean over the pixels inside proposals
+        is 1/8, unless a share is clamped to 1. All 0 if no pixel is inside a proposal.
+    """
+    inside, composition = inside.double(), composition.double()
+    ratio = inside / pixels.clamp(min=1)
+    average = (inside * ratio).sum() / inside.sum().clamp(min=1)
+    counted = composition.sum(1)
+    of_objects = torch.where(counted > 0, composition @ ratio / counted.clamp(min=1), average)
+    unit = (_THING_CLASSES * average).clamp(min=torch.finfo(ratio.dtype).tiny)
+    return (torch.cat([ratio, of_objects]) / unit).clamp(max=1).float()
+
 # %% ../../nbs/core/04_splits.ipynb #1e2572c2
 @dataclass(frozen=True)
 class ThingStuffSplit(Record):
@@ -106,7 +138,7 @@ class ThingStuffSplit(Record):
     order : Tensor, (K,), int64
         All class ids by descending share, equal ones by id.
     share : Tensor, (K,), float32
-        The shares in that order; they sum to 1, or are all 0 if there was no proposal.
+        The shares in that order, all 0 if there was no proposal; see `movable_share` and `relative_share`.
     """
 
     things: tuple[int, ...]
@@ -129,6 +161,22 @@ THING_THRESHOLD = 0.08
 """Share above which a class is a thing (CUPS, section 3.1)."""
 
 
+def split_by_share(share: Tensor, threshold: float = THING_THRESHOLD) -> ThingStuffSplit:
+    """Call things the classes with a share (K,) above the threshold in [0, 1).
+
+    Raises
+    ------
+    InputError
+        If the threshold is not in [0, 1).
+    """
+    if not 0 <= threshold < 1:
+        raise InputError(f"threshold must lie in [0, 1), got {threshold}")
+    share, order = share.sort(descending=True, stable=True)
+    things = sorted(order[share > threshold].tolist())
+    stuff = sorted(order[share <= threshold].tolist())
+    return ThingStuffSplit(tuple(things), tuple(stuff), order, share.float())
+
+
 def split_things_stuff(statistics: ClassStatistics, threshold: float = THING_THRESHOLD) -> ThingStuffSplit:
     """Call things the classes with a share above the threshold (CUPS, section 3.1).
 
@@ -144,13 +192,7 @@ def split_things_stuff(statistics: ClassStatistics, threshold: float = THING_THR
     InputError
         If the threshold is not in [0, 1).
     """
-    if not 0 <= threshold < 1:
-        raise InputError(f"threshold must lie in [0, 1), got {threshold}")
-    share = movable_share(statistics.pixels_inside_proposals.double(), statistics.pixels)
-    share, order = share.sort(descending=True, stable=True)
-    things = sorted(order[share > threshold].tolist())
-    stuff = sorted(order[share <= threshold].tolist())
-    return ThingStuffSplit(tuple(things), tuple(stuff), order, share.float())
+    return split_by_share(movable_share(statistics.pixels_inside_proposals.double(), statistics.pixels), threshold)
 
 # %% ../../nbs/core/04_splits.ipynb #69883e4c
 @dataclass(frozen=True)

@@ -34,6 +34,7 @@ from cups.core.splits import (
     ThingStuffSplit,
     chosen_split,
     class_statistics,
+    split_by_share,
     split_things_stuff,
 )
 from .files import label_maps, read_label
@@ -654,11 +655,19 @@ def _merged(
 
 # %% ../../nbs/labels/02_store.ipynb #8944e02e
 @patch
-def _summarise(self: PseudoLabelStore, shards: dict[str, MergedShard], threshold: float) -> bool:
+def _summarise(
+    self: PseudoLabelStore, shards: dict[str, MergedShard], threshold: float, share: Tensor | None = None
+) -> bool:
     """Write index and manifest; return True if they are right, False if another process wrote meanwhile."""
     index, statistics, failures = self._merged(shards)
+    if share is None:
+        split = split_things_stuff(statistics, threshold)
+    else:
+        share = torch.cat([share, share.new_zeros(self.num_classes - len(share))])  # no objects, no classes of them
+        split = split_by_share(share, threshold)
     summary = {
-        "split": {"threshold": threshold, **split_things_stuff(statistics, threshold).to_dict()},
+        "split": {"threshold": threshold, **split.to_dict()},
+        "share": None if share is None else share.tolist(),
         "statistics": {key: value.tolist() for key, value in vars(statistics).items()},
         "counts": {"frames": len(index), "failures": len(failures)},
         "failures": failures,
@@ -687,7 +696,9 @@ def _tidy(self: PseudoLabelStore) -> None:
 _ROUNDS = 5
 
 @patch
-def finish(self: PseudoLabelStore, threshold: float | None = None, map: Mapper = serial_map) -> ThingStuffSplit:
+def finish(
+    self: PseudoLabelStore, threshold: float | None = None, map: Mapper = serial_map, share: Tensor | None = None
+) -> ThingStuffSplit:
     """Merge all frames, split the classes into things and stuff, and complete manifest and index.
 
     May be called again at any time, also while others write. A person's choice is kept, and applied to what is
@@ -700,6 +711,9 @@ def finish(self: PseudoLabelStore, threshold: float | None = None, map: Mapper =
         0.08.
     map : Mapper
         Calls `merge_shard` for every shard; results may come in any order.
+    share : Tensor, (K,), optional
+        Share of each class inside proposals, of fewer than K if the last have no object. By default that of the last
+        time, else the labels' own (`split_things_stuff`).
 
     Raises
     ------
@@ -708,10 +722,12 @@ def finish(self: PseudoLabelStore, threshold: float | None = None, map: Mapper =
     """
     if threshold is None:
         threshold = self.threshold if self.is_finished else self.settings.get("thing_threshold", THING_THRESHOLD)
+    if share is None and self._manifest.get("share") is not None:
+        share = torch.tensor(self._manifest["share"])
     shards: dict[str, MergedShard] = {}
     for _ in range(_ROUNDS):
         shards = self._merge_shards(shards, map)
-        if self._summarise(shards, threshold):
+        if self._summarise(shards, threshold, share):
             break
     self._tidy()
     return self.split

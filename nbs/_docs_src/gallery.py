@@ -18,11 +18,10 @@ from plotly.subplots import make_subplots
 from cups.core.pictures import image_rgb, panoptic_rgb
 from cups.core.records import VOID, Calibration, PanopticLabel
 from cups.core.rigid import invert, transform
-from cups.core.splits import ThingStuffSplit, class_statistics, split_things_stuff
+from cups.core.splits import ThingStuffSplit, split_by_share
 from cups.core.taxonomy import CITYSCAPES_19
 from cups.evaluation.panoptic import panoptic_scores
-from cups.stages.labels.pseudo_classes import PseudoClasses, fit_pseudo_classes
-from cups.stages.pipeline import FrameAnalysis, PseudoLabelSettings, analyse, describe
+from cups.stages.pipeline import FrameAnalysis, PseudoLabelSettings, analyse, describe, find_pseudo_classes
 from cups.street.scenes import StreetScene, street_scene
 from cups.workbench.frames import matched_colours
 
@@ -39,12 +38,9 @@ def analysed() -> tuple[list[StreetScene], list[FrameAnalysis], ThingStuffSplit]
     """Return some street scenes, what the stages make of them, and which classes are things."""
     scenes = [street_scene(seed, HEIGHT, WIDTH) for seed in SEEDS]
     settings = PseudoLabelSettings(clustering_vectors=1000)
-    parts = [describe(scene.sample, settings) for scene in scenes]
-    counts = settings.num_classes, settings.num_object_classes
-    classes: PseudoClasses = fit_pseudo_classes(*map(torch.cat, zip(*parts, strict=True)), *counts, settings.seed)
+    classes = find_pseudo_classes([describe(scene.sample, settings) for scene in scenes], settings)
     found = [analyse(scene.sample, classes, settings) for scene in scenes]
-    counted = [class_statistics(frame.label, settings.total_classes) for frame in found]
-    return scenes, found, split_things_stuff(sum(counted[1:], counted[0]), settings.thing_threshold)
+    return scenes, found, split_by_share(classes.share, settings.thing_threshold)
 
 
 def upright(points: torch.Tensor) -> np.ndarray:

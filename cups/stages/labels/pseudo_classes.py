@@ -15,50 +15,13 @@ from torch import Tensor
 
 from ...core.errors import InputError
 from ...core.files import write_bytes
-from ...core.geometry import depth_from_disparity
-from ...core.records import VOID, Calibration, Matches, PanopticLabel, Proposals, Record
-from ...core.splits import movable_share
+from ...core.records import VOID, PanopticLabel, Record
+from ...core.splits import movable_share, relative_share
+from .objects import fit_object_classes, object_classes
 from ..semantics.clusters import Clusters, class_scores, fit_clusters
 
 # %% auto #0
-__all__ = ['object_sizes', 'PseudoClasses', 'assign', 'fit_pseudo_classes', 'classify_objects']
-
-# %% ../../../nbs/stages/labels/02_pseudo_classes.ipynb #ee1e340b
-_EXTENT = (0.03, 0.97)
-"""Quantiles of an object's rows and columns between which its size is measured, so that stray pixels do not count."""
-
-_SIZES_M = (0.05, 50.0)
-"""Sizes are clamped to this range in metres; larger or smaller ones are errors of disparity."""
-
-
-def object_sizes(proposals: Proposals, matches: Matches, calibration: Calibration) -> Tensor:
-    """Return the size of every proposal: its extent in pixels at the median depth of its pixels.
-
-    Parameters
-    ----------
-    proposals : Proposals
-        N objects.
-    matches : Matches
-        Of the same frame; `disparity_0` is used.
-    calibration : Calibration
-
-    Returns
-    -------
-    Tensor, (N, 2), float32
-        Logarithms of height and width in metres; 0 for a proposal without pixels.
-    """
-    depth = depth_from_disparity(matches.disparity_0, calibration)
-    sizes = []
-    for number in range(1, len(proposals.motions) + 1):
-        y, x = torch.nonzero(proposals.instance == number, as_tuple=True)
-        if not len(y):
-            sizes.append(torch.zeros(2, device=depth.device))
-            continue
-        bounds = torch.tensor(_EXTENT, device=depth.device)
-        pixels = torch.stack([(v.float().quantile(bounds).diff() + 1)[0] for v in (y, x)])
-        metres = pixels * depth[y, x].median() / torch.tensor([calibration.fy, calibration.fx], device=depth.device)
-        sizes.append(metres.clamp(*_SIZES_M).log())
-    return torch.stack(sizes) if sizes else torch.zeros(0, 2, device=depth.device)
+__all__ = ['PseudoClasses', 'assign', 'fit_pseudo_classes', 'classify_objects']
 
 # %% ../../../nbs/stages/labels/02_pseudo_classes.ipynb #7919a7c4
 @dataclass(frozen=True)
@@ -69,8 +32,8 @@ class PseudoClasses(Record):
     ----------
     pixels : Clusters
         Of K classes.
-    share : Tensor, (K,), float32
-        Share of each class inside proposals (`movable_share`).
+    share : Tensor, (K + J,), float32
+        Share of each class inside proposals (`relative_share`; without classes of objects, `movable_share`).
     objects : Clusters or None
         Of J classes of objects, numbered from K; None where objects take the majority class of their pixels.
     """
@@ -78,6 +41,11 @@ class PseudoClasses(Record):
     pixels: Clusters
     share: Tensor
     objects: Clusters | None = None
+
+    @property
+    def num_classes(self) -> int:
+        """Number of all classes, K + J."""
+        return self.pixels.num_classes + (self.objects.num_classes if self.objects else 0)
 
     def save(self, path: str | Path) -> Path:
         """Write the classes as a safetensors file, atomically."""
@@ -103,7 +71,10 @@ class PseudoClasses(Record):
                 part, key = name.split(".")
                 parts[part][key] = tensors[name]
             objects = Clusters(**parts["objects"]) if parts["objects"] else None
-            return cls(Clusters(**parts["pixels"]), tensors["share"], objects)
+            classes = cls(Clusters(**parts["pixels"]), tensors["share"], objects)
+            if len(classes.share) != classes.num_classes:
+                raise ValueError("no shares of classes of objects, as files of earlier versions")
+            return classes
         except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
             raise InputError(f"{path}: does not hold pseudo-classes ({error})") from None
 
@@ -116,7 +87,7 @@ def assign(vectors: Tensor, clusters: Clusters) -> Tensor:
 
 # %% ../../../nbs/stages/labels/02_pseudo_classes.ipynb #b5551599
 def fit_pseudo_classes(
-    vectors: Tensor, inside: Tensor, sizes: Tensor, num_classes: int, num_object_classes: int, seed: int = 0,
+    vectors: Tensor, inside: Tensor, objects: Tensor, num_classes: int, num_object_classes: int, seed: int = 0,
     pixels: Clusters | None = None,
 ) -> PseudoClasses:  # fmt: skip
     """Cluster the pixels and the moving objects of a data set into its classes.
@@ -125,10 +96,10 @@ def fit_pseudo_classes(
     ----------
     vectors : Tensor, (N, C)
         Features of pixels from all over the data set.
-    inside : Tensor, (N,), bool
-        Whether each of those pixels lies inside a proposal.
-    sizes : Tensor, (M, 2)
-        `object_sizes` of all proposals.
+    inside : Tensor, (N,), int64
+        Number of the proposal that each of those pixels lies in, from 1, a row of `objects`; 0 for none.
+    objects : Tensor, (M, D)
+        `describe_objects` of all proposals.
     num_classes, num_object_classes : int
         K and J, at most M of them; with J = 0 objects take the majority class of their pixels.
     seed : int
@@ -138,26 +109,34 @@ def fit_pseudo_classes(
     Raises
     ------
     InputError
-        If there are fewer distinct vectors or sizes than classes.
+        If there are fewer distinct vectors or objects than classes.
     """
     pixels = pixels or fit_clusters(vectors, num_classes, seed, num_centres=num_classes)
     classes = assign(vectors, pixels)
     count = torch.bincount(classes, minlength=num_classes)
-    share = movable_share(torch.bincount(classes[inside], minlength=num_classes), count)
-    num_object_classes = min(num_object_classes, len(sizes))
-    objects = fit_clusters(sizes, num_object_classes, seed) if num_object_classes else None
-    return PseudoClasses(pixels, share, objects)
+    is_inside = inside > 0
+    count_inside = torch.bincount(classes[is_inside], minlength=num_classes)
+    num_object_classes = min(num_object_classes, len(objects))
+    if not num_object_classes:
+        return PseudoClasses(pixels, movable_share(count_inside, count))
+    fitted = fit_object_classes(objects, num_object_classes, seed)
+    of_pixels = object_classes(objects, fitted)[inside[is_inside] - 1]
+    pairs = torch.bincount(of_pixels * num_classes + classes[is_inside], minlength=num_object_classes * num_classes)
+    share = relative_share(count_inside, count, pairs.view(num_object_classes, num_classes))
+    return PseudoClasses(pixels, share, fitted)
 
 # %% ../../../nbs/stages/labels/02_pseudo_classes.ipynb #f47eb32d
-def classify_objects(label: PanopticLabel, sizes: Tensor, classes: PseudoClasses, threshold: float) -> PanopticLabel:
-    """Assign every object its class by size, and make void the other pixels of movable classes.
+def classify_objects(
+    label: PanopticLabel, objects: Tensor, classes: PseudoClasses, threshold: float
+) -> PanopticLabel:
+    """Assign every object its class by what it looks like, and make void the other pixels of movable classes.
 
     Parameters
     ----------
     label : PanopticLabel
         Output of `fuse`.
-    sizes : Tensor, (N, 2)
-        `object_sizes` of the proposals 1..N.
+    objects : Tensor, (N, D)
+        `describe_objects` of the proposals 1..N.
     classes : PseudoClasses
         With classes of objects.
     threshold : float
@@ -170,9 +149,9 @@ def classify_objects(label: PanopticLabel, sizes: Tensor, classes: PseudoClasses
     """
     device = label.semantic.device
     num_classes = classes.pixels.num_classes
-    by_number = torch.full((len(sizes) + 1,), VOID, dtype=torch.int64, device=device)
-    by_number[1:] = num_classes + assign(sizes, classes.objects)
+    by_number = torch.full((len(objects) + 1,), VOID, dtype=torch.int64, device=device)
+    by_number[1:] = num_classes + object_classes(objects, classes.objects)
     names = torch.arange(VOID + 1, device=device)
-    names[:num_classes][classes.share > threshold] = VOID
+    names[:num_classes][classes.share[:num_classes] > threshold] = VOID
     semantic = torch.where(label.instance > 0, by_number[label.instance], names[label.semantic])
     return label.replace(semantic=semantic)
