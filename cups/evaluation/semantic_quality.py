@@ -10,7 +10,6 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-import torch
 from torch import Tensor
 
 from ..core.geometry import pixel_grid
@@ -20,9 +19,7 @@ from ..core.records import VOID, Matches
 __all__ = ['class_stability', 'Fragmentation', 'fragmentation']
 
 # %% ../../nbs/evaluation/08_semantic_quality.ipynb #24ac9201
-def class_stability(
-    semantic_0: Tensor, semantic_1: Tensor, matches: Matches, ignore: Tensor | None = None
-) -> float:
+def class_stability(semantic_0: Tensor, semantic_1: Tensor, matches: Matches, ignore: Tensor | None = None) -> float:
     """Return the share of pixels that keep their class in the next frame; NaN if none can be followed.
 
     Parameters
