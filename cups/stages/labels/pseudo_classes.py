@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -73,17 +74,22 @@ class PseudoClasses(Record):
         Share of each class inside proposals (`movable_share`).
     objects : Clusters or None
         Of J classes of objects, numbered from K; None where objects take the majority class of their pixels.
+    counts : Tensor, (M, 2), int64, or None
+        Sampled pixels of each centre of `pixels`, and those of them inside proposals; None where the classes of pixels
+        came with the features, so that their number is given.
     """
 
     pixels: Clusters
     share: Tensor
     objects: Clusters | None = None
+    counts: Tensor | None = None
 
     def save(self, path: str | Path) -> Path:
         """Write the classes as a safetensors file, atomically."""
         parts = {"pixels": self.pixels, "objects": self.objects}
         tensors = {f"{p}.{k}": v.cpu().contiguous() for p, part in parts.items() if part for k, v in vars(part).items()}
-        return write_bytes(path, save({"share": self.share.cpu(), **tensors}))
+        own = {k: v.cpu().contiguous() for k in ("share", "counts") if (v := getattr(self, k)) is not None}
+        return write_bytes(path, save({**own, **tensors}))
 
     @classmethod
     def load(cls, path: str | Path) -> PseudoClasses:
@@ -99,11 +105,11 @@ class PseudoClasses(Record):
         try:
             tensors = load_file(path)
             parts: dict[str, dict[str, Tensor]] = {"pixels": {}, "objects": {}}
-            for name in tensors.keys() - {"share"}:
+            for name in tensors.keys() - {"share", "counts"}:
                 part, key = name.split(".")
                 parts[part][key] = tensors[name]
             objects = Clusters(**parts["objects"]) if parts["objects"] else None
-            return cls(Clusters(**parts["pixels"]), tensors["share"], objects)
+            return cls(Clusters(**parts["pixels"]), tensors["share"], objects, tensors.get("counts"))
         except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:
             raise InputError(f"{path}: does not hold pseudo-classes ({error})") from None
 
@@ -113,6 +119,19 @@ def assign(vectors: Tensor, clusters: Clusters) -> Tensor:
     if not len(vectors):
         return torch.zeros(0, dtype=torch.int64, device=vectors.device)
     return class_scores(vectors.T.unsqueeze(-1), clusters, (len(vectors), 1)).log_probs.argmax(0)[:, 0]
+
+# %% ../../../nbs/stages/labels/02_pseudo_classes.ipynb #b91bc8cd
+def _centre_counts(vectors: Tensor, inside: Tensor, clusters: Clusters) -> Tensor:
+    """Return how many vectors (N, C) belong to each of M centres, and how many of these are inside, (M, 2)."""
+    number = len(clusters.centres)
+    centres = assign(vectors, clusters.replace(classes=torch.arange(number, device=vectors.device)))
+    return torch.stack([torch.bincount(which, minlength=number) for which in (centres, centres[inside])], dim=1)
+
+
+def _class_share(clusters: Clusters, counts: Tensor) -> Tensor:
+    """Return the share of each class inside proposals, from the counts (M, 2) of its centres."""
+    pixels, inside = counts.new_zeros(clusters.num_classes, 2).index_add_(0, clusters.classes, counts).T
+    return movable_share(inside, pixels)
 
 # %% ../../../nbs/stages/labels/02_pseudo_classes.ipynb #b5551599
 def fit_pseudo_classes(
@@ -140,13 +159,26 @@ def fit_pseudo_classes(
     InputError
         If there are fewer distinct vectors or sizes than classes.
     """
-    pixels = pixels or fit_clusters(vectors, num_classes, seed, num_centres=num_classes)
-    classes = assign(vectors, pixels)
-    count = torch.bincount(classes, minlength=num_classes)
-    share = movable_share(torch.bincount(classes[inside], minlength=num_classes), count)
+    known, pixels = pixels, pixels or fit_clusters(vectors, num_classes, seed, num_centres=num_classes)
+    counts = _centre_counts(vectors, inside, pixels)
     num_object_classes = min(num_object_classes, len(sizes))
     objects = fit_clusters(sizes, num_object_classes, seed) if num_object_classes else None
-    return PseudoClasses(pixels, share, objects)
+    return PseudoClasses(pixels, _class_share(pixels, counts), objects, None if known else counts)
+
+# %% ../../../nbs/stages/labels/02_pseudo_classes.ipynb #17b9e232
+@patch
+def regrouped(self: PseudoClasses, num_classes: int) -> PseudoClasses:
+    """Return the classes with K classes of pixels made of the same cluster centres; see `Clusters.regrouped`.
+
+    Raises
+    ------
+    InputError
+        If the centres cannot be joined into so many, or the number of classes came with the features.
+    """
+    if self.counts is None:
+        raise InputError(f"the number of classes of pixels, {self.pixels.num_classes}, cannot be changed")
+    pixels = self.pixels.regrouped(num_classes)
+    return self.replace(pixels=pixels, share=_class_share(pixels, self.counts))
 
 # %% ../../../nbs/stages/labels/02_pseudo_classes.ipynb #f47eb32d
 def classify_objects(label: PanopticLabel, sizes: Tensor, classes: PseudoClasses, threshold: float) -> PanopticLabel:
