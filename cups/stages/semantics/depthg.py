@@ -5,7 +5,6 @@
 # %% ../../../nbs/stages/semantics/02_depthg.ipynb #5fbfc9e0
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -19,110 +18,20 @@ from ...core.geometry import depth_from_disparity
 from ...core.images import normalised
 from ...core.records import Matches, StereoSample
 from .clusters import Clusters
+from .vision_transformer import VisionTransformer, vision_transformer_for, window_places
 from ...weights import device_called, loaded_once, ready, weights_file
 
 # %% auto #0
-__all__ = ['VisionTransformer', 'ClusterProbe', 'DepthG', 'window_starts', 'sliding_window', 'half_resolution', 'depth_guided',
-           'unit_clusters', 'depthg_for', 'DepthGSettings', 'DepthGFeatures']
+__all__ = ['ClusterProbe', 'DepthG', 'sliding_window', 'half_resolution', 'depth_guided', 'unit_clusters', 'depthg_for',
+           'DepthGSettings', 'DepthGFeatures']
 
 # %% ../../../nbs/stages/semantics/02_depthg.ipynb #32622868
-_HEAD_CHANNELS = 64
-"""Of each attention head, in vision transformers of all sizes."""
-
-_EPSILON = 1e-6
-"""Of DINO's layer norms; torch's default is 1e-5."""
-
-
-class _Attention(nn.Module):
-    """Self-attention with heads of 64 channels."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.qkv = nn.Linear(channels, 3 * channels)
-        self.proj = nn.Linear(channels, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, N, C) to (B, N, C)."""
-        query, key, value = self.qkv(x).unflatten(-1, (3, -1, _HEAD_CHANNELS)).permute(2, 0, 3, 1, 4)
-        return self.proj(F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2))
-
-
-class _Mlp(nn.Module):
-    """Two linear layers with a GELU between them."""
-
-    def __init__(self, channels: int, hidden: int) -> None:
-        super().__init__()
-        self.fc1 = nn.Linear(channels, hidden)
-        self.fc2 = nn.Linear(hidden, channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, N, C) to (B, N, C)."""
-        return self.fc2(F.gelu(self.fc1(x)))
-
-
-class _Block(nn.Module):
-    """A transformer layer: attention, then an MLP, each with a residual connection around its normalised input."""
-
-    def __init__(self, channels: int) -> None:
-        super().__init__()
-        self.norm1 = nn.LayerNorm(channels, eps=_EPSILON)
-        self.attn = _Attention(channels)
-        self.norm2 = nn.LayerNorm(channels, eps=_EPSILON)
-        self.mlp = _Mlp(channels, 4 * channels)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (B, N, C) to (B, N, C)."""
-        x = x + self.attn(self.norm1(x))
-        return x + self.mlp(self.norm2(x))
-
-# %% ../../../nbs/stages/semantics/02_depthg.ipynb #a4fd32d4
-class VisionTransformer(nn.Module):
-    """DINO's vision transformer without its head.
-
-    Parameters
-    ----------
-    channels, depth, patch_px : int
-        Width, number of blocks, and side of a patch.
-    grid : int
-        Patches per side of the images it was trained on.
-    """
-
-    def __init__(self, channels: int = 768, depth: int = 12, patch_px: int = 8, grid: int = 28) -> None:
-        super().__init__()
-        self.grid = grid
-        self.cls_token = nn.Parameter(torch.zeros(1, 1, channels))
-        self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, channels))
-        self.patch_embed = nn.Module()
-        self.patch_embed.proj = nn.Conv2d(3, channels, patch_px, stride=patch_px)
-        self.blocks = nn.ModuleList(_Block(channels) for _ in range(depth))
-        self.norm = nn.LayerNorm(channels, eps=_EPSILON)
-
-    def positions(self, height: int, width: int) -> Tensor:
-        """Return the position embedding of a grid of patches, (1, 1 + height * width, C)."""
-        if height == width == self.grid:
-            return self.pos_embed
-        trained = self.pos_embed[:, 1:].unflatten(1, (self.grid, self.grid)).permute(0, 3, 1, 2)
-        factors = (height + 0.1) / self.grid, (width + 0.1) / self.grid  # as published; shifts every sample a little
-        resampled = F.interpolate(trained.float(), scale_factor=factors, mode="bicubic").flatten(2).transpose(1, 2)
-        return torch.cat([self.pos_embed[:, :1], resampled.to(self.pos_embed.dtype)], dim=1)
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Map images (B, 3, H, W), sides multiples of a patch, to features (B, C, H / patch, W / patch)."""
-        patches = self.patch_embed.proj(images)
-        height, width = patches.shape[-2:]
-        tokens = torch.cat([self.cls_token.expand(len(images), -1, -1), patches.flatten(2).transpose(1, 2)], dim=1)
-        tokens = tokens + self.positions(height, width)
-        for block in self.blocks:
-            tokens = block(tokens)
-        return self.norm(tokens)[:, 1:].transpose(1, 2).unflatten(2, (height, width))
-
-# %% ../../../nbs/stages/semantics/02_depthg.ipynb #13813bc1
 class _CodeNetwork(nn.Module):
-    """DINO and the projection: code = A f + C ReLU(B f)."""
+    """A vision transformer and the projection: code = A f + C ReLU(B f)."""
 
-    def __init__(self, transformer: VisionTransformer, channels: int, code: int) -> None:
+    def __init__(self, transformer: VisionTransformer, code: int) -> None:
         super().__init__()
-        self.model = transformer
+        self.model, channels = transformer, transformer.channels
         self.cluster1 = nn.Sequential(nn.Conv2d(channels, code, 1))
         self.cluster2 = nn.Sequential(nn.Conv2d(channels, channels, 1), nn.ReLU(), nn.Conv2d(channels, code, 1))
 
@@ -152,20 +61,17 @@ class DepthG(nn.Module):
 
     Parameters
     ----------
-    channels, depth, patch_px, grid : int
-        Of the vision transformer.
+    transformer : VisionTransformer, optional
+        By default one of the sizes of DINO's ViT-B/8.
     code, num_clusters : int
         Length D of the code and number K of pseudo-classes.
     """
 
-    def __init__(
-        self, channels: int = 768, depth: int = 12, patch_px: int = 8, grid: int = 28, code: int = 90,
-        num_clusters: int = 27,
-    ) -> None:  # fmt: skip
+    def __init__(self, transformer: VisionTransformer | None = None, code: int = 90, num_clusters: int = 27) -> None:
         super().__init__()
-        self.net = _CodeNetwork(VisionTransformer(channels, depth, patch_px, grid), channels, code)
+        self.net = _CodeNetwork(transformer or VisionTransformer(), code)
         self.cluster_probe = ClusterProbe(num_clusters, code)
-        self.patch_px = patch_px
+        self.patch_px = self.net.model.patch_px
 
     def forward(self, images: Tensor, size: tuple[int, int] | None = None) -> Tensor:
         """Map images (B, 3, H, W), normalised, to log-probabilities (B, K, h, w).
@@ -178,11 +84,6 @@ class DepthG(nn.Module):
         return self.cluster_probe(code)
 
 # %% ../../../nbs/stages/semantics/02_depthg.ipynb #0bd54d97
-def window_starts(length: int, window: int, stride: int) -> list[int]:
-    """Return where windows begin that cover `length`; the last one ends with it."""
-    return [*range(0, length - window, stride), length - window]
-
-
 def sliding_window(model: DepthG, image: Tensor, windows_at_once: int = 0) -> Tensor:
     """Return the mean log-probabilities of square windows of half the image's height, a quarter of it apart.
 
@@ -201,8 +102,7 @@ def sliding_window(model: DepthG, image: Tensor, windows_at_once: int = 0) -> Te
     height, width = image.shape[1:]
     side = max(height // 2 // model.patch_px, 1) * model.patch_px
     shape = side, min(side, width // model.patch_px * model.patch_px)
-    rows, columns = (window_starts(n, s, side // 2) for n, s in zip((height, width), shape, strict=True))
-    places = [(slice(y, y + shape[0]), slice(x, x + shape[1])) for y in rows for x in columns]
+    places = window_places((height, width), shape, (side // 2, side // 2))
     total = image.new_zeros(model.cluster_probe.clusters.shape[0], height, width, dtype=torch.float32)
     count = image.new_zeros(height, width, dtype=torch.float32)
     step = windows_at_once or len(places)
@@ -268,15 +168,14 @@ def depthg_for(tensors: dict[str, Tensor], path: str | Path) -> DepthG:
     InputError
         If tensors are missing or their shapes do not fit together.
     """
-    needed = {name: tensor for name, tensor in tensors.items() if name.startswith(("net.", "cluster_probe."))}
+    transformer = vision_transformer_for(tensors, path, "net.model.")
     try:
-        channels, _, patch_px, _ = needed["net.model.patch_embed.proj.weight"].shape
-        num_clusters, code = needed["cluster_probe.clusters"].shape
-        grid = math.isqrt(needed["net.model.pos_embed"].shape[1] - 1)
-    except (KeyError, ValueError, IndexError) as error:
+        num_clusters, code = tensors["cluster_probe.clusters"].shape
+    except (KeyError, ValueError) as error:
         raise InputError(f"{path}: not the weights of DepthG ({error} is missing or of another shape)") from None
-    depth = len({name.split(".")[3] for name in needed if name.startswith("net.model.blocks.")})
-    return fill(DepthG(channels, depth, patch_px, grid, code, num_clusters), needed, path)
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(("net.cluster", "cluster_probe."))}
+    own |= {f"net.model.{name}": tensor for name, tensor in transformer.state_dict().items()}
+    return fill(DepthG(transformer, code, num_clusters), own, path)
 
 # %% ../../../nbs/stages/semantics/02_depthg.ipynb #87ae2fb0
 @dataclass(frozen=True)
