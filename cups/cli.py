@@ -83,11 +83,15 @@ def _run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
     from cups.core.settings import load_settings
     from cups.datasets.registry import open_stereo_dataset
     from cups.run.engine import Engine
+    from cups.run.features import features_sentence, with_features
     from cups.run.generate import generate, uses_gpu
     from cups.run.workers import Workers
     from cups.stages.pipeline import PseudoLabelSettings
 
-    settings = load_settings(PseudoLabelSettings, options.settings) if options.settings else PseudoLabelSettings()
+    given = load_settings(PseudoLabelSettings, options.settings) if options.settings else PseudoLabelSettings()
+    settings = with_features(given, options.out)
+    if settings != given:
+        print(f"cups: {features_sentence(settings)}", file=sys.stderr)
     dataset = open_stereo_dataset(options.dataset, options.root)
     with Engine(Workers(options.workers, options.scheduler, options.cluster, gpus=uses_gpu(settings))) as engine:
         store = generate(dataset, options.out, settings, engine, strict=options.strict)

@@ -16,6 +16,7 @@ from http.client import HTTPException
 from pathlib import Path
 from threading import Lock
 from typing import TypeVar
+from urllib.parse import urlsplit
 
 import torch
 from filelock import FileLock
@@ -28,8 +29,8 @@ from .core.files import cache_folder
 _Network = TypeVar("_Network", bound=nn.Module)
 
 # %% auto #0
-__all__ = ['REGISTRY', 'TRIES', 'PAUSE_S', 'TIMEOUT_S', 'CHUNK', 'Weights', 'weights_folder', 'fetch', 'weights_file',
-           'device_called', 'ready', 'loaded_once', 'listing']
+__all__ = ['REGISTRY', 'TRIES', 'PAUSE_S', 'TIMEOUT_S', 'CHUNK', 'Weights', 'weights_folder', 'fetch', 'weights_here',
+           'weights_file', 'device_called', 'ready', 'loaded_once', 'listing']
 
 # %% ../nbs/weights.ipynb #eb725004
 @dataclass(frozen=True)
@@ -56,28 +57,49 @@ class Weights:
     purpose: str
     sha256: str = ""
 
+# %% ../nbs/weights.ipynb #a1b2c301
+_CUPS = "https://tudatalib.ulb.tu-darmstadt.de/bitstream/handle/tudatalib/4532"
+_DINO = "https://dl.fbaipublicfiles.com/dino"
+_DINOV2 = "https://dl.fbaipublicfiles.com/dinov2"
+"""Where the files are that the authors of CUPS, DINO and DINOv2 offer."""
 
-_OFFERED_AT = "https://tudatalib.ulb.tu-darmstadt.de/bitstream/handle/tudatalib/4532"
 
+def _backbone(folder: str, name: str, megabytes: int, network: str) -> Weights:
+    """Return the entry of a vision transformer that DINO or DINOv2 offers.
+
+    The authors of DINOv2 put code and weights under Apache-2.0; those of DINO the repository that links the weights.
+    """
+    of, licence = ("DINOv2", "Apache-2.0") if folder.startswith(_DINOV2) else ("DINO", "Apache-2.0 (repository)")
+    file = f"{name}_pretrain.pth"
+    return Weights(file, f"{folder}/{file}", megabytes, licence, f"semantics: {of} {network}, trained without labels")
+
+# %% ../nbs/weights.ipynb #a1b2c302
 REGISTRY: dict[str, Weights] = {
     "raft_smurf": Weights(
-        "raft_smurf.pt", f"{_OFFERED_AT}/raft_smurf.pt", 21, "Apache-2.0",
+        "raft_smurf.pt", f"{_CUPS}/raft_smurf.pt", 21, "Apache-2.0",
         "flow and disparity: SMURF, a RAFT trained without labels",
     ),
     "depthg": Weights(
-        "depthg.ckpt", f"{_OFFERED_AT}/depthg.ckpt", 350, "not stated",
+        "depthg.ckpt", f"{_CUPS}/depthg.ckpt", 350, "not stated",
         "semantics: DINO ViT-B/8 with DepthG's projection and 27 cluster centres",
     ),
     "dino_resnet50": Weights(
-        "dino_RN50_pretrain_d2_format.pkl", f"{_OFFERED_AT}/dino_RN50_pretrain_d2_format.pkl", 94, "CC BY-NC-SA 4.0",
+        "dino_RN50_pretrain_d2_format.pkl", f"{_CUPS}/dino_RN50_pretrain_d2_format.pkl", 94, "CC BY-NC-SA 4.0",
         "backbone before training: ResNet-50 pretrained by DINO",
     ),
     "cups": Weights(
-        "cups.ckpt", f"{_OFFERED_AT}/cups.ckpt", 590, "Apache-2.0",
+        "cups.ckpt", f"{_CUPS}/cups.ckpt", 590, "Apache-2.0",
         "panoptic segmentation: the trained network, 27 pseudo-classes",
     ),
+    "dino_vits8": _backbone(f"{_DINO}/dino_deitsmall8_pretrain", "dino_deitsmall8", 87, "ViT-S/8"),
+    "dino_vitb8": _backbone(f"{_DINO}/dino_vitbase8_pretrain", "dino_vitbase8", 343, "ViT-B/8"),
+    "dino_vits16": _backbone(f"{_DINO}/dino_deitsmall16_pretrain", "dino_deitsmall16", 87, "ViT-S/16"),
+    "dinov2_vits14": _backbone(f"{_DINOV2}/dinov2_vits14", "dinov2_vits14", 88, "ViT-S/14"),
+    "dinov2_vits14_reg4": _backbone(f"{_DINOV2}/dinov2_vits14", "dinov2_vits14_reg4", 88, "ViT-S/14 with registers"),
+    "dinov2_vitb14": _backbone(f"{_DINOV2}/dinov2_vitb14", "dinov2_vitb14", 346, "ViT-B/14"),
+    "dinov2_vitb14_reg4": _backbone(f"{_DINOV2}/dinov2_vitb14", "dinov2_vitb14_reg4", 346, "ViT-B/14 with registers"),
 }  # fmt: skip
-"""Names that stages and commands know; the sizes of the last three are computed from the shapes of the weights."""
+"""Names that stages and commands know; sizes other than SMURF's are computed from the shapes of the weights."""
 
 
 def weights_folder() -> Path:
@@ -194,6 +216,11 @@ def fetch(name: str, folder: str | Path | None = None) -> Path:
     return path
 
 # %% ../nbs/weights.ipynb #bc20b343
+def weights_here(name: str | Path) -> bool:
+    """Return whether a file `name` is there, or published weights of that name were downloaded."""
+    return Path(name).is_file() or (str(name) in REGISTRY and (weights_folder() / REGISTRY[str(name)].file).is_file())
+
+
 def weights_file(name: str | Path) -> Path:
     """Return the file `name`, or the published weights of that name, downloaded if they are not here."""
     if str(name) in REGISTRY and not Path(name).is_file():
@@ -233,10 +260,10 @@ def loaded_once(load: Callable[..., _Network]) -> Callable[..., _Network]:
 # %% ../nbs/weights.ipynb #78cc1dee
 def listing() -> str:
     """Return a table of the registry: name, size, licence, whether the file is here, purpose and source."""
-    rows = [("NAME", "MB", "LICENCE", "HERE", "FOR")]
+    rows = [("NAME", "MB", "LICENCE", "HERE", "FROM", "FOR")]
     for name, offered in REGISTRY.items():
-        here = "yes" if (weights_folder() / offered.file).is_file() else "no"
-        rows.append((name, f"{offered.megabytes}", offered.licence, here, offered.purpose))
+        here, host = "yes" if weights_here(name) else "no", urlsplit(offered.url).hostname or ""
+        rows.append((name, f"{offered.megabytes}", offered.licence, here, host, offered.purpose))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([*lines, f"offered at {_OFFERED_AT}", f"kept in {weights_folder()}"])
+    return "\n".join([*lines, f"kept in {weights_folder()}"])

@@ -26,6 +26,7 @@ from ..core.protocols import StereoDataset
 from ..core.settings import settings_to_dict
 from ..labels.store import PseudoLabelStore
 from .engine import Engine
+from .features import with_features
 from .workers import Failure, Workers
 from ..stages.labels.pseudo_classes import PseudoClasses, fit_pseudo_classes
 from ..stages.pipeline import PseudoLabelSettings, analyse, describe, known_clusters
@@ -246,7 +247,8 @@ def generate(
     root : str or Path
         Folder of the pseudo-label store. On a cluster, all workers must see it and the data set under the same path.
     settings : PseudoLabelSettings, optional
-        The default ones if None.
+        The default ones if None. Features that are "auto" are named first (`cups.run.features`); the store keeps the
+        name.
     workers : int or Engine
         Number of processes, or who else does the work; 0 takes one per core, or per GPU if networks run. The labels do
         not depend on it.
@@ -267,7 +269,7 @@ def generate(
         If no frame can be labelled, or one cannot and `strict`; weights are missing; or the folder cannot be written
         or holds labels of other settings.
     """
-    settings, root = settings or PseudoLabelSettings(), Path(root)
+    settings, root = with_features(settings or PseudoLabelSettings(), root), Path(root)
     if not isinstance(workers, Engine):
         with Engine(Workers(workers, gpus=uses_gpu(settings))) as engine:
             return generate(dataset, root, settings, engine, classes, strict)

@@ -27,17 +27,24 @@ from .semantics.clusters import Clusters, FeatureSource, class_scores, sample_fe
 from .semantics.crf import CrfSettings, dense_crf
 from .semantics.depthg import DepthGFeatures, DepthGSettings
 from .semantics.handcrafted import HandcraftedFeatures, HandcraftedSettings
+from .semantics.tokens import DinoSettings, TokenFeatures, TokenSettings
 
 # %% auto #0
-__all__ = ['MATCHERS', 'FEATURE_SOURCES', 'STAGES', 'PseudoLabelSettings', 'matcher', 'feature_source', 'known_clusters', 'Stage',
-           'frame_seed', 'stages_for', 'run_stages', 'describe', 'find_pseudo_classes', 'FrameAnalysis', 'analyse']
+__all__ = ['MATCHERS', 'FEATURE_SOURCES', 'AUTO', 'STAGES', 'PseudoLabelSettings', 'matcher', 'feature_source', 'known_clusters',
+           'Stage', 'frame_seed', 'stages_for', 'run_stages', 'describe', 'find_pseudo_classes', 'FrameAnalysis',
+           'analyse']
 
 # %% ../../nbs/stages/03_pipeline.ipynb #af167a68
 MATCHERS: dict[str, type[Matcher]] = {"classical": ClassicalMatcher, "smurf": SmurfMatcher}
 """Matchers by name; a matcher's settings have the same name in `PseudoLabelSettings`."""
 
-FEATURE_SOURCES: dict[str, type[FeatureSource]] = {"handcrafted": HandcraftedFeatures, "depthg": DepthGFeatures}
+FEATURE_SOURCES: dict[str, type[FeatureSource]] = {
+    "handcrafted": HandcraftedFeatures, "depthg": DepthGFeatures, "dino": TokenFeatures, "dinov2": TokenFeatures
+}  # fmt: skip
 """Sources of features by name; their settings have the same name in `PseudoLabelSettings`."""
+
+AUTO = "auto"
+"""In place of a source: the best one whose weights are on this machine; `cups.run.features` finds it."""
 
 _CHOICES = {"matcher": MATCHERS, "features": FEATURE_SOURCES}
 
@@ -49,8 +56,8 @@ class PseudoLabelSettings:
     Parameters
     ----------
     matcher, features : str
-        A key of `MATCHERS` and a key of `FEATURE_SOURCES`.
-    classical, smurf, scene_flow, motion, handcrafted, depthg, crf
+        A key of `MATCHERS`, and a key of `FEATURE_SOURCES` or "auto", see `cups.run.features`.
+    classical, smurf, scene_flow, motion, handcrafted, depthg, dino, dinov2, crf
         Settings of the stages.
     num_classes : int
         Number K of classes of pixels; DepthG's weights have 27. Handcrafted features have less pure clusters and need
@@ -81,6 +88,8 @@ class PseudoLabelSettings:
     motion: MotionSettings = field(default_factory=MotionSettings)
     handcrafted: HandcraftedSettings = field(default_factory=HandcraftedSettings)
     depthg: DepthGSettings = field(default_factory=DepthGSettings)
+    dino: DinoSettings = field(default_factory=DinoSettings)
+    dinov2: TokenSettings = field(default_factory=TokenSettings)
     crf: CrfSettings = field(default_factory=CrfSettings)
     num_classes: int = 40
     num_object_classes: int = 5
@@ -101,7 +110,7 @@ class PseudoLabelSettings:
 # %% ../../nbs/stages/03_pipeline.ipynb #46c70f4a
 def _check_settings(settings: PseudoLabelSettings) -> None:
     """Raise InputError with one line that names the first setting that cannot be used."""
-    for name, known in _CHOICES.items():
+    for name, known in {**_CHOICES, "features": (*FEATURE_SOURCES, AUTO)}.items():
         if getattr(settings, name) not in known:
             raise InputError(f"setting {name} must be one of {', '.join(known)}, got {getattr(settings, name)!r}")
     if settings.num_classes < 1 or settings.num_object_classes < 0 or settings.total_classes > VOID:
@@ -121,7 +130,15 @@ def matcher(settings: PseudoLabelSettings) -> Matcher:
 
 
 def feature_source(settings: PseudoLabelSettings) -> FeatureSource:
-    """Return the source of features that the settings name."""
+    """Return the source of features that the settings name.
+
+    Raises
+    ------
+    InputError
+        If they leave the choice open.
+    """
+    if settings.features == AUTO:
+        raise InputError(f"setting features is {AUTO}: stages need a name, which cups.run.features.with_features gives")
     return FEATURE_SOURCES[settings.features](getattr(settings, settings.features))
 
 

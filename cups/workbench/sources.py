@@ -28,6 +28,7 @@ from ..datasets.labelled_images import LabelledImages
 from ..datasets.registry import open_dataset
 from ..datasets.stereo_folder import frame_number
 from ..labels.store import PseudoLabelStore
+from ..run.features import with_features
 from ..stages.labels.pseudo_classes import PseudoClasses
 from ..stages.pipeline import FrameAnalysis, PseudoLabelSettings, describe, find_pseudo_classes, run_stages
 from ..street.layout import StreetWorld, street_world
@@ -248,6 +249,7 @@ class StageSource(ABC):
     cache_bytes: int = 120_000_000
 
     def __post_init__(self) -> None:
+        self.settings = with_features(self.settings)
         self.cache: ByteCache[Frame] = ByteCache(self.cache_bytes, record_bytes)
         self.classes: PseudoClasses | None = None
         self.num_classes, self.things = self.settings.total_classes, self.object_classes

@@ -29,6 +29,7 @@ from ..core.settings import changed_settings, setting, with_setting
 from ..core.splits import ThingStuffSplit
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
 from ..evaluation.panoptic import panoptic_scores
+from ..run.features import with_features
 from ..stages.labels.pseudo_classes import PseudoClasses
 from ..stages.pipeline import STAGES, FrameAnalysis, PseudoLabelSettings
 from .frames import frame_pictures
@@ -393,7 +394,7 @@ class ThresholdLab(widgets.VBox):
         self, sample: StereoSample, classes: PseudoClasses, settings: PseudoLabelSettings | None = None,
         truth: PanopticLabel | None = None, taxonomy: Taxonomy = CITYSCAPES_19,
     ) -> None:  # fmt: skip
-        settings = settings or PseudoLabelSettings()
+        settings = with_features(settings or PseudoLabelSettings())
         self.settings = self.start = with_setting(settings, "num_classes", classes.pixels.num_classes)
         self._resetting = False
         self.truth, self.taxonomy = truth if truth is not None else sample.truth, taxonomy
