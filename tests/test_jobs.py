@@ -29,7 +29,8 @@ def papermill(notebook: str, folder: Path, **parameters) -> dict:
         for name, value in parameters.items()
         for item in (("-y", json.dumps({name: value})) if isinstance(value, list | dict) else ("-p", name, str(value)))
     ]
-    command = [sys.executable, "-m", "papermill", f"nbs/{notebook}.ipynb", str(folder / f"{Path(notebook).name}.ipynb"), *options]
+    executed = folder / f"{Path(notebook).name}.ipynb"
+    command = [sys.executable, "-m", "papermill", f"nbs/{notebook}.ipynb", str(executed), *options]
     run = subprocess.run([*command, "-p", "run_dir", str(folder)], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads((folder / "metrics.json").read_text())
