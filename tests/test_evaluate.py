@@ -11,7 +11,7 @@ from shared import shared_folder
 
 from cups.cli import main
 from cups.core.errors import InputError
-from cups.core.records import VOID, PanopticLabel
+from cups.core.records import VOID, Matches, PanopticLabel
 from cups.core.splits import ThingStuffSplit
 from cups.core.taxonomy import (
     CITYSCAPES_7,
@@ -32,6 +32,7 @@ from cups.evaluation.objects import (
     true_objects,
 )
 from cups.evaluation.panoptic import panoptic_scores
+from cups.evaluation.semantic_quality import Fragmentation, class_stability, fragmentation
 from cups.labels.files import write_label
 from cups.labels.store import PseudoLabelStore
 from cups.model.config import Prediction
@@ -316,3 +317,38 @@ def test_exported_labels_read_back(tmp_path, capsys):
     for k, s in found.items():
         expected[(semantic == k).numpy() & ((instance > 0).numpy() | (k != 1))] = s["id"]
     assert np.array_equal(numbers, expected) and (expected == 0).sum() == 75
+
+
+# Quality without truth
+
+
+def test_classes_are_followed_along_the_flow_to_the_nearest_pixel():
+    flow, zeros = torch.zeros(2, 4, 6), torch.zeros(4, 6)
+    flow[0], flow[1] = 1.6, -0.7  # two to the right, one up: 4 columns of 3 rows end inside the image
+    visible = torch.ones(4, 6, dtype=torch.bool)
+    visible[1, 0] = False
+    matches = Matches(flow, -flow, *[zeros] * 4, visible, visible, visible)
+    before = torch.arange(24).view(4, 6)
+    after = torch.full((4, 6), 99)
+    after[:3, 2:] = before[1:, :4]
+    assert class_stability(before, after, matches) == 1
+    after[0, 3] = VOID  # the pixel at row 1, column 1, is void then; 11 are followed
+    assert class_stability(before, after, matches) == pytest.approx(10 / 11)
+    before[3, 0] = VOID
+    assert class_stability(before, after, matches) == pytest.approx(9 / 10)
+    moving = torch.zeros(4, 6, dtype=torch.bool)
+    moving[1] = True
+    assert class_stability(before, after, matches, ignore=moving) == 1
+    assert np.isnan(class_stability(before, after, matches, ignore=torch.ones_like(moving)))
+
+
+def test_segments_are_counted_by_class_and_the_small_ones_by_area():
+    semantic = torch.zeros(100, 100, dtype=torch.long)
+    semantic[:, 50:] = 7
+    semantic[10, 10:19] = 7  # 9 pixels, fewer than a thousandth of the image
+    semantic[30, 10:20] = 7  # 10 are not fewer
+    semantic[60:63, 60:63] = 0  # 9 again
+    semantic[80:90, 50] = VOID
+    assert fragmentation(semantic) == Fragmentation(segments=5, small_share=18 / 9990)
+    assert fragmentation(semantic[:1]) == Fragmentation(segments=2, small_share=0)
+    assert np.isnan(fragmentation(torch.full((3, 3), VOID)).small_share)

@@ -10,9 +10,12 @@ from pathlib import Path
 
 import pytest
 
+from cups.core.files import write_json, write_png
+from cups.core.images import to_array
 from cups.core.taxonomy import CITYSCAPES_27
 from cups.datasets.miniatures import write_miniature
 from cups.model import load
+from cups.street.scenes import street_clip
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"num_scenes": 3, "num_test_scenes": 2, "height": 96, "width": 192, "steps": 2, "batch_size": 2, "num_shown": 1}
@@ -21,8 +24,13 @@ SMALL = {"num_scenes": 3, "num_test_scenes": 2, "height": 96, "width": 192, "ste
 def papermill(notebook: str, folder: Path, **parameters) -> dict:
     """Run a job; return what it recorded."""
     folder.mkdir(parents=True, exist_ok=True)
-    options = [item for name, value in parameters.items() for item in ("-p", name, str(value))]
-    command = [sys.executable, "-m", "papermill", f"nbs/{notebook}.ipynb", str(folder / f"{notebook}.ipynb"), *options]
+    options = [
+        item
+        for name, value in parameters.items()
+        for item in (("-y", json.dumps({name: value})) if isinstance(value, list | dict) else ("-p", name, str(value)))
+    ]
+    executed = folder / f"{Path(notebook).name}.ipynb"
+    command = [sys.executable, "-m", "papermill", f"nbs/{notebook}.ipynb", str(executed), *options]
     run = subprocess.run([*command, "-p", "run_dir", str(folder)], cwd=ROOT, capture_output=True, text=True)
     assert run.returncode == 0, run.stderr[-3000:]
     return json.loads((folder / "metrics.json").read_text())
@@ -151,3 +159,33 @@ def test_labels_of_a_killed_job_are_those_of_an_undisturbed_one(trained, tmp_pat
     assert len(list((tmp_path / "killed").rglob("*_0.json"))) < SMALL["num_scenes"]
     subprocess.run([*cups, "--out", str(tmp_path / "killed")], check=True, capture_output=True)
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
+
+
+def write_clip(root: Path) -> Path:
+    """Write three consecutive stereo frames of a street."""
+    scenes = [scene.sample for scene in street_clip(5, 2, 96, 192)]
+    frames = [(scene.left_0, scene.right_0) for scene in scenes] + [(scenes[-1].left_1, scenes[-1].right_1)]
+    for number, pair in enumerate(frames):
+        for side, image in zip(("left", "right"), pair, strict=True):
+            write_png(root / side / f"{number:02d}.png", to_array(image))
+    write_json(root / "calibration.json", scenes[0].calibration.to_dict())
+    return root
+
+
+def test_semantics_are_scored_and_a_second_run_takes_what_is_there(tmp_path):
+    given = {"num_scenes": 3, "num_test_scenes": 2, "height": 96, "width": 192, "seeds": [4], "workers": 1}
+    variants = {"ten": {"num_classes": 10}, "six": {"num_classes": 6, "crf": {"steps": 2}}}
+    settings = {"label_settings": {"clustering_vectors": 300, "crf": {"smoothness_weight": 2.0}}, "variants": variants}
+    clips = [str(write_clip(tmp_path / "clip"))]
+    first = papermill("benchmarks/semantics", tmp_path / "out", **given, **settings, clip_roots=clips)
+    assert first["settings"]["six"]["crf"] == {"smoothness_weight": 2.0, "steps": 2}
+    for name, count in (("ten", 10), ("six", 6)):
+        scores, parts = first["street"][name]["4"], first["parts"][name]
+        assert scores["frames"] == 2 and 0 < scores["void"] < 1 and scores["classes"] == count + 5
+        assert parts["as they are"]["pq"] == pytest.approx(scores["pq"], abs=1e-6)
+        assert parts["true classes of both"]["pq_stuff"] > 0.9 > parts["as they are"]["pq_stuff"]
+        assert 0.2 < first["clips"][name]["clip"]["stable"] < 1 < first["clips"][name]["clip"]["segments"]
+    written = {path: path.stat().st_mtime_ns for path in (tmp_path / "out" / "96x192").rglob("*_semantic.png")}
+    again = papermill("benchmarks/semantics", tmp_path / "out", **given, **settings)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+    assert again["parts"] == first["parts"]

@@ -143,6 +143,7 @@ def test_motion_lab_of_a_frame_in_which_nothing_moves():
     [
         ("thing_threshold", 0.1, ("object classes",)),
         ("crf.steps", 3, ("CRF", "fusion", "object classes")),
+        ("num_classes", 4, ("classes", "CRF", "fusion", "object classes")),
         ("motion.min_confidence", 0.2, ("motion", "fusion", "object classes")),
         ("scene_flow.max_depth_m", 40.0, ("scene flow", "motion", "fusion", "object classes")),
         ("classical.speckle_px", 0, ALL_STAGES),
@@ -228,6 +229,46 @@ def test_a_moved_slider_shows_before_and_after_and_gives_yaml(street, tmp_path):
     lab.reset_button.click()
     assert lab.wait(60) and lab.settings == SETTINGS and lab.after_picture.value == first
     assert lab.sliders["motion.min_confidence"].value == SETTINGS.motion.min_confidence
+
+
+def test_another_number_of_classes_joins_the_centres_that_are_there(street, calls, tmp_path):
+    sample, classes, _ = street
+    lab = threshold_lab.ThresholdLab(sample, classes, PseudoLabelSettings(num_object_classes=0))
+    assert lab.wait(120) and lab.settings == SETTINGS  # the number of classes is that of the data set's
+    lab.shown.value = "classes"
+    slider, before = lab.sliders["num_classes"], lab.after_picture.value
+    assert (slider.min, slider.max, slider.value) == (2, 6, 6) and "of 6 classes occur" in lab.after_legend.value
+    calls.clear()
+    slider.value = 3
+    assert lab.wait(60) and calls == ["classes", "CRF", "fusion", "object classes"]
+    settings, analysis = lab.after
+    expected = analyse(sample, classes.regrouped(3), settings)
+    assert torch.equal(analysis.label.stacked(), expected.label.stacked()) and analysis.scores.log_probs.shape[0] == 3
+    assert lab.before_picture.value == before != lab.after_picture.value
+    assert "num_classes = 3" in lab.after_title.value and "of 3 classes occur" in lab.after_legend.value
+    assert load_settings(PseudoLabelSettings, lab.save(tmp_path / "settings.yaml")).num_classes == 3
+    lab.shown.value = "disparity"
+    assert lab.after_legend.value == ""
+    lab.reset_button.click()
+    assert lab.wait(60) and slider.value == 6 and lab.settings == SETTINGS
+
+
+def test_joined_classes_keep_the_colour_of_the_largest_and_their_share(street):
+    classes = street[1]
+    colours, fewer = threshold_lab.class_colours(classes), classes.regrouped(3)
+    for number, colour in enumerate(threshold_lab.class_colours(fewer)):
+        members = (fewer.pixels.classes == number).nonzero()[:, 0]
+        assert (colour == colours[members[classes.counts[members, 0].argmax()]]).all()
+    ratio = [classes.counts[fewer.pixels.classes == k].sum(0).double() for k in range(3)]
+    ratio = torch.stack([inside / pixels for pixels, inside in ratio])
+    torch.testing.assert_close(fewer.share.double(), ratio / ratio.sum())
+
+
+def test_classes_that_came_with_the_features_have_no_slider(street):
+    given = street[1].replace(counts=None)
+    assert "classes" not in threshold_lab.controls(SETTINGS, given)
+    with pytest.raises(InputError, match="the number of classes of pixels, 6, cannot be changed"):
+        threshold_lab.grouped(given, with_setting(SETTINGS, "num_classes", 3))
 
 
 @pytest.mark.parametrize("matching", ["classical", "smurf"])

@@ -15,13 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import ipywidgets as widgets
+import numpy as np
 import yaml
 from fastcore.basics import patch
+from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.files import write_atomically
 from ..core.memory import release_memory
-from ..core.records import PanopticLabel, StereoSample
+from ..core.pictures import distinct_colours
+from ..core.records import VOID, PanopticLabel, StereoSample
 from ..core.settings import changed_settings, setting, with_setting
 from ..core.splits import ThingStuffSplit
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
@@ -33,8 +36,8 @@ from .frames import frame_pictures
 from .motion_lab import LAB_WIDTH, png_bytes
 
 # %% auto #0
-__all__ = ['StageCache', 'recompute', 'Recomputer', 'diagnostic_numbers', 'changes', 'split_of', 'frame_quality', 'changes_table',
-           'Control', 'controls', 'slider', 'ThresholdLab']
+__all__ = ['StageCache', 'grouped', 'recompute', 'Recomputer', 'diagnostic_numbers', 'changes', 'split_of', 'frame_quality',
+           'changes_table', 'Control', 'controls', 'slider', 'class_colours', 'class_legend', 'ThresholdLab']
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #d0b10f29
 _KEPT_RESULTS = 3
@@ -63,6 +66,19 @@ class StageCache:
         kept = dict([*known.items(), (key, result)][-_KEPT_RESULTS:])
         return replace(self, results={**self.results, stage: kept})
 
+# %% ../../nbs/workbench/21_threshold_lab.ipynb #ca3c723e
+def grouped(classes: PseudoClasses, settings: PseudoLabelSettings) -> PseudoClasses:
+    """Return the classes in the number that the settings ask for.
+
+    Raises
+    ------
+    InputError
+        If their cluster centres cannot be joined into so many.
+    """
+    if settings.num_classes == classes.pixels.num_classes:
+        return classes
+    return classes.regrouped(settings.num_classes)
+
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #b69b9d3d
 def recompute(
     cache: StageCache, settings: PseudoLabelSettings, on_stage: Callable[[str, int], None] | None = None,
@@ -86,8 +102,8 @@ def recompute(
     FrameAnalysis or None
         None if it was stopped.
     """
-    records: dict[str, Any] = {"sample": cache.sample, "classes": cache.classes}
-    keys: dict[str, Hashable] = {}
+    records: dict[str, Any] = {"sample": cache.sample, "classes": grouped(cache.classes, settings)}
+    keys: dict[str, Hashable] = {"classes": settings.num_classes}
     for place, stage in enumerate(STAGES, 1):
         if stopped():
             return cache, None
@@ -305,9 +321,20 @@ _CONTROLS = {
 }
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #f9d0a4d2
-def controls(settings: PseudoLabelSettings) -> dict[str, tuple[Control, ...]]:
-    """Return the controls of every stage that has some, by stage."""
-    return {"matching": _MATCHING[settings.matcher], **_CONTROLS}
+def controls(settings: PseudoLabelSettings, classes: PseudoClasses | None = None) -> dict[str, tuple[Control, ...]]:
+    """Return the controls of every stage that has some, in the order of the stages.
+
+    Parameters
+    ----------
+    settings : PseudoLabelSettings
+    classes : PseudoClasses, optional
+        Of the data set. Where their cluster centres can be joined anew, their number has a control, too.
+    """
+    found = {"matching": _MATCHING[settings.matcher], **_CONTROLS}
+    if classes is not None and classes.counts is not None:
+        most = min(len(classes.pixels.centres), VOID - settings.num_object_classes)
+        found["classes"] = (Control("num_classes", "number of classes", 2, most, 1),)
+    return {stage.name: found[stage.name] for stage in STAGES if stage.name in found}
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #1f1de295
 def slider(control: Control, settings: PseudoLabelSettings) -> widgets.Widget:
@@ -320,6 +347,32 @@ def slider(control: Control, settings: PseudoLabelSettings) -> widgets.Widget:
     return kind(value, min=min(low, value), max=max(high, value), step=control.step, description=control.label,
                 style={"description_width": "190px"}, continuous_update=False, layout=layout, **more)  # fmt: skip
 
+# %% ../../nbs/workbench/21_threshold_lab.ipynb #597be007
+def class_colours(classes: PseudoClasses) -> np.ndarray:
+    """Return a colour (K + J, 3), uint8, for each class: that of its most frequent cluster centre."""
+    centres, number = classes.pixels.classes.numpy(force=True), len(classes.pixels.centres)
+    weights = np.ones(number) if classes.counts is None else classes.counts[:, 0].numpy(force=True)
+    largest = [int(np.where(centres == k, weights, -1).argmax()) for k in range(classes.pixels.num_classes)]
+    objects = classes.objects.num_classes if classes.objects else 0
+    return distinct_colours(1 + number + objects)[1:][[*largest, *range(number, number + objects)]]
+
+# %% ../../nbs/workbench/21_threshold_lab.ipynb #8026185c
+_LEGEND_ENTRIES = 16
+"""Classes that a legend names, the most frequent ones of the frame."""
+
+
+def class_legend(semantic: Tensor, classes: PseudoClasses, things: tuple[int, ...]) -> str:
+    """Return the classes that occur in a map (H, W), int64, with their colours and shares of the pixels, as HTML."""
+    counts, colours = semantic[semantic != VOID].bincount(), class_colours(classes)
+    order = [k for k in counts.argsort(descending=True, stable=True).tolist() if counts[k]]
+    parts = [f"{len(order)} of {len(colours)} classes occur:"]
+    for k in order[:_LEGEND_ENTRIES]:
+        swatch = f"<span style='background:rgb{tuple(colours[k].tolist())};padding:0 7px;margin-right:3px'></span>"
+        kind = " (thing)" if k in things else ""
+        share = 100 * float(counts[k]) / semantic.numel()
+        parts.append(f"<span style='white-space:nowrap'>{swatch}{k}{kind} {share:.1f} %</span>")
+    return f"<div style='line-height:1.5;font-size:12px'>{' &nbsp; '.join(parts)}</div>"
+
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #eb7e061d
 class ThresholdLab(widgets.VBox):
     """Sliders for the settings of the stages, and the frame before and after.
@@ -330,7 +383,7 @@ class ThresholdLab(widgets.VBox):
     classes : PseudoClasses
         Of its data set, as a store keeps them.
     settings : PseudoLabelSettings, optional
-        Where to begin.
+        Where to begin; the number of classes is that of `classes`.
     truth : PanopticLabel, optional
         Ground truth; the sample's own if None.
     taxonomy : Taxonomy
@@ -341,7 +394,8 @@ class ThresholdLab(widgets.VBox):
         self, sample: StereoSample, classes: PseudoClasses, settings: PseudoLabelSettings | None = None,
         truth: PanopticLabel | None = None, taxonomy: Taxonomy = CITYSCAPES_19,
     ) -> None:  # fmt: skip
-        self.settings = self.start = with_features(settings or PseudoLabelSettings())
+        settings = with_features(settings or PseudoLabelSettings())
+        self.settings = self.start = with_setting(settings, "num_classes", classes.pixels.num_classes)
         self._resetting = False
         self.truth, self.taxonomy = truth if truth is not None else sample.truth, taxonomy
         self.before: tuple[PseudoLabelSettings, FrameAnalysis] | None = None
@@ -370,7 +424,7 @@ def _tabs(self: ThresholdLab) -> widgets.Widget:
     """Return the sliders, a tab for each stage."""
     self.sliders: dict[str, widgets.Widget] = {}
     pages, titles = [], []
-    for stage, group in controls(self.settings).items():
+    for stage, group in controls(self.settings, self.recomputer.cache.classes).items():
         made = {control.name: slider(control, self.settings) for control in group}
         for name, one in made.items():
             one.observe(lambda change, name=name: self._moved(name, change["new"]), "value")
@@ -401,12 +455,13 @@ def _bar(self: ThresholdLab) -> widgets.Widget:
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #38a24785
 @patch
 def _views(self: ThresholdLab) -> widgets.Widget:
-    """Return the two pictures, side by side."""
+    """Return the two pictures side by side, each with a legend."""
     sides = []
     for name in ("before", "after"):
-        title, picture = widgets.HTML(), widgets.Image(layout={"width": "100%"})
-        setattr(self, f"{name}_title", title), setattr(self, f"{name}_picture", picture)
-        sides.append(widgets.VBox([title, picture], layout={"width": "50%"}))
+        title, picture, legend = widgets.HTML(), widgets.Image(layout={"width": "100%"}), widgets.HTML()
+        for kind, part in {"title": title, "picture": picture, "legend": legend}.items():
+            setattr(self, f"{name}_{kind}", part)
+        sides.append(widgets.VBox([title, picture, legend], layout={"width": "50%"}))
     return widgets.HBox(sides)
 
 
@@ -516,9 +571,15 @@ _PICTURES = {
 }
 
 
-def _difference(settings: PseudoLabelSettings, start: PseudoLabelSettings) -> str:
+_LEGENDS: dict[str, Callable[[FrameAnalysis], Tensor]] = {
+    "pseudo-label": lambda analysis: analysis.label.semantic,
+    "classes": lambda analysis: analysis.semantic,
+}
+
+
+def _difference(settings: PseudoLabelSettings, start: PseudoLabelSettings, classes: PseudoClasses) -> str:
     """Return the settings with a slider that differ from where it began, in one line."""
-    names = [control.name for group in controls(start).values() for control in group]
+    names = [control.name for group in controls(start, classes).values() for control in group]
     changed = [f"{n} = {setting(settings, n):g}" for n in names if setting(settings, n) != setting(start, n)]
     return ", ".join(changed) or "as at the start"
 
@@ -528,17 +589,29 @@ def _draw(self: ThresholdLab) -> None:
     """Draw both sides and the table for what is shown."""
     if self.before is None or self.after is None:
         return
-    for name, (settings, analysis) in (("before", self.before), ("after", self.after)):
-        title = f"<b>{name}</b>: {escape(_difference(settings, self.start))}"
-        getattr(self, f"{name}_title").value = title
-        getattr(self, f"{name}_picture").value = png_bytes(frame_pictures(analysis)[_PICTURES[self.shown.value]])
+    for name, side in (("before", self.before), ("after", self.after)):
+        self._draw_side(name, *side)
     self.table.value = changes_table(changes(self._counted(*self.before), self._counted(*self.after)))
     self.yaml_view.value = self.settings_yaml
 
 
 @patch
+def _draw_side(self: ThresholdLab, name: str, settings: PseudoLabelSettings, analysis: FrameAnalysis) -> None:
+    """Draw one side, with the legend of the picture's classes if it shows some."""
+    kept, shown = self.recomputer.cache.classes, self.shown.value
+    classes = grouped(kept, settings)
+    picture = frame_pictures(analysis, class_colours(classes))[_PICTURES[shown]]
+    legend = ""
+    if shown in _LEGENDS:
+        legend = class_legend(_LEGENDS[shown](analysis), classes, split_of(classes, settings).things)
+    title = f"<b>{name}</b>: {escape(_difference(settings, self.start, kept))}"
+    for kind, value in {"title": title, "picture": png_bytes(picture), "legend": legend}.items():
+        getattr(self, f"{name}_{kind}").value = value
+
+
+@patch
 def _counted(self: ThresholdLab, settings: PseudoLabelSettings, analysis: FrameAnalysis) -> dict[str, float]:
     """Return the quality and all diagnostics of a result."""
-    classes = self.recomputer.cache.classes
+    classes = grouped(self.recomputer.cache.classes, settings)
     quality = frame_quality(analysis, classes, settings, self.truth, self.taxonomy)
     return quality | diagnostic_numbers(analysis.label.diagnostics)
