@@ -94,36 +94,30 @@ def movable_share(inside: Tensor, pixels: Tensor) -> Tensor:
     return ratio / ratio.sum().clamp(min=torch.finfo(ratio.dtype).tiny)
 
 # %% ../../nbs/core/04_splits.ipynb #d3523748
-_THING_CLASSES = 8
-"""Of Cityscapes, for which the published threshold was chosen."""
+_PUBLISHED_CLASSES = 27
+"""Number of classes for which the published threshold was chosen."""
 
 
-def relative_share(inside: Tensor, pixels: Tensor, composition: Tensor) -> Tensor:
-    """Return how often what looks like each class lies inside object proposals, relative to the objects' average.
+def relative_share(counts: Tensor, base: Tensor | float) -> Tensor:
+    """Return how likely pixels of each class are to move by what they look like, in units of the published shares.
 
     Counts of several frames add up.
 
     Parameters
     ----------
-    inside, pixels : Tensor, (K,)
-        Pixels of each class of pixels inside proposals, and all pixels of the class.
-    composition : Tensor, (J, K)
-        Pixels of each class of pixels inside the objects of each class of objects. A class of objects without any, as
-        can happen with a sample of pixels, gets the average.
+    counts : Tensor, (K, 2)
+        Pixels of each class, and how many of them are expected to move by what they look like.
+    base : Tensor, (), or float
+        Share of all pixels that move.
 
     Returns
     -------
-    Tensor, (K + J,), float32
-        Shares of the classes of pixels, then of those of objects, in [0, 1]. The mean over the pixels inside proposals
-        is 1/8, unless a share is clamped to 1. All 0 if no pixel is inside a proposal.
+    Tensor, (K,), float32
+        1/27 for a class as likely to move as an average pixel; clamped to [0, 1]. All 0 if nothing moves.
     """
-    inside, composition = inside.double(), composition.double()
-    ratio = inside / pixels.clamp(min=1)
-    average = (inside * ratio).sum() / inside.sum().clamp(min=1)
-    counted = composition.sum(1)
-    of_objects = torch.where(counted > 0, composition @ ratio / counted.clamp(min=1), average)
-    unit = (_THING_CLASSES * average).clamp(min=torch.finfo(ratio.dtype).tiny)
-    return (torch.cat([ratio, of_objects]) / unit).clamp(max=1).float()
+    pixels, moving = counts.double().unbind(1)
+    unit = torch.as_tensor(base).double().to(pixels) * _PUBLISHED_CLASSES
+    return (moving / pixels.clamp(min=1e-9) / unit.clamp(min=1e-9)).clamp(max=1).float()
 
 # %% ../../nbs/core/04_splits.ipynb #1e2572c2
 @dataclass(frozen=True)

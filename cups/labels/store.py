@@ -219,7 +219,7 @@ def first_difference(there: Any, here: Any, name: str = "") -> str | None:
 # %% ../../nbs/labels/02_store.ipynb #bb6c3d19
 @patch(cls_method=True)
 def create(
-    cls: PseudoLabelStore, root: str | Path, settings: dict[str, Any], num_classes: int
+    cls: PseudoLabelStore, root: str | Path, settings: dict[str, Any], num_classes: int | None = None
 ) -> PseudoLabelStore:
     """Make a store, or open the one that is there to go on with it, whether or not others write to it as well.
 
@@ -230,8 +230,8 @@ def create(
     settings : dict
         All that decides what the labels will be, as plain values; not where they lie, nor how many processes make
         them.
-    num_classes : int
-        Number K of pseudo-classes.
+    num_classes : int, optional
+        Number K of pseudo-classes; None where it is not known yet. Another call gives it before the first label.
 
     Raises
     ------
@@ -243,12 +243,15 @@ def create(
     manifest = {"version": _VERSION, "num_classes": num_classes, "settings": settings, "packages": []}
     if path.exists():
         manifest = cls(root)._manifest
-        there = {"num_classes": manifest["num_classes"], **manifest["settings"]}
-        if difference := first_difference(there, {"num_classes": num_classes, **settings}):
+        there = manifest["num_classes"]
+        if None not in (there, num_classes) and there != num_classes:
+            raise InputError(f"{path}: made with {there} classes, not {num_classes}; choose another folder")
+        if difference := first_difference(manifest["settings"], settings):
             raise InputError(f"{path}: made with other settings, {difference}; choose another folder")
-    packages = package_versions()
-    if packages not in manifest["packages"]:
-        manifest["packages"].append(packages)
+    packages, found = package_versions(), manifest["num_classes"] if num_classes is None else num_classes
+    if packages not in manifest["packages"] or found != manifest["num_classes"]:
+        others = [other for other in manifest["packages"] if other != packages]
+        manifest.update(num_classes=found, packages=[*others, packages])
         write_json(path, manifest)
     return cls(root)
 

@@ -15,9 +15,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-import torch
 from safetensors.torch import load_file, save
-from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.files import write_bytes
@@ -28,8 +26,8 @@ from ..labels.store import PseudoLabelStore
 from .engine import Engine
 from .features import with_features
 from .workers import Failure, Workers
-from ..stages.labels.pseudo_classes import PseudoClasses, fit_pseudo_classes
-from ..stages.pipeline import PseudoLabelSettings, analyse, describe, known_clusters
+from ..stages.labels.pseudo_classes import FrameDescription, PseudoClasses
+from ..stages.pipeline import PseudoLabelSettings, analyse, describe, find_pseudo_classes, known_clusters
 from ..stages.semantics.clusters import Clusters
 from ..weights import device_called, weights_file
 
@@ -109,10 +107,6 @@ def clustering_frames(names: Sequence[str], settings: PseudoLabelSettings) -> li
     return [(index, names[index]) for index in np.linspace(0, len(names) - 1, count).round().astype(int).tolist()]
 
 # %% ../../nbs/run/06_generate.ipynb #2152af6c
-_DESCRIPTION = ("vectors", "inside", "sizes")
-"""What is kept of a frame, see `cups.stages.pipeline.describe`."""
-
-
 def _describe_one(frame: Frame, dataset: StereoDataset, folder: Path, settings: PseudoLabelSettings) -> Failure | None:
     """Describe a frame and keep the description in a folder, unless it is there."""
     index, name = frame
@@ -123,15 +117,13 @@ def _describe_one(frame: Frame, dataset: StereoDataset, folder: Path, settings: 
         found = describe(dataset[index], settings)
     except Exception as error:
         return Failure.of(error)
-    record = {key: tensor.contiguous() for key, tensor in zip(_DESCRIPTION, found, strict=True)}
-    write_bytes(path, save(record))
+    write_bytes(path, save({key: tensor.contiguous() for key, tensor in vars(found).items()}))
     return None
 
 
-def _read_descriptions(folder: Path, frames: Sequence[Frame]) -> list[Tensor]:
-    """Return the descriptions of frames, put together in their order."""
-    records = [load_file(folder / f"{name}.safetensors") for _, name in frames]
-    return [torch.cat([record[key] for record in records]) for key in _DESCRIPTION]
+def _read_descriptions(folder: Path, frames: Sequence[Frame]) -> list[FrameDescription]:
+    """Return the descriptions of frames, in their order."""
+    return [FrameDescription(**load_file(folder / f"{name}.safetensors")) for _, name in frames]
 
 # %% ../../nbs/run/06_generate.ipynb #4d52fdae
 def find_classes(
@@ -171,9 +163,8 @@ def find_classes(
     failed = dict(_work_through(engine, work, todo, strict, "describing frames"))
     if len(failed) == len(frames):
         raise _none_labelled(len(frames), failed)
-    numbers = settings.num_classes, settings.num_object_classes
     good = [frame for frame in frames if frame[1] not in failed]
-    return fit_pseudo_classes(*_read_descriptions(folder, good), *numbers, settings.seed, known)
+    return find_pseudo_classes(_read_descriptions(folder, good), settings, known)
 
 # %% ../../nbs/run/06_generate.ipynb #fbcfc835
 def label_one(
@@ -275,9 +266,12 @@ def generate(
             return generate(dataset, root, settings, engine, classes, strict)
     _check_networks(settings, here=not workers.workers.elsewhere)
     known = None if classes or (root / "classes.safetensors").exists() else known_clusters(settings)
-    store = PseudoLabelStore.create(root, settings_to_dict(settings), settings.total_classes)
+    PseudoLabelStore.create(root, made_with := settings_to_dict(settings))
     with _locked_folder(root) as shuffled:
         found = _classes(dataset, root, settings, workers, classes, known, strict, shuffled)
+        store = PseudoLabelStore.create(root, made_with, found.num_classes)
         _label_missing(dataset, store, found, settings, workers, strict, shuffled)
-        store.finish(settings.thing_threshold, map=workers.map if workers.is_started else serial_map)
+        # Without classes of objects, the labels show the shares of all frames.
+        share = found.share if found.objects else None
+        store.finish(settings.thing_threshold, workers.map if workers.is_started else serial_map, share)
     return PseudoLabelStore(root)

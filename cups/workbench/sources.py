@@ -256,7 +256,7 @@ class StageSource(ABC):
 
     @property
     def object_classes(self) -> tuple[int, ...]:
-        """The classes of objects that are told apart by size: things whatever the statistics."""
+        """The classes of objects that are told apart by what they look like: things whatever the statistics."""
         return tuple(range(self.settings.num_classes, self.settings.total_classes))
 
     @abstractmethod
