@@ -27,7 +27,7 @@ from .trainer import LossHistory
 
 # %% auto #0
 __all__ = ['HeadSettings', 'window_of', 'Survey', 'survey', 'SemanticHead', 'draw_batch', 'head_losses', 'HeadResult',
-           'train_head', 'draw_codes', 'cosine_centres', 'depthg_tensors']
+           'train_head', 'draw_codes', 'cosine_centres', 'head_classes', 'depthg_tensors']
 
 # %% ../../nbs/training/14_semantic_head.ipynb #3cb1b74c
 @dataclass(frozen=True)
@@ -282,7 +282,7 @@ class HeadResult:
     first_step: int
     validation: tuple = ()
 
-# %% ../../nbs/training/14_semantic_head.ipynb #964135ab
+# %% ../../nbs/training/14_semantic_head.ipynb #b617d407
 def _restore(path: Path, about: dict[str, Any], parts: dict[str, Any], history: LossHistory) -> int:
     """Read a checkpoint, if there is one, into `parts`; return the number of steps done."""
     if not (done := steps_done(path)):
@@ -297,8 +297,9 @@ def _restore(path: Path, about: dict[str, Any], parts: dict[str, Any], history: 
 
 
 def train_head(
-    frames: Sequence[FrozenFrame], settings: HeadSettings, folder: str | Path, fingerprint: str = ""
-) -> HeadResult:
+    frames: Sequence[FrozenFrame], settings: HeadSettings, folder: str | Path, fingerprint: str = "",
+    description: str = "",
+) -> HeadResult:  # fmt: skip
     """Train a head; go on from the checkpoint in `folder` if there is one.
 
     Parameters
@@ -310,6 +311,8 @@ def train_head(
         Of `head.ckpt`.
     fingerprint : str
         Of the frames: a checkpoint of others is refused.
+    description : str
+        Title of the progress bars; none if empty.
 
     Raises
     ------
@@ -317,13 +320,13 @@ def train_head(
         If the checkpoint cannot be read or is of other frames or settings, or a loss is not finite.
     """
     path, about = Path(folder) / "head.ckpt", {"settings": settings_to_dict(settings), "fingerprint": fingerprint}
-    found = survey(frames, settings)
+    found = survey(progress(frames, len(frames), description and f"{description}: features"), settings)
     torch.manual_seed(settings.seed)
     head = SemanticHead(len(found.mean), settings.code)
     parts = {"head": head, "optimizer": torch.optim.Adam(head.parameters(), settings.learning_rate)}
     history = LossHistory()
     first_step = _restore(path, about, parts, history)
-    for step in progress(range(first_step, settings.steps), settings.steps - first_step, "semantic head"):
+    for step in progress(range(first_step, settings.steps), settings.steps - first_step, description):
         _step(parts, frames, found, settings, step, history)
         if (step + 1) % settings.checkpoint_every_steps == 0 or step + 1 == settings.steps:
             history.record(step + 1, settings.learning_rate)
@@ -398,6 +401,23 @@ def cosine_centres(codes: Tensor, num_classes: int = 27, seed: int = 0, num_clus
         joining = AgglomerativeClustering(n_clusters=num_classes, metric="cosine", linkage="average")
         classes = torch.from_numpy(joining.fit_predict(centres.numpy()))
     return torch.stack([centres[classes == k].mean(dim=0) for k in range(num_classes)])
+
+# %% ../../nbs/training/14_semantic_head.ipynb #15554860
+def head_classes(frame: FrozenFrame, result: HeadResult, centres: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return the class (H, W), int64, of every pixel of a frame.
+
+    Parameters
+    ----------
+    frame : FrozenFrame
+    result : HeadResult
+    centres : Tensor, (K, D)
+    size : (int, int)
+        Height H and width W.
+    """
+    features = (frame.features.permute(1, 2, 0).float() - result.survey.mean) @ result.survey.basis
+    code = result.head(features).permute(2, 0, 1)[None]
+    code = F.interpolate(code, size, mode="bilinear", align_corners=False)[0]
+    return torch.einsum("dhw,kd->khw", code, F.normalize(centres, dim=1)).argmax(dim=0)
 
 # %% ../../nbs/training/14_semantic_head.ipynb #5976568d
 def depthg_tensors(transformer: nn.Module, result: HeadResult, centres: Tensor) -> dict[str, Tensor]:
