@@ -105,18 +105,17 @@ def _check(settings: HeadSettings) -> None:
     if not all(0 < share < 1 for share in settings.attracted):
         raise InputError(f"head setting attracted must be shares in (0, 1), got {settings.attracted}")
 
-# %% ../../nbs/training/14_semantic_head.ipynb #1cc8f641
+# %% ../../nbs/training/14_semantic_head.ipynb #9e6bb1aa
 _WINDOWS = ((0, 0), (0, 2), (2, 0), (2, 2), (1, 1))
 """Upper left corners of the windows, in quarters of a frame's height and width (five-crop, as STEGO)."""
 
 
 def window_of(frame: FrozenFrame, window: int) -> tuple[Tensor, Tensor]:
-    """Return the features (P, C), float32, and points (P, 3) of one of the windows 0..4 of a frame."""
+    """Return the features (P, C) and points (P, 3) of one of the windows 0..4 of a frame."""
     height, width = frame.points.shape[:2]
     top, left = (n * quarter // 4 for n, quarter in zip((height, width), _WINDOWS[window], strict=True))
     rows, columns = slice(top, top + (height + 1) // 2), slice(left, left + (width + 1) // 2)
-    features = frame.features[:, rows, columns].flatten(1).T
-    return features.float(), frame.points[rows, columns].reshape(-1, 3).float()
+    return frame.features[:, rows, columns].flatten(1).T, frame.points[rows, columns].reshape(-1, 3)
 
 
 @dataclass(frozen=True)
@@ -136,7 +135,7 @@ class Survey(Record):
     basis: Tensor
     similar: Tensor
 
-# %% ../../nbs/training/14_semantic_head.ipynb #16e3a3d9
+# %% ../../nbs/training/14_semantic_head.ipynb #a50b2469
 _MIN_VARIANCE = 1e-6
 """Of a principal component, relative to the largest: weaker ones are not amplified further."""
 
@@ -152,9 +151,10 @@ def survey(frames: Iterable[FrozenFrame], settings: HeadSettings) -> Survey:
     total, squares, count, windows = 0, 0, 0, []
     with one_thread():
         for frame in frames:
-            vectors = frame.features.flatten(1).T.double()
-            total, squares, count = total + vectors.sum(0), squares + vectors.T @ vectors, count + len(vectors)
-            windows += [window_of(frame, window)[0].mean(0) for window in range(len(_WINDOWS))]
+            vectors = frame.features.flatten(1).T.float()
+            total, count = total + vectors.double().sum(0), count + len(vectors)
+            squares = squares + (vectors.T @ vectors).double()
+            windows += [window_of(frame, window)[0].float().mean(0) for window in range(len(_WINDOWS))]
         if len(windows) < 2 * len(_WINDOWS):
             raise InputError("a semantic head learns from two frames or more")
         mean = total / count
@@ -201,7 +201,7 @@ class SemanticHead(nn.Module):
         tensors |= {"cluster2.2.weight": self.output.weight.detach(), "cluster2.2.bias": self.output.bias.detach()}
         return {f"net.{n}": t[:, :, None, None].clone() if t.ndim == 2 else t.clone() for n, t in tensors.items()}
 
-# %% ../../nbs/training/14_semantic_head.ipynb #d97ae02a
+# %% ../../nbs/training/14_semantic_head.ipynb #07b78754
 def _places(points: Tensor, settings: HeadSettings, generator: torch.Generator) -> Tensor:
     """Draw places of a window with points (P, 3), without repetition if there are enough; indices (n,)."""
     count, far = settings.locations, round(settings.farthest * settings.locations)
@@ -232,7 +232,7 @@ def draw_batch(
     for window in [*windows.tolist(), *survey.similar[windows, which].tolist()]:
         features, points = window_of(frames[window // len(_WINDOWS)], window % len(_WINDOWS))
         places = _places(points, settings, generator)
-        drawn.append((features[places], points[places, 2]))
+        drawn.append((features[places].float(), points[places, 2]))
     features = (torch.stack([f for f, _ in drawn]) - survey.mean) @ survey.basis
     depth = torch.stack([d for _, d in drawn[: settings.batch_size]])
     return *features.split(settings.batch_size), depth
