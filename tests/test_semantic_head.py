@@ -58,7 +58,8 @@ class Frames:
         features = torch.randn(6, 8, 12, generator=generator) + 4 * torch.where(upper, 1.0, -1.0)
         depth = torch.where(upper, 20.0, 5.0)
         depth[:, 0] = 0
-        return FrozenFrame(features.half(), torch.stack([0 * depth, torch.rand(8, 12), depth], -1))
+        points = [0 * depth, torch.rand(8, 12, generator=generator), depth]
+        return FrozenFrame(features.half(), torch.stack(points, -1))
 
 
 def trained(folder: Path, frames: Frames, **changes) -> HeadResult:
