@@ -29,7 +29,7 @@ from .trainer import LossHistory
 __all__ = ['HeadSettings', 'window_of', 'Survey', 'survey', 'SemanticHead', 'draw_batch', 'head_losses', 'HeadResult',
            'train_head', 'draw_codes', 'cosine_centres', 'head_classes', 'depthg_tensors']
 
-# %% ../../nbs/training/14_semantic_head.ipynb #3cb1b74c
+# %% ../../nbs/training/14_semantic_head.ipynb #5a40fbe9
 @dataclass(frozen=True)
 class HeadSettings:
     """How the head learns.
@@ -43,17 +43,15 @@ class HeadSettings:
     learning_rate, dropout : float
         Of Adam; and the share of features that are dropped while it learns (both as published).
     neighbours : int
-        A window is paired with one of the most similar windows of other frames, this many (as published).
+        A window is paired with one of so many most similar windows of other frames (as published).
     attracted : tuple of float
         Shares of the pairs of places that attract each other: within a window, in similar ones, in random ones.
     weights : tuple of float
         Of these three losses (DepthG on Cityscapes).
-    spatial_centring : bool
-        See `cups.training.correlation.correlation`.
-    farthest : float
-        Share of the places that are drawn by farthest-point sampling; the others are drawn at random.
+    spatial_centring, farthest : bool, float
+        See `correlation`; and the share of the places that are drawn by farthest-point sampling, the others at random.
     depth_weight, depth_decay, depth_decay_steps : float, float, int
-        Weight of the depth correlation, and by what it is multiplied every so many steps; weight 0 turns it off.
+        Weight of the depth correlation, and by what it is multiplied every so many steps (DepthG on Cityscapes).
     spectrum : float
         Standard deviations of the features' principal components are divided by their power of this: 0 leaves them, 1
         whitens them. The strongest components tell up from down; the classes of small things lie in weaker ones.
