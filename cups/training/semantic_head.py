@@ -280,7 +280,7 @@ class HeadResult:
     first_step: int
     validation: tuple = ()
 
-# %% ../../nbs/training/14_semantic_head.ipynb #b617d407
+# %% ../../nbs/training/14_semantic_head.ipynb #b1da44fb
 def _restore(path: Path, about: dict[str, Any], parts: dict[str, Any], history: LossHistory) -> int:
     """Read a checkpoint, if there is one, into `parts`; return the number of steps done."""
     if not (done := steps_done(path)):
@@ -294,6 +294,21 @@ def _restore(path: Path, about: dict[str, Any], parts: dict[str, Any], history: 
     return done
 
 
+def _step(
+    parts: dict[str, Any], frames: Sequence[FrozenFrame], found: Survey, settings: HeadSettings, step: int,
+    history: LossHistory,
+) -> None:  # fmt: skip
+    """Do one step of the optimizer."""
+    losses = head_losses(parts["head"], draw_batch(frames, found, settings, step), settings, step)
+    losses["total"] = sum(losses.values())
+    if not losses["total"].isfinite():
+        raise InputError(f"the loss is not finite at step {step + 1}: lower learning_rate")
+    parts["optimizer"].zero_grad()
+    losses["total"].backward()
+    parts["optimizer"].step()
+    history.add({name: value.detach() for name, value in losses.items()})
+
+# %% ../../nbs/training/14_semantic_head.ipynb #42d74e7c
 def train_head(
     frames: Sequence[FrozenFrame], settings: HeadSettings, folder: str | Path, fingerprint: str = "",
     description: str = "",
@@ -332,21 +347,6 @@ def train_head(
             state |= {"global_step": step + 1, "history": history.records, "about": about}
             write_atomically(path, lambda temporary, state=state: torch.save(state, temporary))
     return HeadResult(head.eval().requires_grad_(False), found, history.records, first_step)
-
-
-def _step(
-    parts: dict[str, Any], frames: Sequence[FrozenFrame], found: Survey, settings: HeadSettings, step: int,
-    history: LossHistory,
-) -> None:  # fmt: skip
-    """Do one step of the optimizer."""
-    losses = head_losses(parts["head"], draw_batch(frames, found, settings, step), settings, step)
-    losses["total"] = sum(losses.values())
-    if not losses["total"].isfinite():
-        raise InputError(f"the loss is not finite at step {step + 1}: lower learning_rate")
-    parts["optimizer"].zero_grad()
-    losses["total"].backward()
-    parts["optimizer"].step()
-    history.add({name: value.detach() for name, value in losses.items()})
 
 # %% ../../nbs/training/14_semantic_head.ipynb #76342f9e
 _VECTORS_PER_FRAME = 1000
