@@ -259,7 +259,7 @@ def head_losses(
         losses["depth"] = weight * correlation_loss(depth_correlation(depth), correlation(codes, codes), 0.0)
     return losses
 
-# %% ../../nbs/training/14_semantic_head.ipynb #cfd71a14
+# %% ../../nbs/training/14_semantic_head.ipynb #c51d6345
 @dataclass(frozen=True)
 class HeadResult:
     """What training returns.
@@ -272,6 +272,8 @@ class HeadResult:
         Mean losses, learning rate and step.
     first_step : int
         Where the run started: 0, or where an earlier one had stopped.
+    validation : tuple
+        Empty: nothing is scored on the way. `learning_curves` looks for it.
     """
 
     head: SemanticHead
