@@ -9,12 +9,15 @@ import time
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from cups.core.files import write_json, write_png
 from cups.core.images import to_array
 from cups.core.taxonomy import CITYSCAPES_27
 from cups.datasets.miniatures import write_miniature
 from cups.model import load
+from cups.stages.semantics.vision_transformer import VisionTransformer
 from cups.street.scenes import street_clip
 
 ROOT = Path(__file__).parents[1]
@@ -144,6 +147,43 @@ def test_fine_tuning_names_the_classes(trained, tmp_path):
     for name in ("named", "fine_tuned", "from_scratch"):
         assert metrics[name]["assignments"] == list(range(19)) and 0 <= metrics[name]["pq"] <= 1
     assert len(load(tmp_path / "fine_tuned" / "model.safetensors").split.things) == 8
+
+
+HEAD = {"steps": 4, "batch_size": 4, "locations": 8, "code": 8, "checkpoint_every_steps": 2}
+
+
+def test_a_semantic_head_learns_and_its_file_makes_labels(trained, tmp_path):
+    backbone = tmp_path / "tiny.safetensors"
+    torch.manual_seed(0)
+    save_file(VisionTransformer(64, depth=1, patch_px=8, grid=4).state_dict(), backbone)
+    data = {"data_root": trained / "scenes", "test_root": trained / "test_scenes", "num_shown": 1}
+    tokens = {"dinov2": {"weights": str(backbone), "tokens_high": 12}}
+    chosen = {"features": "dinov2", "settings": tokens, "num_classes": 6, "head": HEAD}
+    metrics = papermill("train_semantics", tmp_path / "run", **data, **chosen)
+    assert metrics["shape"] == [64, 12, 24] and [entry["step"] for entry in metrics["history"]] == [2, 4]
+    assert set(metrics["semantic"]) == {"features, clustered", "semantic head"}
+    assert all(0 <= scores["miou"] <= 1 and scores["frames"] == 2 for scores in metrics["semantic"].values())
+    assert sum(map(sum, metrics["overlap"])) > 0
+    again = papermill("train_semantics", tmp_path / "run", **data, **chosen)
+    assert again["first_step"] == 4 and again["semantic"] == metrics["semantic"]
+    depthg = {"weights": metrics["weights"], "tokens_high": 12}
+    used = {"features": "depthg", "num_classes": 6, "depthg": depthg}
+    labels = papermill("pseudo_labels", tmp_path / "labels", data_root=trained / "scenes", settings=used, num_shown=1)
+    assert labels["frames"] == SMALL["num_scenes"] and labels["failed"] == 0
+
+
+def test_a_semantic_head_of_handcrafted_features_has_no_file(trained, tmp_path):
+    metrics = papermill(
+        "train_semantics",
+        tmp_path,
+        data_root=trained / "scenes",
+        features="handcrafted",
+        head=HEAD,
+        cache_gib=0,
+        num_shown=1,
+    )
+    assert "semantic" not in metrics and "weights" not in metrics and metrics["shape"] == [7, 48, 96]
+    assert not list(tmp_path.rglob("features/*.safetensors")) and not list(tmp_path.glob("*.safetensors"))
 
 
 def test_labels_of_a_killed_job_are_those_of_an_undisturbed_one(trained, tmp_path):

@@ -23,7 +23,7 @@ from .tables import percent
 from ..stages.semantics.crf import CrfSettings, dense_crf
 
 # %% auto #0
-__all__ = ['VIEW_PX', 'square_view', 'snapped_to_image', 'semantic_scores', 'semantic_table']
+__all__ = ['VIEW_PX', 'square_view', 'snapped_to_image', 'class_overlap', 'overlap_table', 'semantic_scores', 'semantic_table']
 
 # %% ../../nbs/evaluation/06_classes.ipynb #fc7b582b
 VIEW_PX = 320
@@ -84,6 +84,59 @@ def snapped_to_image(
     return dense_crf(ClassScores(probs.log()), image, settings or CrfSettings(reference_height_px=VIEW_PX))
 
 # %% ../../nbs/evaluation/06_classes.ipynb #8b20f19e
+def class_overlap(
+    pairs: Iterable[tuple[Tensor, Tensor]], num_pseudo_classes: int, num_classes: int
+) -> tuple[Tensor, int]:
+    """Count the pixels of every pseudo-class and class.
+
+    Parameters
+    ----------
+    pairs : iterable of (Tensor, Tensor), (H, W), int64
+        Pseudo-class and class of every pixel, `VOID` where there is none.
+    num_pseudo_classes, num_classes : int
+        P and K.
+
+    Returns
+    -------
+    counts : Tensor, (P + 1, K), int64
+        Over the pixels labelled in the truth; the last row: void in the prediction.
+    frames : int
+
+    Raises
+    ------
+    InputError
+        If there is no frame, or a map holds another class.
+    """
+    counts, frames = torch.zeros(num_pseudo_classes + 1, num_classes, dtype=torch.int64), 0
+    for frames, (prediction, truth) in enumerate(pairs, 1):
+        known = truth != VOID
+        rows = torch.where(prediction == VOID, num_pseudo_classes, prediction)[known]
+        if rows.numel() and (rows.max() > num_pseudo_classes or truth[known].max() >= num_classes):
+            raise InputError(f"frame {frames}: a class is outside 0..{num_pseudo_classes - 1}, 0..{num_classes - 1}")
+        index = rows * num_classes + truth[known]
+        counts += torch.bincount(index, minlength=counts.numel()).view_as(counts)
+    if not frames:
+        raise InputError("there is no frame to evaluate")
+    return counts, frames
+
+
+def overlap_table(overlap: Tensor, taxonomy: Taxonomy = CITYSCAPES_19) -> str:
+    """Return a Markdown table of what pseudo-classes each class was given, in percent of its pixels.
+
+    Parameters
+    ----------
+    overlap : Tensor, (P, K) or (P + 1, K), int64
+        As `class_overlap` counts; classes that do not occur have no row, shares under half a percent no number.
+    taxonomy : Taxonomy
+    """
+    shares = (100 * overlap / overlap.sum(dim=0).clamp(min=1)).round().int().T.tolist()
+    rows = [f"| class | {' | '.join(map(str, range(len(overlap))))} |", f"| --- |{' ---: |' * len(overlap)}"]
+    for name, row, pixels in zip(taxonomy.names, shares, overlap.sum(dim=0).tolist(), strict=True):
+        if pixels:
+            rows.append(f"| {name} | {' | '.join(str(share) if share else '' for share in row)} |")
+    return "\n".join(rows)
+
+# %% ../../nbs/evaluation/06_classes.ipynb #30546e77
 def semantic_scores(
     pairs: Iterable[tuple[Tensor, Tensor]],
     num_pseudo_classes: int,
@@ -115,17 +168,8 @@ def semantic_scores(
     InputError
         If there is no frame, no class has such a name, or a map holds another class.
     """
-    mask, num_classes, frames = np.array(class_mask(taxonomy, without)), len(taxonomy), 0
-    counts = torch.zeros(num_pseudo_classes + 1, num_classes, dtype=torch.int64)  # the last row: void
-    for frames, (prediction, truth) in enumerate(pairs, 1):
-        known = truth != VOID
-        rows = torch.where(prediction == VOID, num_pseudo_classes, prediction)[known]
-        if rows.numel() and (rows.max() > num_pseudo_classes or truth[known].max() >= num_classes):
-            raise InputError(f"frame {frames}: a class is outside 0..{num_pseudo_classes - 1}, 0..{num_classes - 1}")
-        index = rows * num_classes + truth[known]
-        counts += torch.bincount(index, minlength=counts.numel()).view_as(counts)
-    if not frames:
-        raise InputError("there is no frame to evaluate")
+    mask, num_classes = np.array(class_mask(taxonomy, without)), len(taxonomy)
+    counts, frames = class_overlap(pairs, num_pseudo_classes, num_classes)
     overlap = counts.numpy()
     assignments = match_classes(overlap[:-1], [(range(num_pseudo_classes), range(num_classes))])
     confusion = class_confusion(overlap, [*assignments, VOID], num_classes)

@@ -33,7 +33,8 @@ def learning_curves(result: _Trained, labels_pq: float | None = None) -> Figure:
     panes = 2 if result.validation else 1
     figure, axes = plt.subplots(1, panes, figsize=(5.5 * panes, 3.4), squeeze=False)
     _lines(axes[0, 0], result.history, skipped=("step", "learning_rate"), strong="total")
-    axes[0, 0].set(xlabel="step", ylabel="loss", yscale="log")
+    positive = all(row["total"] > 0 for row in result.history)
+    axes[0, 0].set(xlabel="step", ylabel="loss", yscale="log" if positive else "linear")
     if result.validation:
         percent = [{k: v if k == "step" else 100 * v for k, v in row.items()} for row in result.validation]
         _lines(axes[0, 1], percent, skipped=("step",), strong="pq")

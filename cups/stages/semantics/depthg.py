@@ -18,12 +18,13 @@ from ...core.geometry import depth_from_disparity
 from ...core.images import normalised
 from ...core.records import Matches, StereoSample
 from .clusters import Clusters
+from .tokens import resized_to_tokens, token_features
 from .vision_transformer import VisionTransformer, vision_transformer_for, window_places
 from ...weights import device_called, loaded_once, ready, weights_file
 
 # %% auto #0
-__all__ = ['ClusterProbe', 'DepthG', 'sliding_window', 'half_resolution', 'depth_guided', 'unit_clusters', 'depthg_for',
-           'DepthGSettings', 'DepthGFeatures']
+__all__ = ['ClusterProbe', 'DepthG', 'sliding_window', 'half_resolution', 'depth_guided', 'whole_image', 'unit_clusters',
+           'depthg_for', 'DepthGSettings', 'DepthGFeatures']
 
 # %% ../../../nbs/stages/semantics/02_depthg.ipynb #32622868
 class _CodeNetwork(nn.Module):
@@ -37,7 +38,10 @@ class _CodeNetwork(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images (B, 3, H, W) to the code (B, D, H / patch, W / patch)."""
-        features = self.model(images)
+        return self.project(self.model(images))
+
+    def project(self, features: Tensor) -> Tensor:
+        """Map features (B, C, h, w) to the code (B, D, h, w)."""
         return self.cluster1(features) + self.cluster2(features)
 
 
@@ -145,6 +149,14 @@ def depth_guided(model: DepthG, image: Tensor, depth: Tensor, windows_at_once: i
     share = 1 / (depth + 1)
     return share * half_resolution(model, image) + (1 - share) * sliding_window(model, image, windows_at_once)
 
+# %% ../../../nbs/stages/semantics/02_depthg.ipynb #24b38704
+def whole_image(model: DepthG, image: Tensor, tokens_high: int, windows_at_once: int = 0) -> Tensor:
+    """Return the log-probabilities (K, H, W) of an image (3, H, W), seen whole at `tokens_high` tokens in height."""
+    resized = resized_to_tokens(image, tokens_high, model.patch_px)
+    tokens = token_features(model.net.model, resized, windows_at_once=windows_at_once)
+    code = F.interpolate(model.net.project(tokens[None]).float(), image.shape[1:], mode="bilinear", align_corners=False)
+    return model.cluster_probe(code)[0]
+
 # %% ../../../nbs/stages/semantics/02_depthg.ipynb #0d506d57
 def unit_clusters(num_classes: int) -> Clusters:
     """Return the clusters for which log-probabilities of `num_classes` classes are their own class scores."""
@@ -186,6 +198,9 @@ class DepthGSettings:
     ----------
     weights : str
         A file of the published format, or a name of the registry.
+    tokens_high : int
+        The image is seen whole, resized to so many tokens in height, as a head that was trained here needs it; 0: in
+        windows at its own size, as published.
     windows_at_once : int
         Windows in a batch; 0 takes all of an image's.
     device : str
@@ -194,16 +209,18 @@ class DepthGSettings:
     Raises
     ------
     InputError
-        If `windows_at_once` is negative.
+        If a number is negative.
     """
 
     weights: str = "depthg"
+    tokens_high: int = 0
     windows_at_once: int = 0
     device: str = "auto"
 
     def __post_init__(self) -> None:
-        if self.windows_at_once < 0:
-            raise InputError(f"depthg setting windows_at_once must not be negative, got {self.windows_at_once}")
+        for name in ("tokens_high", "windows_at_once"):
+            if getattr(self, name) < 0:
+                raise InputError(f"depthg setting {name} must not be negative, got {getattr(self, name)}")
 
 # %% ../../../nbs/stages/semantics/02_depthg.ipynb #657837bd
 @loaded_once
@@ -236,5 +253,8 @@ class DepthGFeatures:
         image = normalised(sample.left_0.to(device))
         depth = depth_from_disparity(matches.disparity_0, sample.calibration).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=device.type != "cpu"):
-            scores = depth_guided(network, image, depth, self.settings.windows_at_once)
+            if tokens_high := self.settings.tokens_high:
+                scores = whole_image(network, image, tokens_high, self.settings.windows_at_once)
+            else:
+                scores = depth_guided(network, image, depth, self.settings.windows_at_once)
         return scores.float().to(sample.left_0.device)
