@@ -44,7 +44,6 @@ HERE = Path(__file__).parent
 PROGRAM = [sys.executable, "-c", "from fault_campaign import run; run()", "pseudo-labels", "--dataset", "counted"]
 SETTINGS = """num_classes: 6
 num_object_classes: 2
-clustering_vectors: 60
 clustering_frames: 12
 classical: {full_height_px: 96, flow_finest_scale: 2}
 """

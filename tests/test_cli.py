@@ -21,7 +21,7 @@ from cups.model.network import panoptic_cascade
 from cups.stages.pipeline import PseudoLabelSettings
 
 SIZE = ("--height", "96", "--width", "192")
-SETTINGS = "num_classes: 8\nclustering_vectors: 300\n"
+SETTINGS = "num_classes: 8\n"
 CLASSES = 8 + PseudoLabelSettings().num_object_classes
 
 

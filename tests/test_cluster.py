@@ -28,7 +28,7 @@ from cups.run.scenes import render_scenes
 from cups.run.workers import Failure, Workers
 from cups.stages.pipeline import PseudoLabelSettings
 
-SETTINGS = PseudoLabelSettings(num_classes=6, clustering_vectors=60)
+SETTINGS = PseudoLabelSettings(num_classes=6)
 COUNT = 6
 GONE = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
 COMMAND = [sys.executable, "-c", "from cups.cli import main; raise SystemExit(main())", "pseudo-labels"]
@@ -42,7 +42,7 @@ def contents(folder):
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     root = tmp_path_factory.mktemp("scenes")
-    (root / "settings.yaml").write_text("num_classes: 6\nclustering_vectors: 60\n")
+    (root / "settings.yaml").write_text("num_classes: 6\n")
     render_scenes(root / "video", COUNT, seed=2, height=96, width=192, workers=1)
     return root
 

@@ -215,7 +215,7 @@ def write_clip(root: Path) -> Path:
 def test_semantics_are_scored_and_a_second_run_takes_what_is_there(tmp_path):
     given = {"num_scenes": 3, "num_test_scenes": 2, "height": 96, "width": 192, "seeds": [4], "workers": 1}
     variants = {"ten": {"num_classes": 10}, "six": {"num_classes": 6, "crf": {"steps": 2}}}
-    settings = {"label_settings": {"clustering_vectors": 300, "crf": {"smoothness_weight": 2.0}}, "variants": variants}
+    settings = {"label_settings": {"crf": {"smoothness_weight": 2.0}}, "variants": variants}
     clips = [str(write_clip(tmp_path / "clip"))]
     first = papermill("benchmarks/semantics", tmp_path / "out", **given, **settings, clip_roots=clips)
     assert first["settings"]["six"]["crf"] == {"smoothness_weight": 2.0, "steps": 2}

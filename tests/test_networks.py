@@ -100,7 +100,7 @@ def test_networks_take_their_part_in_the_pipeline(smurf_file, depthg_file, tmp_p
     with pytest.raises(InputError, match="num_classes must be 27 with features depthg, got 40"):
         known_clusters(replace(settings, num_classes=40))
     clusters = known_clusters(settings)
-    classes = fit_pseudo_classes(*describe(sample, settings), settings.num_classes, 0, pixels=clusters)
+    classes = fit_pseudo_classes(describe(sample, settings), settings.num_classes, 0, pixels=clusters)
     classes = PseudoClasses.load(classes.save(tmp_path / "classes.safetensors"))
     analysis = analyse(sample, classes, settings)
     assert analysis.scores.log_probs.shape == (27, 128, 192)

@@ -310,7 +310,7 @@ def test_pseudo_labels_of_a_miniature(kind, miniatures, tmp_path):
     dataset = CityscapesSequences(root, "val") if kind == "cityscapes" else KittiRaw(root, height=60, width=128)
     dataset = pickle.loads(pickle.dumps(dataset))  # as other processes get it
     dataset.pairs = dataset.pairs[:2]
-    settings = PseudoLabelSettings(num_classes=6, num_object_classes=2, clustering_vectors=200)
+    settings = PseudoLabelSettings(num_classes=6, num_object_classes=2)
     store = generate(dataset, tmp_path / "labels", settings, workers=1)
     assert store.names == dataset.names
     label = store.read(dataset.names[0])

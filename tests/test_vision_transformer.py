@@ -189,7 +189,7 @@ def test_tokens_take_their_part_in_the_pipeline(file):
     sample = street_scene((5, 0), 128, 192).sample
     tokens = TokenSettings(str(file), tokens_high=16, device="cpu")
     settings = PseudoLabelSettings(features="dinov2", dinov2=tokens, num_classes=5, num_object_classes=0)
-    classes = fit_pseudo_classes(*describe(sample, settings), settings.num_classes, 0)
+    classes = fit_pseudo_classes(describe(sample, settings), settings.num_classes, 0)
     first, second = (analyse(sample, classes, settings) for _ in range(2))
     assert first.scores.log_probs.shape == (5, 128, 192) and len(first.label.semantic.unique()) > 1
     assert torch.equal(first.scores.log_probs, second.scores.log_probs)

@@ -40,7 +40,7 @@ WITHOUT_UNIT = ("steps", "updates", "distance", "colour", "confidence")
 def street():
     """Return a sample, classes fitted to it, and what the stages make of it."""
     sample = street_scene(7).sample
-    classes = fit_pseudo_classes(*describe(sample, SETTINGS), SETTINGS.num_classes, 0)
+    classes = fit_pseudo_classes(describe(sample, SETTINGS), SETTINGS.num_classes, 0)
     return sample, classes, analyse(sample, classes, SETTINGS)
 
 
@@ -125,8 +125,8 @@ def test_every_dropped_proposal_has_a_row_and_is_highlighted(street):
 
 def test_motion_lab_of_a_frame_in_which_nothing_moves():
     sample = street_scene(8, height=96, width=192, static=True).sample
-    settings = PseudoLabelSettings(num_classes=3, num_object_classes=0)
-    analysis = analyse(sample, fit_pseudo_classes(*describe(sample, settings), 3, 0), settings)
+    settings = PseudoLabelSettings(num_classes=6, num_object_classes=0)
+    analysis = analyse(sample, fit_pseudo_classes(describe(sample, settings), 6, 0), settings)
     still = analysis.replace(proposals=analysis.proposals.replace(
         instance=torch.zeros_like(analysis.semantic), motions=torch.zeros(0, 4, 4), diagnostics={"why_empty": "calm"},
         regions=None,

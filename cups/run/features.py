@@ -37,7 +37,7 @@ def features_here(settings: PseudoLabelSettings) -> str:
     for name in BEST_FIRST:
         if weights_here(getattr(settings, name).weights):
             clusters = feature_source(replace(settings, features=name)).clusters()
-            if clusters is None or clusters.num_classes == settings.num_classes:
+            if clusters is None or settings.num_classes in (0, clusters.num_classes):
                 return name
     return "handcrafted"
 

@@ -100,6 +100,11 @@ def report_html(diagnostics: dict[str, Any]) -> str:
     return str(_MARKDOWN(motion_report(diagnostics))) if "flow" in diagnostics else ""
 
 # %% ../../nbs/workbench/07_explorer.ipynb #5586a20b
+def _names(source: FrameSource | None) -> list[str]:
+    """Return the names of the classes as far as the source knows them by now."""
+    return class_names(source.num_classes, source.things) if source else []
+
+
 def segment_panel(
     source: FrameSource, frame: Frame, index: int, x: int, y: int, taxonomy: Taxonomy = CITYSCAPES_19, reach: int = 5
 ) -> list[tuple[str, str]]:
@@ -120,7 +125,7 @@ def segment_panel(
         return [("segment", "not known yet: the stages have not run")]
     segment, facts = found
     if segment.class_id < source.num_classes:
-        facts["class"] = class_names(source.num_classes, source.things)[segment.class_id]
+        facts["class"] = _names(source)[segment.class_id]
     near = neighbours(source.names, index, reach)
     rows = history(frame, segment, index, near, lambda i: _label_at_hand(source, i))
     seen = [(source.names[i], f"object {number}, {area} px") for i, number, area in rows if i != index]
@@ -192,7 +197,6 @@ class FrameExplorer:
         if not names and not message:
             message = "there are no frames to show"
         self.view = FrameView(names=names, message=message)
-        self.class_names = class_names(source.num_classes, source.things) if source else []
         self.worker = LatestFirst(self._serve)
         self._latest: tuple[int, Frame] | None = None
         self._click: dict[str, Any] | None = None
@@ -279,7 +283,7 @@ def _load(self: FrameExplorer, request: dict[str, Any]) -> None:
         if self.worker.superseded():
             return
         self._latest = index, frame
-        packet = pack(frame, self.class_names, self.taxonomy, self.max_width)
+        packet = pack(frame, _names(self.source), self.taxonomy, self.max_width)
         self.view.send_frame(request, _new_parts(packet, sent), first=not sent, done=False)
         sent |= _parts(packet)
         self.view.report = self._reports[index] = report_html(frame.diagnostics)
@@ -338,7 +342,7 @@ def _on_black(rgba: np.ndarray) -> np.ndarray:
 def picture(self: FrameExplorer, index: int | None = None) -> Image.Image:
     """Return all layers of a frame as one picture."""
     *_, frame = self.source.load(self.view.frame if index is None else index)
-    layers = frame_layers(frame, self.class_names, self.taxonomy)
+    layers = frame_layers(frame, _names(self.source), self.taxonomy)
     return panel({LAYERS[name]: _on_black(draw().rgba) for name, draw in layers.items()}, columns=4, width=1000)
 
 

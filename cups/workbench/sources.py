@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from threading import Lock
@@ -252,12 +253,12 @@ class StageSource(ABC):
         self.settings = with_features(self.settings)
         self.cache: ByteCache[Frame] = ByteCache(self.cache_bytes, record_bytes)
         self.classes: PseudoClasses | None = None
-        self.num_classes, self.things = self.settings.total_classes, self.object_classes
+        self.num_classes, self.things = 0, ()
 
-    @property
-    def object_classes(self) -> tuple[int, ...]:
-        """The classes of objects that are told apart by what they look like: things whatever the statistics."""
-        return tuple(range(self.settings.num_classes, self.settings.total_classes))
+    def use_classes(self, classes: PseudoClasses) -> None:
+        """Take the pseudo-classes; those of objects are things whatever the statistics."""
+        self.classes, self.num_classes = classes, classes.num_classes
+        self.things = tuple(range(classes.pixels.num_classes, classes.num_classes))
 
     @abstractmethod
     def sample(self, index: int) -> StereoSample:
@@ -282,7 +283,7 @@ def found_classes(self: StageSource) -> PseudoClasses:
     """Return the pseudo-classes; they are found on a few frames the first time."""
     if self.classes is None:
         chosen = evenly_spaced(len(self.names), self.class_frames)
-        self.classes = find_pseudo_classes([describe(self.sample(i), self.settings) for i in chosen], self.settings)
+        self.use_classes(find_pseudo_classes([describe(self.sample(i), self.settings) for i in chosen], self.settings))
     return self.classes
 
 
@@ -400,14 +401,12 @@ class DatasetSource(StageSource):
 
     def _use(self, store: PseudoLabelStore) -> None:
         """Take the number of classes, the things and the classes themselves from a store, as far as it has them."""
-        self.num_classes = store.num_classes
         kept = Path(store.root) / "classes.safetensors"
         if kept.exists():
-            self.classes = PseudoClasses.load(kept)
-        try:
+            self.use_classes(PseudoClasses.load(kept))
+        self.num_classes = store.num_classes
+        with suppress(InputError):  # not finished yet: classes of objects are things for certain
             self.things = store.split.things
-        except InputError:  # not finished yet: classes of objects are things for certain
-            self.things = self.object_classes
 
     def sample(self, index: int) -> StereoSample:
         """Read the images of a frame."""

@@ -32,6 +32,7 @@ from ..evaluation.panoptic import panoptic_scores
 from ..run.features import with_features
 from ..stages.labels.pseudo_classes import PseudoClasses
 from ..stages.pipeline import STAGES, FrameAnalysis, PseudoLabelSettings
+from ..stages.semantics.region_classes import RegionClasses
 from .frames import frame_pictures
 from .motion_lab import LAB_WIDTH, png_bytes
 
@@ -75,7 +76,7 @@ def grouped(classes: PseudoClasses, settings: PseudoLabelSettings) -> PseudoClas
     InputError
         If their cluster centres cannot be joined into so many.
     """
-    if settings.num_classes == classes.pixels.num_classes:
+    if settings.num_classes in (0, classes.pixels.num_classes):
         return classes
     return classes.regrouped(settings.num_classes)
 
@@ -317,7 +318,10 @@ _CONTROLS = {
         Control("crf.appearance_px", "reach of colour, px at 640 rows", 5.0, 200.0, 1.0),
         Control("crf.appearance_rgb", "width of colour, of 255", 1.0, 30.0, 0.5),
     ),
-    "object classes": (Control("thing_threshold", "thing threshold, share", 0.0, 0.19, 0.005),),
+    "object classes": (
+        Control("thing_threshold", "thing threshold, share", 0.0, 0.19, 0.005),
+        Control("movable_lift", "void if likelier to move, times average", 0.0, 5.0, 0.1),
+    ),
 }
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #f9d0a4d2
@@ -331,9 +335,10 @@ def controls(settings: PseudoLabelSettings, classes: PseudoClasses | None = None
         Of the data set. Where their cluster centres can be joined anew, their number has a control, too.
     """
     found = {"matching": _MATCHING[settings.matcher], **_CONTROLS}
-    if classes is not None and classes.counts is not None:
+    if classes is not None and isinstance(classes.pixels, RegionClasses):
+        least = len(classes.pixels.kinds.unique())
         most = min(len(classes.pixels.centres), VOID - settings.num_object_classes)
-        found["classes"] = (Control("num_classes", "number of classes", 2, most, 1),)
+        found["classes"] = (Control("num_classes", "number of classes", least, most, 1),)
     return {stage.name: found[stage.name] for stage in STAGES if stage.name in found}
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #1f1de295
@@ -351,7 +356,7 @@ def slider(control: Control, settings: PseudoLabelSettings) -> widgets.Widget:
 def class_colours(classes: PseudoClasses) -> np.ndarray:
     """Return a colour (K + J, 3), uint8, for each class: that of its most frequent cluster centre."""
     centres, number = classes.pixels.classes.numpy(force=True), len(classes.pixels.centres)
-    weights = np.ones(number) if classes.counts is None else classes.counts[:, 0].numpy(force=True)
+    weights = classes.counts[:number, 0].numpy(force=True)
     largest = [int(np.where(centres == k, weights, -1).argmax()) for k in range(classes.pixels.num_classes)]
     objects = classes.objects.num_classes if classes.objects else 0
     return distinct_colours(1 + number + objects)[1:][[*largest, *range(number, number + objects)]]

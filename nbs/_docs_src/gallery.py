@@ -37,7 +37,7 @@ PLAIN = {"paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "fon
 def analysed() -> tuple[list[StreetScene], list[FrameAnalysis], ThingStuffSplit]:
     """Return some street scenes, what the stages make of them, and which classes are things."""
     scenes = [street_scene(seed, HEIGHT, WIDTH) for seed in SEEDS]
-    settings = PseudoLabelSettings(clustering_vectors=1000)
+    settings = PseudoLabelSettings()
     classes = find_pseudo_classes([describe(scene.sample, settings) for scene in scenes], settings)
     found = [analyse(scene.sample, classes, settings) for scene in scenes]
     return scenes, found, split_by_share(classes.share, settings.thing_threshold)

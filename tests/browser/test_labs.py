@@ -22,7 +22,7 @@ from cups.stages.labels.pseudo_classes import fit_pseudo_classes
 
 sample = street_scene(7).sample
 settings = PseudoLabelSettings(num_classes=6, num_object_classes=0)
-classes = fit_pseudo_classes(*describe(sample, settings), 6, 0)
+classes = fit_pseudo_classes(describe(sample, settings), 6, 0)
 """
 FILES = """
 from cups.datasets.stereo_folder import StereoFolder
@@ -42,7 +42,7 @@ LABS = {
 @pytest.fixture(scope="module")
 def files(lab):
     """Make a small video, its labels and two runs in JupyterLab's folder."""
-    settings = PseudoLabelSettings(num_classes=6, num_object_classes=0, clustering_vectors=500)
+    settings = PseudoLabelSettings(num_classes=6, num_object_classes=0)
     render_scenes(lab.folder / "scenes", 2, 1, 96, 192, workers=1)
     video = StereoFolder(lab.folder / "scenes")
     generate(video, lab.folder / "labels", settings, workers=1)
