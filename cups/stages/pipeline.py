@@ -107,7 +107,7 @@ class PseudoLabelSettings:
     num_object_classes: int = 4
     thing_threshold: float = THING_THRESHOLD
     movable_lift: float = 1.0
-    token_weight: float = 2.0
+    token_weight: float = 1.0
     clustering_frames: int = 200
     seed: int = 0
     MOVED: ClassVar = {"on_the_spot": "handcrafted"}

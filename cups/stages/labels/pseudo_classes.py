@@ -181,7 +181,7 @@ def _counts(owners: Tensor, number: int, pixels: Tensor, moving: Tensor) -> Tens
 # %% ../../../nbs/stages/labels/02_pseudo_classes.ipynb #068f6627
 def fit_pseudo_classes(
     found: FrameDescription, num_classes: int | tuple[int, int], num_object_classes: int, seed: int = 0,
-    pixels: Clusters | None = None, token_weight: float = 2.0,
+    pixels: Clusters | None = None, token_weight: float = 1.0,
 ) -> PseudoClasses:  # fmt: skip
     """Cluster the regions and the moving objects of a data set into its classes.
 

@@ -232,7 +232,7 @@ def _centres(vectors: np.ndarray, weight: np.ndarray, number: int, seed: int) ->
 
 # %% ../../../nbs/stages/semantics/03_region_classes.ipynb #e3545b53
 def fit_region_classes(
-    descriptions: Tensor, pixels: Tensor, num_classes: int | tuple[int, int], seed: int = 0, token_weight: float = 2.0
+    descriptions: Tensor, pixels: Tensor, num_classes: int | tuple[int, int], seed: int = 0, token_weight: float = 1.0
 ) -> RegionClasses:
     """Cluster the regions of a data set into pseudo-classes.
 
