@@ -137,7 +137,7 @@ class VisionTransformer(nn.Module):
     ) -> None:  # fmt: skip
         super().__init__()
         self.channels, self.patch_px, self.registers = channels, patch_px, registers
-        self.offset = 0.0 if registers else _OFFSET
+        self.offset = 0.0 if layer_scale else _OFFSET  # DINOv2 in other programs is resampled to the size
         self.cls_token = nn.Parameter(torch.zeros(1, 1, channels))
         self.pos_embed = nn.Parameter(torch.zeros(1, 1 + grid * grid, channels))
         if registers:
