@@ -27,6 +27,7 @@ from cups.run.runs import RunFolder
 from cups.stages import pipeline
 from cups.stages.labels.pseudo_classes import fit_pseudo_classes
 from cups.stages.pipeline import PseudoLabelSettings, Stage, analyse, describe
+from cups.stages.semantics.depthg import unit_clusters
 from cups.street.scenes import street_scene
 from cups.workbench import label_fixer, motion_lab, run_browser, sources, thing_stuff_lab, threshold_lab
 from cups.workbench.view.frame_view import FrameView
@@ -63,8 +64,8 @@ def calls(monkeypatch):
 def test_a_new_stage_is_run_by_all_who_run_the_method(street, monkeypatch):
     sample, classes, _ = street
     blank = Stage("blank", ("semantic",), "blank", (), lambda settings, semantic: torch.zeros_like(semantic))
-    *before, fusion, last = pipeline.STAGES
-    longer = (*before, blank, replace(fusion, needs=("blank", "proposals")), last)
+    *before, fusion, movable, last = pipeline.STAGES
+    longer = (*before, blank, replace(fusion, needs=("blank", "proposals")), movable, last)
     monkeypatch.setattr(pipeline, "STAGES", longer)
     monkeypatch.setattr(threshold_lab, "STAGES", longer)
     names = []
@@ -143,7 +144,7 @@ def test_motion_lab_of_a_frame_in_which_nothing_moves():
     [
         ("thing_threshold", 0.1, ("object classes",)),
         ("crf.steps", 3, ("CRF", "fusion", "object classes")),
-        ("num_classes", 4, ("classes", "CRF", "fusion", "object classes")),
+        ("num_classes", 9, ("classes", "CRF", "fusion", "movable", "object classes")),
         ("motion.min_confidence", 0.2, ("motion", "fusion", "object classes")),
         ("scene_flow.max_depth_m", 40.0, ("scene flow", "motion", "fusion", "object classes")),
         ("classical.speckle_px", 0, ALL_STAGES),
@@ -237,16 +238,16 @@ def test_another_number_of_classes_joins_the_centres_that_are_there(street, call
     assert lab.wait(120) and lab.settings == SETTINGS  # the number of classes is that of the data set's
     lab.shown.value = "classes"
     slider, before = lab.sliders["num_classes"], lab.after_picture.value
-    assert (slider.min, slider.max, slider.value) == (2, 6, 6) and "of 6 classes occur" in lab.after_legend.value
+    assert slider.min <= 5 < 12 < slider.max and slider.value == 6 and "of 6 classes occur" in lab.after_legend.value
     calls.clear()
-    slider.value = 3
-    assert lab.wait(60) and calls == ["classes", "CRF", "fusion", "object classes"]
+    slider.value = 12
+    assert lab.wait(60) and calls == ["classes", "CRF", "fusion", "movable", "object classes"]
     settings, analysis = lab.after
-    expected = analyse(sample, classes.regrouped(3), settings)
-    assert torch.equal(analysis.label.stacked(), expected.label.stacked()) and analysis.scores.log_probs.shape[0] == 3
+    expected = analyse(sample, classes.regrouped(12), settings)
+    assert torch.equal(analysis.label.stacked(), expected.label.stacked()) and analysis.scores.log_probs.shape[0] == 12
     assert lab.before_picture.value == before != lab.after_picture.value
-    assert "num_classes = 3" in lab.after_title.value and "of 3 classes occur" in lab.after_legend.value
-    assert load_settings(PseudoLabelSettings, lab.save(tmp_path / "settings.yaml")).num_classes == 3
+    assert "num_classes = 12" in lab.after_title.value and "of 12 classes occur" in lab.after_legend.value
+    assert load_settings(PseudoLabelSettings, lab.save(tmp_path / "settings.yaml")).num_classes == 12
     lab.shown.value = "disparity"
     assert lab.after_legend.value == ""
     lab.reset_button.click()
@@ -255,19 +256,21 @@ def test_another_number_of_classes_joins_the_centres_that_are_there(street, call
 
 def test_joined_classes_keep_the_colour_of_the_largest_and_their_share(street):
     classes = street[1]
-    colours, fewer = threshold_lab.class_colours(classes), classes.regrouped(3)
+    fine = classes.regrouped(len(classes.pixels.centres))
+    colours, fewer = threshold_lab.class_colours(fine), classes.regrouped(9)
     for number, colour in enumerate(threshold_lab.class_colours(fewer)):
         members = (fewer.pixels.classes == number).nonzero()[:, 0]
-        assert (colour == colours[members[classes.counts[members, 0].argmax()]]).all()
-    ratio = [classes.counts[fewer.pixels.classes == k].sum(0).double() for k in range(3)]
+        largest = members[classes.counts[members, 0].argmax()]
+        assert (colour == colours[fine.pixels.classes[largest]]).all()
+    ratio = [classes.counts[fewer.pixels.classes == k].sum(0).double() for k in range(9)]
     ratio = torch.stack([inside / pixels for pixels, inside in ratio])
     torch.testing.assert_close(fewer.share.double(), ratio / ratio.sum())
 
 
 def test_classes_that_came_with_the_features_have_no_slider(street):
-    given = street[1].replace(counts=None)
+    given = street[1].replace(pixels=unit_clusters(6))
     assert "classes" not in threshold_lab.controls(SETTINGS, given)
-    with pytest.raises(InputError, match="the number of classes of pixels, 6, cannot be changed"):
+    with pytest.raises(InputError, match="the number of classes of pixels, 6, came with the features"):
         threshold_lab.grouped(given, with_setting(SETTINGS, "num_classes", 3))
 
 

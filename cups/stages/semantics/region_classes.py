@@ -22,7 +22,10 @@ __all__ = ['RegionClasses', 'allotted', 'fit_region_classes', 'region_scores']
 
 # %% ../../../nbs/stages/semantics/03_region_classes.ipynb #352c0d91
 _COMPARED: dict[str, dict[str, float]] = {
-    "ground": {"lightness": 1, "green_red": 1, "blue_yellow": 1, "greenness": 1, "height": 1, "aside": 0.7},
+    "ground": {
+        "lightness_of_road": 1, "green_red_of_road": 1, "blue_yellow_of_road": 1, "greenness": 1, "height": 1,
+        "aside": 0.7,
+    },
     "low": {
         "greenness": 1.5, "top": 1, "lightness": 1, "chroma": 1, "fine_texture": 1, "log_width": 0.5, "coherence": 0.5,
     },
