@@ -68,17 +68,16 @@ def test_statistics_do_not_depend_on_the_order_of_frames():
 
 @pytest.mark.parametrize("number", [1, 4, 12, 40])
 def test_classes_of_objects_are_things_however_many_there_are(number):
-    inside, pixels = torch.tensor([300, 240, 20, 0]), torch.tensor([1000, 900, 4000, 9000])
-    composition = torch.tensor([[300, 240, 20, 0]]).repeat(number, 1)
-    share = relative_share(inside, pixels, composition)
-    torch.testing.assert_close(share[4:].mean(), torch.tensor(1 / 8))
-    assert split_by_share(share).things == (0, 1, *range(4, 4 + number))
-    torch.testing.assert_close(share, relative_share(7 * inside, 7 * pixels, 7 * composition))
+    stuff = torch.tensor([[4000.0, 20], [9000, 0]])
+    objects = torch.tensor([[900.0, 270]]).repeat(number, 1)
+    share = relative_share(torch.cat([stuff, objects]), base=0.05)
+    torch.testing.assert_close(share[2:], torch.full((number,), 0.3 / 0.05 / 27))
+    assert split_by_share(share).things == tuple(range(2, 2 + number))
+    torch.testing.assert_close(share, relative_share(7 * torch.cat([stuff, objects]), base=0.05))
 
 
 def test_a_class_of_false_proposals_on_what_never_moves_is_stuff():
-    composition = torch.tensor([[300, 240, 0], [0, 0, 20]])
-    share = relative_share(composition.sum(0), torch.tensor([1000, 900, 4000]), composition)
-    assert split_by_share(share).things == (0, 1, 3)
+    share = relative_share(torch.tensor([[1000.0, 10], [900, 270], [400, 8]]), base=0.05)
+    assert split_by_share(share).things == (1,)
     with pytest.raises(InputError, match="threshold must lie"):
         split_by_share(share, 1.0)
