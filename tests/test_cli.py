@@ -18,11 +18,11 @@ from cups.datasets.stereo_folder import StereoFolder
 from cups.labels.store import PseudoLabelStore
 from cups.model.files import numbered_split, save_network
 from cups.model.network import panoptic_cascade
+from cups.stages.labels.pseudo_classes import PseudoClasses
 from cups.stages.pipeline import PseudoLabelSettings
 
 SIZE = ("--height", "96", "--width", "192")
 SETTINGS = "num_classes: 8\n"
-CLASSES = 8 + PseudoLabelSettings().num_object_classes
 
 
 def cups(*arguments):
@@ -98,8 +98,9 @@ def test_labels_are_stored_with_split_and_settings(made):
     store = PseudoLabelStore(made / "labels")
     assert store.names == StereoFolder(made / "scenes").names
     assert store.settings["num_classes"] == 8
-    assert store.num_classes == CLASSES
-    assert sorted(store.split.things + store.split.stuff) == list(range(CLASSES))
+    classes = PseudoClasses.load(made / "labels" / "classes.safetensors")
+    assert 8 < store.num_classes == 8 + classes.objects.num_classes <= 8 + PseudoLabelSettings().num_object_classes
+    assert sorted(store.split.things + store.split.stuff) == list(range(store.num_classes))
     assert store.read(store.names[0]).diagnostics
 
 
@@ -108,7 +109,8 @@ def test_evaluation_prints_the_scores(made, capsys):
     scores = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     keys = {"pq", "sq", "rq", "pq_per_class", "pq_things", "pq_stuff", "miou", "accuracy", "assignments"}
     assert keys <= scores.keys()
-    assert 0 <= scores["pq"] <= 1 and len(scores["pq_per_class"]) == 19 and len(scores["assignments"]) == CLASSES
+    assert 0 <= scores["pq"] <= 1 and len(scores["pq_per_class"]) == 19
+    assert len(scores["assignments"]) == PseudoLabelStore(made / "labels").num_classes
 
 
 def test_help_explains_units_and_defaults(capsys):
@@ -222,7 +224,8 @@ def test_missing_or_broken_calibration(fails, copy):
     ("text", "words"),
     [
         ("num_classes: many", ["num_classes", "many"]),
-        ("num_classes: 0", ["num_classes", "0"]),
+        ("num_classes: -1", ["num_classes", "-1"]),
+        ("min_classes: 90", ["min_classes", "90"]),
         ("colour: red", ["colour", "unknown"]),
         ("crf: {steps", ["YAML"]),
     ],
@@ -269,10 +272,10 @@ def test_truth_of_another_size_or_with_unknown_classes(fails, copy):
 def test_stores_that_cannot_be_evaluated(fails, copy):
     evaluate = ("evaluate", "--truth", copy / "scenes", "--labels")
     fails(*evaluate, copy / "scenes", words=["manifest.json", "no such file"])
-    started = PseudoLabelStore.create(copy / "started", {}, CLASSES)
+    started = PseudoLabelStore.create(copy / "started", {}, 12)
     started.write("000000_0", PseudoLabelStore(copy / "labels").read("000000_0"))
     fails(*evaluate, copy / "started", words=["started", "not finished"])
-    elsewhere = PseudoLabelStore.create(copy / "elsewhere", {}, CLASSES)
+    elsewhere = PseudoLabelStore.create(copy / "elsewhere", {}, 12)
     elsewhere.write("other_0", PanopticLabel(*torch.zeros(2, 96, 192, dtype=torch.long)))
     elsewhere.finish()
     fails(*evaluate, copy / "elsewhere", words=["elsewhere", "no ground truth"])

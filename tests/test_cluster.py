@@ -250,7 +250,7 @@ def test_a_full_disk_ends_the_run_in_one_line_and_loses_nothing(scenes, whole, t
     run = started(scenes, tmp_path / "out", "--workers", 2, preexec_fn=limit)
     out, err = run.communicate(timeout=300)
     assert (run.returncode, out, err.count("\n")) == (2, "", 1), err
-    assert str(tmp_path / "out") in err and "frames" in err and "cannot be written (File too large)" in err
+    assert str(tmp_path / "out") in err and "descriptions" in err and "cannot be written (File too large)" in err
     assert main(["pseudo-labels", *arguments(scenes, tmp_path / "out", "--workers", 1)]) == 0
     assert contents(tmp_path / "out") == whole
 

@@ -27,7 +27,7 @@ from ..semantics.region_classes import RegionClasses, fit_region_classes
 from ..semantics.regions import REGION_CHANNELS, Regions
 
 # %% auto #0
-__all__ = ['MOVES', 'FrameDescription', 'PseudoClasses', 'fit_pseudo_classes', 'classify_objects']
+__all__ = ['FrameDescription', 'PseudoClasses', 'fit_pseudo_classes', 'classify_objects']
 
 # %% ../../../nbs/stages/labels/02_pseudo_classes.ipynb #c2a52917
 @dataclass(frozen=True)
@@ -161,7 +161,7 @@ def load(cls: PseudoClasses, path: str | Path) -> PseudoClasses:
         raise InputError(f"{path}: does not hold pseudo-classes ({error})") from None
 
 # %% ../../../nbs/stages/labels/02_pseudo_classes.ipynb #60450dd7
-MOVES = 1.0
+_MOVES = 1.0
 """A region more likely to move than this many average pixels is not stuff; the natural bound is 1."""
 
 
@@ -169,7 +169,7 @@ def _stuff(found: FrameDescription, movable: Movability | None) -> Tensor:
     """Return which regions are examples of stuff, (N,), bool; all if there would be too few."""
     if movable is None:
         return torch.ones(len(found.pixels), dtype=torch.bool)
-    still = (movable(found.regions) <= MOVES) & (found.inside <= 0.5 * found.pixels)
+    still = (movable(found.regions) <= _MOVES) & (found.inside <= 0.5 * found.pixels)
     return still if found.pixels[still].sum() > 0.2 * found.pixels.sum() else torch.ones_like(still)
 
 
