@@ -12,7 +12,6 @@ from typing import Protocol
 
 import numpy as np
 import torch
-from fastcore.basics import patch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
@@ -174,34 +173,6 @@ def fit_clusters(
         torch.from_numpy(classes.astype(np.int64)),
         torch.tensor(alpha),
     )
-
-# %% ../../../nbs/stages/semantics/06_clusters.ipynb #d713c124
-@patch
-def regrouped(self: Clusters, num_classes: int) -> Clusters:
-    """Return the clusters with the same centres, joined into K classes by Ward's method.
-
-    Parameters
-    ----------
-    num_classes : int
-        K. Classes are numbered in the order of their first centres.
-
-    Raises
-    ------
-    InputError
-        If there are fewer centres than classes, or no class.
-    """
-    centres = self.centres.cpu().numpy()
-    if not 1 <= num_classes <= len(centres):
-        raise InputError(f"{len(centres)} cluster centres cannot be joined into {num_classes} classes")
-    groups = np.arange(len(centres))
-    if num_classes < len(centres):
-        from sklearn.cluster import AgglomerativeClustering  # see `_joined_centres`
-
-        with one_thread():
-            groups = AgglomerativeClustering(n_clusters=num_classes, linkage="ward").fit_predict(centres)
-    first = np.unique(groups, return_index=True)[1]
-    classes = torch.from_numpy(first.argsort().argsort()[groups])
-    return self.replace(classes=classes.to(self.classes.device))
 
 # %% ../../../nbs/stages/semantics/06_clusters.ipynb #7fba8fb5
 _MIN_PROBABILITY = 1e-6
