@@ -23,7 +23,7 @@ setup(
     license="Apache-2.0",
     keywords=settings["keywords"].split(),
     packages=find_packages(include=["cups", "cups.*"]),
-    package_data={"cups.workbench.view": ["*.js", "*.css"]},
+    package_data={"cups.workbench.view": ["*.js", "*.css"], "cups.model": ["*.safetensors"]},
     python_requires=f">={settings['min_python']}",
     install_requires=shlex.split(settings["requirements"]),
     extras_require=extras,

@@ -13,6 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, wraps
 from http.client import HTTPException
+from importlib.resources import files
 from pathlib import Path
 from threading import Lock
 from typing import TypeVar
@@ -29,7 +30,7 @@ from .core.files import cache_folder
 _Network = TypeVar("_Network", bound=nn.Module)
 
 # %% auto #0
-__all__ = ['REGISTRY', 'TRIES', 'PAUSE_S', 'TIMEOUT_S', 'CHUNK', 'Weights', 'weights_folder', 'fetch', 'weights_here',
+__all__ = ['REGISTRY', 'TRIES', 'PAUSE_S', 'TIMEOUT_S', 'CHUNK', 'SHIPPED', 'Weights', 'weights_folder', 'fetch', 'weights_here',
            'weights_file', 'device_called', 'ready', 'loaded_once', 'listing']
 
 # %% ../nbs/weights.ipynb #eb725004
@@ -216,18 +217,32 @@ def fetch(name: str, folder: str | Path | None = None) -> Path:
     return path
 
 # %% ../nbs/weights.ipynb #bc20b343
+SHIPPED = {"street_scenes": "model/street_scenes.safetensors"}
+"""Networks that come with the package: the start of the small preset, made by `nbs/pretrain.ipynb`."""
+
+
+def _shipped_file(name: str | Path) -> Path:
+    """Return where a network lies that comes with the package; any other name is a path itself."""
+    return Path(str(files("cups"))) / SHIPPED.get(str(name), name)
+
+
 def weights_here(name: str | Path) -> bool:
-    """Return whether a file `name` is there, or published weights of that name were downloaded."""
-    return Path(name).is_file() or (str(name) in REGISTRY and (weights_folder() / REGISTRY[str(name)].file).is_file())
+    """Return whether a file `name` is there, or weights of that name came with the package or were downloaded."""
+    if Path(name).is_file() or str(name) not in REGISTRY:
+        return Path(name).is_file() or (str(name) in SHIPPED and _shipped_file(name).is_file())
+    return (weights_folder() / REGISTRY[str(name)].file).is_file()
 
 
 def weights_file(name: str | Path) -> Path:
-    """Return the file `name`, or the published weights of that name, downloaded if they are not here."""
-    if str(name) in REGISTRY and not Path(name).is_file():
+    """Return the file `name`, or the weights of that name, downloaded if they are published ones that are not here."""
+    if Path(name).is_file():
+        return Path(name)
+    if str(name) in REGISTRY:
         return fetch(str(name))
-    if not Path(name).is_file():
-        raise InputError(f"{name}: no such file, nor weights of that name; there are {', '.join(REGISTRY)}")
-    return Path(name)
+    if str(name) not in SHIPPED:
+        known = ", ".join([*SHIPPED, *REGISTRY])
+        raise InputError(f"{name}: no such file, nor weights of that name; there are {known}")
+    return _shipped_file(name)
 
 # %% ../nbs/weights.ipynb #4257812c
 def device_called(name: str) -> str:
@@ -259,11 +274,14 @@ def loaded_once(load: Callable[..., _Network]) -> Callable[..., _Network]:
 
 # %% ../nbs/weights.ipynb #78cc1dee
 def listing() -> str:
-    """Return a table of the registry: name, size, licence, whether the file is here, purpose and source."""
+    """Return a table of all weights: name, size, licence, whether the file is here, source and purpose."""
     rows = [("NAME", "MB", "LICENCE", "HERE", "FROM", "FOR")]
     for name, offered in REGISTRY.items():
         here, host = "yes" if weights_here(name) else "no", urlsplit(offered.url).hostname or ""
         rows.append((name, f"{offered.megabytes}", offered.licence, here, host, offered.purpose))
+    for name in SHIPPED:
+        size = f"{_shipped_file(name).stat().st_size / 1e6:.0f}"
+        rows.append((name, size, "Apache-2.0", "yes", "this package", "start of the small preset's training"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*lines, f"kept in {weights_folder()}"])

@@ -30,11 +30,13 @@ from ..weights import weights_file
 __all__ = ['save_network', 'numbered_split', 'load', 'load_backbone']
 
 # %% ../../nbs/model/10_files.ipynb #29926737
-def save_network(path: str | Path, model: PanopticCascade, split: ThingStuffSplit) -> Path:
-    """Write a network and the pseudo-classes behind its own, atomically."""
+def save_network(path: str | Path, model: PanopticCascade, split: ThingStuffSplit, half: bool = False) -> Path:
+    """Write a network and the pseudo-classes behind its own, atomically; in float16 if `half` (read as float32)."""
     # one entry: safetensors writes several in an order that changes from run to run
     metadata = {"cups": json.dumps({"config": settings_to_dict(model.config), "split": split.to_dict()})}
     weights = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}
+    if half:
+        weights = {name: value.half() if value.is_floating_point() else value for name, value in weights.items()}
     return write_bytes(path, save(weights, metadata))
 
 # %% ../../nbs/model/10_files.ipynb #f1b2ccbc

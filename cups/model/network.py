@@ -180,7 +180,7 @@ _SMALL: dict[str, Any] = {
     "drop_loss_ignored_share": 0.25,
     "roi_level_4_px": 112.0,
     "roi_sampling": 2,
-    "box_channels": 256,
+    "box_channels": 128,
     "mask_channels": 64,
     "mask_convolutions": 2,
     "semantic_channels": 64,

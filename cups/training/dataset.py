@@ -22,7 +22,7 @@ from .augment import AugmentationSettings, augment
 from .targets import training_target
 
 # %% auto #0
-__all__ = ['MAX_UNREADABLE_SHARE', 'ReadableFrames', 'PseudoLabelDataset', 'StepSampler', 'collate']
+__all__ = ['MAX_UNREADABLE_SHARE', 'KEPT_MIB', 'ReadableFrames', 'KeptFrames', 'PseudoLabelDataset', 'StepSampler', 'collate']
 
 # %% ../../nbs/training/03_dataset.ipynb #e88059f4
 MAX_UNREADABLE_SHARE = 0.01
@@ -79,6 +79,41 @@ class ReadableFrames:
                     raise InputError(f"{error}; {count}, more than a share of {self.max_unreadable_share}") from None
                 warnings.warn(f"{error}; left out, {count}", stacklevel=2)
 
+# %% ../../nbs/training/03_dataset.ipynb #5ac10e02
+KEPT_MIB = 256
+"""Memory for decoded frames in each process that loads data: about a thousand of 192 x 384 pixels."""
+
+
+class KeptFrames(Sequence[tuple[Tensor, PanopticLabel]]):
+    """Frames that are read once and kept, the first ones that fit into the memory; the others are read each time.
+
+    Parameters
+    ----------
+    pairs : sequence of (Tensor, PanopticLabel)
+        RGB images (3, H, W), uint8, with labels (H, W); read when needed.
+    mebibytes : int
+        Memory for them. Labels are kept in as few bytes as hold them, without their diagnostics.
+    """
+
+    def __init__(self, pairs: Sequence[tuple[Tensor, PanopticLabel]], mebibytes: int = KEPT_MIB) -> None:
+        self.pairs, self.free = pairs, mebibytes * 2**20
+        self.kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, PanopticLabel]:
+        """Return a frame."""
+        if index not in self.kept:
+            image, label = self.pairs[index]
+            maps = image, label.semantic.byte(), label.instance.int()
+            if (size := sum(part.numel() * part.element_size() for part in maps)) <= self.free:
+                self.kept[index] = maps
+                self.free -= size
+            return image, PanopticLabel(label.semantic, label.instance)
+        image, semantic, instance = self.kept[index]
+        return image, PanopticLabel(semantic.long(), instance.long())
+
 # %% ../../nbs/training/03_dataset.ipynb #2cd30703
 @dataclass
 class PseudoLabelDataset(Dataset):
@@ -107,7 +142,7 @@ class PseudoLabelDataset(Dataset):
     max_unreadable_share: float = MAX_UNREADABLE_SHARE
 
     def __post_init__(self) -> None:
-        self.frames = ReadableFrames(self.pairs, self.max_unreadable_share)
+        self.frames = ReadableFrames(KeptFrames(self.pairs), self.max_unreadable_share)
 
     @property
     def unreadable(self) -> dict[int, str]:

@@ -17,6 +17,7 @@ from ..core.files import read_json
 from ..core.splits import ThingStuffSplit
 from ..core.taxonomy import Taxonomy
 from ..model.network import PanopticCascade
+from .start import with_classes_of
 
 # %% auto #0
 __all__ = ['drawn_frames', 'class_split', 'renamed']
@@ -78,36 +79,13 @@ def renamed(model: PanopticCascade, taxonomy: Taxonomy, assignments: Sequence[in
         The class that each pseudo-class is matched to, as `PanopticQuality` finds it; others (`VOID`) to none.
     """
     split = class_split(taxonomy)
-    new = PanopticCascade(replace(model.config, num_things=len(split.things), num_stuff=len(split.stuff)))
-    things = _sources(split.things, model.split.things, assignments)
-    stuff = _sources(split.stuff, model.split.stuff, assignments)
-    old, weights = model.state_dict(), new.state_dict()
-    for name, weight in weights.items():
-        sources = _class_rows(name, things, stuff, background=model.config.num_things)
-        if sources is None:
-            weight.copy_(old[name])
-            continue
-        for row, rows in enumerate(sources):
-            if rows:
-                weight[row] = old[name][rows].mean(0)
-    new.load_state_dict(weights)
-    new.split = split
-    return new
+    new = PanopticCascade(replace(model.config, num_things=len(split.things), num_stuff=len(split.stuff)), split)
+    things = _matched(split.things, model.split.things, assignments)
+    stuff = torch.block_diag(torch.ones(1, 1), _matched(split.stuff, model.split.stuff, assignments))  # "thing" first
+    return with_classes_of(new, model, things, stuff)
 
 
-def _class_rows(
-    name: str, things: list[list[int]], stuff: list[list[int]], background: int
-) -> list[list[int]] | None:
-    """Return the old rows that each row of a layer of classes starts from; None for all other layers."""
-    if ".cls_score." in name:
-        return [*things, [background]]
-    if "mask_head.predictor." in name:
-        return things
-    if name.startswith("sem_seg_head.predictor."):
-        return [[0], *([i + 1 for i in rows] for rows in stuff)]  # channel 0 is "thing"
-    return None
-
-
-def _sources(classes: Sequence[int], pseudo_classes: Sequence[int], assignments: Sequence[int]) -> list[list[int]]:
-    """Return, for each class, the places of the pseudo-classes that are matched to it."""
-    return [[i for i, pseudo in enumerate(pseudo_classes) if assignments[pseudo] == k] for k in classes]
+def _matched(classes: Sequence[int], pseudo_classes: Sequence[int], assignments: Sequence[int]) -> torch.Tensor:
+    """Return which pseudo-classes are matched to which class: (classes, pseudo-classes), 1 or 0."""
+    matched = torch.tensor([assignments[pseudo] for pseudo in pseudo_classes])
+    return (torch.tensor(list(classes))[:, None] == matched).float()

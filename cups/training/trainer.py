@@ -38,8 +38,8 @@ from .self_enhanced import SelfEnhancedCopyPaste
 from .validation import Validation
 
 # %% auto #0
-__all__ = ['TrainSettings', 'train_settings', 'learning_rate_factor', 'make_optimizer', 'step_seeds', 'LossHistory',
-           'check_finite', 'PanopticTraining', 'TrainResult', 'fit', 'train']
+__all__ = ['TrainSettings', 'train_settings', 'precision_here', 'learning_rate_factor', 'make_optimizer', 'step_seeds',
+           'LossHistory', 'check_finite', 'PanopticTraining', 'TrainResult', 'fit', 'train']
 
 # %% ../../nbs/training/07_trainer.ipynb #ea5f5201
 _LOGGERS = ("tensorboard", "wandb")
@@ -62,7 +62,7 @@ class TrainSettings:
     max_gradient_norm : float
         Longer gradients are scaled down to it.
     precision : str
-        As Lightning calls it: "32-true", "bf16-mixed".
+        As Lightning calls it: "32-true", "bf16-mixed"; or "auto": bf16-mixed where the GPU or the CPU computes in it.
     workers : int
         Processes that load data, for each training process; 0 loads in the training process.
     self_enhanced_after : int or None
@@ -118,7 +118,7 @@ _SMALL: dict[str, Any] = {
     "warmup_steps": 50,
     "final_rate_share": 0.01,
     "max_gradient_norm": 5.0,
-    "precision": "32-true",
+    "precision": "auto",
     "workers": 0,
     "self_enhanced_after": None,
     "validate_every_steps": 100,
@@ -135,6 +135,17 @@ def train_settings(preset: Literal["cityscapes", "kitti", "small"] = "cityscapes
     """
     presets: dict[str, dict[str, Any]] = {"cityscapes": {}, "kitti": {}, "small": _SMALL}
     return replace(TrainSettings(**preset_values(presets, preset, "training")), **changes)
+
+# %% ../../nbs/training/07_trainer.ipynb #7f3a90c2
+def precision_here(precision: str, accelerator: str = "auto") -> str:
+    """Return the precision for Lightning: `precision` itself, or for "auto" what this machine computes in."""
+    if precision != "auto":
+        return precision
+    if torch.cuda.is_available() and accelerator != "cpu":
+        fast = torch.cuda.is_bf16_supported(including_emulation=False)
+    else:
+        fast = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+    return "bf16-mixed" if fast else "32-true"
 
 # %% ../../nbs/training/07_trainer.ipynb #00da2ba4
 def learning_rate_factor(settings: TrainSettings, step: int) -> float:
@@ -356,7 +367,7 @@ def _trainer(
         max_steps=settings.steps,
         max_epochs=-1,
         num_nodes=settings.nodes,
-        precision=settings.precision,
+        precision=precision_here(settings.precision, options.get("accelerator", "auto")),
         gradient_clip_val=settings.max_gradient_norm,
         callbacks=[*callbacks, checkpoints],
         enable_progress_bar=progress,
