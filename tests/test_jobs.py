@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from cups.core.files import write_json, write_png
 from cups.core.images import to_array
@@ -131,6 +131,23 @@ def test_self_training_goes_on_from_training(trained, tmp_path):
     )
     assert metrics["stage2"] == before and 0 <= metrics["stage3"]["pq"] <= 1
     assert load(tmp_path / "model.safetensors").split is not None
+
+
+def test_a_vision_transformer_goes_through_training_and_fine_tuning(trained, tmp_path):
+    backbone = tmp_path / "tiny.safetensors"
+    torch.manual_seed(0)
+    save_file(VisionTransformer(64, depth=1, grid=4, patch_px=14).state_dict(), backbone)
+    expected = load_file(backbone)
+    data = {"data_root": trained / "scenes", "test_root": trained / "test_scenes", "batch_size": 2, "num_shown": 1}
+    of_labels = {"pseudo_labels": trained / "labels", "steps": 2}
+    metrics = papermill("train", tmp_path / "train", **data, **of_labels, backbone=backbone)
+    assert 0 <= metrics["stage2"]["pq"] <= 1
+    backbone.unlink()  # the network's file is all that is needed
+    network = tmp_path / "train" / "model.safetensors"
+    papermill("fine_tune", tmp_path / "tune", **data, network=network, count=1, steps=1, compare=True)
+    for path in (network, tmp_path / "tune" / "fine_tuned" / "model.safetensors"):
+        weights = load(path).backbone.bottom_up.state_dict()
+        assert all(torch.equal(weights[name], tensor) for name, tensor in expected.items())
 
 
 def test_fine_tuning_names_the_classes(trained, tmp_path):

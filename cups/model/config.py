@@ -13,13 +13,36 @@ from ..core.errors import InputError
 from ..core.records import Record
 
 # %% auto #0
-__all__ = ['BackboneSettings', 'RegionProposalSettings', 'CascadeSettings', 'SemanticSettings', 'MergingSettings',
-           'PanopticCascadeConfig', 'Target', 'Prediction']
+__all__ = ['VisionTransformerSettings', 'BackboneSettings', 'RegionProposalSettings', 'CascadeSettings', 'SemanticSettings',
+           'MergingSettings', 'PanopticCascadeConfig', 'Target', 'Prediction']
+
+# %% ../../nbs/model/00_config.ipynb #1f6e6b7d
+@dataclass(frozen=True)
+class VisionTransformerSettings:
+    """Sizes of a vision transformer, and whether it learns; the defaults are those of DINOv2, patches of 14 pixels.
+
+    Parameters
+    ----------
+    channels : int
+        Width; 0 if the backbone is a ResNet.
+    depth, patch_px, grid, registers, layer_scale
+        As for `VisionTransformer`.
+    frozen : bool
+        Whether its weights stay as they are.
+    """
+
+    channels: int = 0
+    depth: int = 12
+    patch_px: int = 14
+    grid: int = 37
+    registers: int = 0
+    layer_scale: bool = True
+    frozen: bool = True
 
 # %% ../../nbs/model/00_config.ipynb #fc46fa7d
 @dataclass(frozen=True)
 class BackboneSettings:
-    """Number of classes, and size of the ResNet and its feature pyramid.
+    """Number of classes, and size of the backbone and its feature pyramid.
 
     Parameters
     ----------
@@ -27,6 +50,8 @@ class BackboneSettings:
         Instance classes, and stuff classes without the semantic head's class 0 ("thing").
     depth, stem_channels, fpn_channels : int
         ResNet-18 or 50, the channels after its first convolution (64 in both as published), and the pyramid's.
+    vision_transformer : VisionTransformerSettings
+        Takes the place of the ResNet if it has channels.
     """
 
     num_things: int
@@ -34,6 +59,7 @@ class BackboneSettings:
     depth: int = 50
     stem_channels: int = 64
     fpn_channels: int = 256
+    vision_transformer: VisionTransformerSettings = VisionTransformerSettings()
 
 # %% ../../nbs/model/00_config.ipynb #a19f7047
 @dataclass(frozen=True)
