@@ -24,6 +24,8 @@ from .cascade_heads import BOX_CELLS, CASCADE_BOX_WEIGHTS, CASCADE_IOU, DETECTIO
 from .config import PanopticCascadeConfig
 from .network import PanopticCascade
 from .region_proposals import ANCHOR_RATIOS, RPN_NMS_IOU, RPN_POSITIVE_SHARE
+from .simple_pyramid import SimpleFeaturePyramid, transformer_sizes
+from ..stages.semantics.vision_transformer import vision_transformer_for
 from ..weights import weights_file
 
 # %% auto #0
@@ -122,16 +124,31 @@ def load(path: str | Path, device: str = "cpu", **changes: float) -> PanopticCas
     return model.to(device).eval()
 
 # %% ../../nbs/model/10_files.ipynb #8857f7b0
-def load_backbone(model: PanopticCascade, path: str | Path) -> PanopticCascade:
+def load_backbone(model: PanopticCascade, path: str | Path, frozen: bool = True) -> PanopticCascade:
     """Put a pretrained backbone into a network and return it.
 
     Parameters
     ----------
     model : PanopticCascade
-        Of a published preset.
+        Of a published preset; of any, for a vision transformer.
     path : str or Path
-        A file of detectron2's format, or the name of published weights, such as `dino_resnet50`.
+        A ResNet-50 in detectron2's format, a vision transformer as DINO and DINOv2 publish them, or the name of
+        published weights, such as `dino_resnet50` or `dinov2_vits14`.
+    frozen : bool
+        Whether the weights of a vision transformer stay as they are; a ResNet always learns.
+
+    Raises
+    ------
+    InputError
+        If the file is missing or damaged, or its weights do not fit.
     """
     path = weights_file(path)
-    fill(model.backbone.bottom_up, read_tensors(path), path)
+    tensors = read_tensors(path)
+    if "patch_embed.proj.weight" in tensors:
+        transformer = vision_transformer_for(tensors, path)
+        model.config = replace(model.config, vision_transformer=transformer_sizes(transformer, frozen))
+        model.backbone = SimpleFeaturePyramid(model.config).train(model.training)
+        model.backbone.to(model.mean.device, memory_format=torch.channels_last)
+        tensors = transformer.state_dict()
+    fill(model.backbone.bottom_up, tensors, path)
     return model

@@ -25,6 +25,7 @@ from .cascade_heads import CascadeHeads
 from .config import PanopticCascadeConfig, Prediction, Target
 from .region_proposals import RegionProposals
 from .semantic_head import SemanticHead, semantic_loss
+from .simple_pyramid import SimpleFeaturePyramid
 
 # %% auto #0
 __all__ = ['PanopticCascade', 'panoptic_cascade']
@@ -45,7 +46,7 @@ def _pad(tensors: Sequence[Tensor], size: tuple[int, int], value: float) -> Tens
 class PanopticCascade(nn.Module):
     """Panoptic Cascade Mask R-CNN on a feature pyramid (CUPS, section 3.4).
 
-    Names and shapes of its state dict are those of the published network.
+    Names and shapes of its state dict are those of the published network where the backbone is a ResNet.
 
     Parameters
     ----------
@@ -57,7 +58,8 @@ class PanopticCascade(nn.Module):
     def __init__(self, config: PanopticCascadeConfig, split: ThingStuffSplit | None = None) -> None:
         super().__init__()
         self.config, self.split = config, split
-        self.backbone = FeaturePyramid(config)
+        pyramid = SimpleFeaturePyramid if config.vision_transformer.channels else FeaturePyramid
+        self.backbone = pyramid(config)
         self.proposal_generator = RegionProposals(config, self.backbone.strides)
         self.roi_heads = CascadeHeads(config)
         self.sem_seg_head = SemanticHead(config)

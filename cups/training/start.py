@@ -114,12 +114,12 @@ def seen_classes(
     stuff[0] = torch.eye(1 + num_stuff)[0]  # "thing" stays itself: labels leave out most things that stand still
     return things, stuff, pixels
 
-# %% ../../nbs/training/15_start.ipynb #38a6a232
+# %% ../../nbs/training/15_start.ipynb #54732e71
 _MAX_FRAMES = 200
 """Frames that show what the old classes are in the new ones; more change the means little."""
 
 _MIN_PIXELS = 100
-"""Classes of fewer pixels, counted on every second row and column, count as of so many: a prior of 0 has no logarithm."""
+"""Classes of fewer pixels, every second row and column counted, count as of so many: 0 has no logarithm."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ from ..core.processes import from_all_processes, mean_over_processes, process_in
 from ..core.settings import preset_values
 from ..model.config import Target
 from ..model.network import PanopticCascade
+from ..stages.semantics.vision_transformer import VisionTransformer
 from .augment import MAX_PASTED_OBJECTS
 from .checkpoints import AtomicCheckpoints, steps_done
 from .dataset import PseudoLabelDataset, StepSampler, collate
@@ -155,14 +156,24 @@ def learning_rate_factor(settings: TrainSettings, step: int) -> float:
     return rise * (settings.final_rate_share + (1 - settings.final_rate_share) * fall)
 
 # %% ../../nbs/training/07_trainer.ipynb #586913fd
+_TRANSFORMER_RATE = 0.1
+"""Learning rate of a vision transformer as share of that of all other layers, as of Mask2Former's backbones."""
+
+
 def make_optimizer(model: nn.Module, settings: TrainSettings) -> torch.optim.AdamW:
-    """Return AdamW over the weights that learn; biases and norms do not decay."""
+    """Return AdamW over the weights that learn; biases and norms do not decay, a vision transformer learns slower."""
+    transformers = [m for m in model.modules() if isinstance(m, VisionTransformer)]
+    pretrained = {p for transformer in transformers for p in transformer.parameters()}
     weights = [p for p in model.parameters() if p.requires_grad]
-    groups = [
-        {"params": [p for p in weights if p.dim() > 1], "weight_decay": settings.weight_decay},
-        {"params": [p for p in weights if p.dim() <= 1], "weight_decay": 0.0},
-    ]
-    return torch.optim.AdamW(groups, lr=settings.learning_rate)
+    groups = []
+    for rate, some in (
+        (settings.learning_rate, [p for p in weights if p not in pretrained]),
+        (settings.learning_rate * _TRANSFORMER_RATE, [p for p in weights if p in pretrained]),
+    ):
+        matrices, vectors = [p for p in some if p.dim() > 1], [p for p in some if p.dim() <= 1]
+        groups.append({"params": matrices, "lr": rate, "weight_decay": settings.weight_decay})
+        groups.append({"params": vectors, "lr": rate, "weight_decay": 0.0})
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=settings.learning_rate)
 
 # %% ../../nbs/training/07_trainer.ipynb #9b6ad06b
 def step_seeds(settings: TrainSettings, step: int, count: int) -> list[int]:
