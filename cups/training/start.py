@@ -21,7 +21,7 @@ from ..model.network import PanopticCascade
 from .targets import training_target
 
 # %% auto #0
-__all__ = ['LEARNT_SHARE', 'with_classes_of', 'seen_classes', 'Start', 'start_from', 'joined_with']
+__all__ = ['STARTED', 'LEARNT_SHARE', 'with_classes_of', 'seen_classes', 'Start', 'start_from', 'joined_with']
 
 # %% ../../nbs/training/15_start.ipynb #eda0c72c
 def _class_rows(name: str, things: Tensor, stuff: Tensor) -> Tensor | None:
@@ -114,12 +114,16 @@ def seen_classes(
     stuff[0] = torch.eye(1 + num_stuff)[0]  # "thing" stays itself: labels leave out most things that stand still
     return things, stuff, pixels
 
-# %% ../../nbs/training/15_start.ipynb #54732e71
+# %% ../../nbs/training/15_start.ipynb #f1d922ed
 _MAX_FRAMES = 200
 """Frames that show what the old classes are in the new ones; more change the means little."""
 
 _MIN_PIXELS = 100
 """Classes of fewer pixels, every second row and column counted, count as of so many: 0 has no logarithm."""
+
+
+STARTED = {"learning_rate": 2e-4, "warmup_steps": 10}
+"""Settings of a training that goes on from another network: it has less to learn than one from fresh weights."""
 
 
 @dataclass(frozen=True)
