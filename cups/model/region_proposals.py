@@ -93,6 +93,7 @@ def select_proposals(
     for box, logit, size in zip(torch.cat(boxes, 1), torch.cat(logits, 1), sizes, strict=True):
         box = clip_boxes_to_image(box, size)
         usable = (box[:, 2:] > box[:, :2]).all(dim=1) & box.isfinite().all(dim=1) & logit.isfinite()
+        usable = torch.nonzero(usable).squeeze(1)
         box, logit, category = box[usable], logit[usable], torch.cat(level)[usable]
         keep = batched_nms(box, logit, category, RPN_NMS_IOU)[:count]
         kept_boxes.append(box[keep])
