@@ -268,16 +268,23 @@ class CascadeHeads(nn.Module):
         self.box_predictor = nn.ModuleList(_BoxPredictor(config.box_channels, config.num_things) for _ in CASCADE_IOU)
         self.mask_head = _MaskHead(config)
 
-    def pool(self, features: Sequence[Tensor], boxes: Sequence[Tensor], cells: int) -> Tensor:
-        """Pool `boxes` (B times (N_i, 4)) from p2..p5 into (N, C, cells, cells)."""
+    def pool(self, features: Sequence[Tensor], boxes: Sequence[Tensor], cells: int) -> tuple[Tensor, Tensor]:
+        """Pool `boxes` (B times (N_i, 4)) from p2..p5 into (N, C, cells, cells), level by level, and their order."""
         return pool_boxes(features[:4], boxes, cells, self.config.roi_level_4_px, self.config.roi_sampling)
 
     def classify(self, stage: int, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return class scores (N, T + 1) and offsets (N, 4) of `boxes` (B times (N_i, 4)) by one stage."""
-        pooled = self.pool(features, boxes, BOX_CELLS)
+        pooled, order = self.pool(features, boxes, BOX_CELLS)
         if pooled.requires_grad:
             pooled.register_hook(lambda gradient: gradient / len(self.box_head))
-        return self.box_predictor[stage](self.box_head[stage](pooled))
+        place = order.argsort()
+        scores, offsets = self.box_predictor[stage](self.box_head[stage](pooled))
+        return scores[place], offsets[place]
+
+    def mask_logits(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Return the masks (N, T, M, M) of `boxes` (B times (N_i, 4)), before the sigmoid."""
+        pooled, order = self.pool(features, boxes, MASK_CELLS)
+        return self.mask_head(pooled)[order.argsort()]
 
     def refine(
         self, stage: int, offsets: Tensor, boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
@@ -320,7 +327,7 @@ def losses(
     """
     boxes, index = sample_proposals(proposals, targets, self.config, generators or [None] * len(targets))
     positive = [b[: len(i)] for b, i in zip(boxes, index, strict=True)]
-    logits = self.mask_head(self.pool(features, positive, MASK_CELLS))
+    logits = self.mask_logits(features, positive)
     losses = {"masks": _mask_loss(logits, positive, index, targets)}
     for stage, iou in enumerate(CASCADE_IOU):
         matched = [_stage_targets(b, t, iou, self.config.num_things) for b, t in zip(boxes, targets, strict=True)]
@@ -335,7 +342,8 @@ def losses(
             torch.cat(dropped),
             CASCADE_BOX_WEIGHTS[stage],
         )
-        boxes = [b[(b[:, 2:] > b[:, :2]).all(dim=1)] for b in refined]
+        if stage + 1 < len(CASCADE_IOU):
+            boxes = [b[(b[:, 2:] > b[:, :2]).all(dim=1)] for b in refined]
     return losses
 
 # %% ../../nbs/model/05_cascade_heads.ipynb #e2c48f61
@@ -358,7 +366,7 @@ def masks(
     self: CascadeHeads, features: Sequence[Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
 ) -> list[Tensor]:
     """Return the mask probabilities (N_i, M, M) of boxes (N_i, 4) per image as objects of `classes` (N_i,)."""
-    logits = self.mask_head(self.pool(features, boxes, MASK_CELLS)).float()
+    logits = self.mask_logits(features, boxes).float()
     chosen = logits[torch.arange(len(logits), device=logits.device), torch.cat(list(classes))]
     return list(chosen.sigmoid().split([len(b) for b in boxes]))
 
