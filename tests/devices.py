@@ -21,6 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_flatten, tree_map
 
 import cups
+from cups.model import boxes
 
 DEVICE, _META = torch.device("cuda", 0), torch.device("meta")
 _PACKAGE = str(Path(cups.__file__).parent)
@@ -230,6 +231,7 @@ class Device(TorchDispatchMode):
         super().__exit__(*fault)
         self._names.__exit__(*fault)
         torch.Generator, ThreadPoolExecutor.submit = self._generator, self._submit
+        boxes._constant.cache_clear()  # a tensor on a real GPU of this name is none of these
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return _run(func, args, kwargs or {}, self)

@@ -43,8 +43,11 @@ def frame(index: int = 0) -> tuple[torch.Tensor, PanopticLabel]:
 
 
 def small_network() -> PanopticCascade:
+    """Return a network whose every detection fills its box."""
     torch.manual_seed(0)
-    return move(panoptic_cascade(1, 2, "small", **TINY, detection_min_score=0.0))
+    network = panoptic_cascade(1, 2, "small", **TINY, detection_min_score=0.0)
+    torch.nn.init.constant_(network.roi_heads.mask_head.predictor.bias, 5.0)
+    return move(network)
 
 
 def test_what_a_gpu_refuses_is_refused():
@@ -120,8 +123,24 @@ def test_a_training_step_and_its_losses(tmp_path):
             assert lies_there(module.history.sums)
         gradients = [p.grad for p in module.parameters() if p.grad is not None]
         assert lies_there(gradients) and len(gradients) > 100
-        print([ (len(c)) for c in module.copy_paste.cutouts])
+        assert any(module.copy_paste.cutouts), "the step must find objects to paste"
         assert not {"cuda:0"} & set(places(module.copy_paste.state()).values()), "checkpoints are of the CPU"
+
+
+def test_a_training_step_waits_for_the_device_only_where_it_must():
+    module = PanopticTraining(small_network().train(), train_settings("small", log_every_steps=1000))
+    module._device = DEVICE
+    pairs = [frame(i) for i in range(4)]
+    batch = [image for image, _ in pairs], [training_target(label, SPLIT) for _, label in pairs]
+    with Device() as device:
+        batch = module.transfer_batch_to_device(batch, DEVICE, 0)
+        module.training_step(batch, 0)  # copies constants
+        device.waits.clear(), device.copies.clear()
+        module.training_step(batch, 0).backward()
+    # Of each image: non-maximum suppression, the objects and the background among anchors and among proposals (4), and
+    # boxes that are empty, or not finite (4). Of a batch: the boxes of each level, objects in three stages, the losses.
+    assert sum(device.waits.values()) <= 4 * (1 + 4 + 4) + 5 + 3 + 1, device.waits
+    assert not device.copies, device.copies
 
 
 def test_targets_and_augmentation():

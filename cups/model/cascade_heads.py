@@ -83,7 +83,8 @@ class _MaskHead(nn.Module):
 def _ignored_share(semantic: Tensor, boxes: Tensor) -> Tensor:
     """Return the share of each box (N, 4), rounded to pixels, that is void in `semantic` (H, W)."""
     height, width = semantic.shape
-    sums = F.pad((semantic == VOID).long().cumsum(0).cumsum(1), (1, 0, 1, 0))
+    sums = (semantic == VOID).cumsum(0, dtype=torch.int32).cumsum(1, dtype=torch.int32)
+    sums = F.pad(sums, (1, 0, 1, 0))
     x0, x1 = (boxes[:, i].round().long().clamp(0, width) for i in (0, 2))
     y0, y1 = (boxes[:, i].round().long().clamp(0, height) for i in (1, 3))
     inside = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
@@ -95,8 +96,10 @@ def drop_loss_mask(target: Target, boxes: Tensor, config: CascadeSettings) -> Te
     if config.drop_loss_iou is None:
         return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     overlap = box_iou(boxes, target.boxes).amax(dim=1) if len(target.boxes) else boxes.new_zeros(len(boxes))
-    ignored = _ignored_share(target.semantic, boxes)
-    return (overlap <= config.drop_loss_iou) & (ignored >= config.drop_loss_ignored_share)
+    dropped = overlap <= config.drop_loss_iou
+    if config.drop_loss_ignored_share > 0:
+        dropped &= _ignored_share(target.semantic, boxes) >= config.drop_loss_ignored_share
+    return dropped
 
 # %% ../../nbs/model/05_cascade_heads.ipynb #96e10599
 def box_losses(

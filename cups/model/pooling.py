@@ -219,7 +219,8 @@ def pool_boxes(
     size = (all_boxes[:, 2:] - all_boxes[:, :2]).prod(dim=1).sqrt()
     level = torch.floor(4 + torch.log2(size / level_4_px + 1e-8)).clamp(2, len(features) + 1)
     order = level.argsort(stable=True)
-    counts = torch.bincount(level.long(), minlength=len(features) + 2)[2:].tolist()
+    each = torch.arange(2, len(features) + 2, device=level.device)
+    counts = (level == each[:, None]).sum(dim=1).tolist()
     pooled = []
     for i, (feature, index) in enumerate(zip(features, order.split(counts), strict=True), start=2):
         if not len(index):

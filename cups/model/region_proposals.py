@@ -267,7 +267,7 @@ class RegionProposals(nn.Module):
         level = sum((sampled.anchor >= end).long() for end in ends[:-1])
         order = level.argsort(stable=True)
         sampled = SampledAnchors(*(part[order] for part in vars(sampled).values()))
-        counts = torch.bincount(level, minlength=len(ends)).tolist()
+        counts = (level == torch.arange(len(ends), device=level.device)[:, None]).sum(dim=1).tolist()
         image, anchor = sampled.image.split(counts), sampled.anchor.split(counts)
         pixels = []
         for i, a, (_, width, ratios), start in zip(image, anchor, sizes, [0, *ends], strict=False):
