@@ -1,4 +1,4 @@
-"""A device that does not exist: tensors that compute on the CPU, say that they lie on a GPU, and meet no tensor that does not.
+"""A device that does not exist: tensors that compute on the CPU, say that they lie on a GPU, and meet no others.
 
 torch's fake tensors hold no values, and most stages depend on them (how many objects, which pixels). Here every tensor
 "on the GPU" holds its values on the CPU; torch sees `meta`, the code under test sees `cuda:0`. What a GPU refuses is

@@ -16,7 +16,6 @@ from cups.model.network import PanopticCascade, panoptic_cascade
 from cups.stages.pipeline import STAGES, PseudoLabelSettings, describe, find_pseudo_classes
 from cups.street.scenes import street_scene
 from cups.training.augment import augment, augmentation_settings, paste_objects
-from cups.training.self_enhanced import SelfEnhancedCopyPaste
 from cups.training.self_training import SelfTraining, self_train_settings
 from cups.training.targets import training_target
 from cups.training.trainer import PanopticTraining, train_settings
@@ -39,7 +38,8 @@ def frame(index: int = 0) -> tuple[torch.Tensor, PanopticLabel]:
     instance = torch.zeros_like(semantic)
     rows, columns = slice(20, 50), slice(8 * index, 8 * index + 40)
     semantic[rows, columns], instance[rows, columns] = 3, 1
-    return (60 * semantic.clamp(max=4)).to(torch.uint8).expand(3, -1, -1).contiguous(), PanopticLabel(semantic, instance)
+    image = (60 * semantic.clamp(max=4)).to(torch.uint8).expand(3, -1, -1).contiguous()
+    return image, PanopticLabel(semantic, instance)
 
 
 def small_network() -> PanopticCascade:

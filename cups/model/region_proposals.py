@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
@@ -176,7 +177,7 @@ def sample_anchors(
         parts.append((torch.full_like(sampled, i), sampled, label[sampled] == 1, offsets))
     return SampledAnchors(*map(torch.cat, zip(*parts, strict=True)))
 
-
+# %% ../../nbs/model/04_region_proposals.ipynb #a5eef563
 def proposal_losses(scores: Tensor, offsets: Tensor, sampled: SampledAnchors, count: int) -> dict[str, Tensor]:
     """Return the losses of N sampled anchors.
 
@@ -258,22 +259,24 @@ class RegionProposals(nn.Module):
         outputs = self.outputs_at(features, sampled)
         return boxes, logits, proposal_losses(*outputs, config.rpn_samples * len(targets))
 
-    def outputs_at(
-        self, features: Sequence[Tensor], sampled: SampledAnchors
-    ) -> tuple[Tensor, Tensor, SampledAnchors]:
-        """Return the head's scores (N,) and offsets (N, 4) for sampled anchors, and these, level by level."""
-        sizes = [(*f.shape[2:], len(ANCHOR_RATIOS)) for f in features]
-        ends = list(accumulate(height * width * ratios for height, width, ratios in sizes))
-        level = sum((sampled.anchor >= end).long() for end in ends[:-1])
-        order = level.argsort(stable=True)
-        sampled = SampledAnchors(*(part[order] for part in vars(sampled).values()))
-        counts = (level == torch.arange(len(ends), device=level.device)[:, None]).sum(dim=1).tolist()
-        image, anchor = sampled.image.split(counts), sampled.anchor.split(counts)
-        pixels = []
-        for i, a, (_, width, ratios), start in zip(image, anchor, sizes, [0, *ends], strict=False):
-            pixel = (a - start) // ratios
-            pixels.append(torch.stack([i, pixel // width, pixel % width], dim=1))
-        ratio = torch.cat([(a - start) % len(ANCHOR_RATIOS) for a, start in zip(anchor, [0, *ends], strict=False)])
-        scores, offsets = self.rpn_head.at(features, pixels)
-        which = torch.arange(len(ratio), device=ratio.device), ratio
-        return scores[which], offsets[which], sampled
+# %% ../../nbs/model/04_region_proposals.ipynb #2949c27c
+@patch
+def outputs_at(
+    self: RegionProposals, features: Sequence[Tensor], sampled: SampledAnchors
+) -> tuple[Tensor, Tensor, SampledAnchors]:
+    """Return the head's scores (N,) and offsets (N, 4) for sampled anchors, and these, level by level."""
+    sizes = [(*f.shape[2:], len(ANCHOR_RATIOS)) for f in features]
+    ends = list(accumulate(height * width * ratios for height, width, ratios in sizes))
+    level = sum((sampled.anchor >= end).long() for end in ends[:-1])
+    order = level.argsort(stable=True)
+    sampled = SampledAnchors(*(part[order] for part in vars(sampled).values()))
+    counts = (level == torch.arange(len(ends), device=level.device)[:, None]).sum(dim=1).tolist()
+    image, anchor = sampled.image.split(counts), sampled.anchor.split(counts)
+    pixels = []
+    for i, a, (_, width, ratios), start in zip(image, anchor, sizes, [0, *ends], strict=False):
+        pixel = (a - start) // ratios
+        pixels.append(torch.stack([i, pixel // width, pixel % width], dim=1))
+    ratio = torch.cat([(a - start) % len(ANCHOR_RATIOS) for a, start in zip(anchor, [0, *ends], strict=False)])
+    scores, offsets = self.rpn_head.at(features, pixels)
+    which = torch.arange(len(ratio), device=ratio.device), ratio
+    return scores[which], offsets[which], sampled
