@@ -5,6 +5,9 @@ RUN ?= out
 SUDO := $(shell [ "$$(id -u)" = 0 ] || echo sudo)
 INSTALL ?= $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq --yes --no-install-recommends
 
+# PyTorch's threads sleep while they wait; spinning doubles the time beside a busy neighbour.
+export OMP_WAIT_POLICY ?= PASSIVE
+
 .PHONY: train test test-browser lab lint docs readme setup clean
 
 train: setup  ## the whole method on street scenes: pseudo-labels, a trained network, PQ

@@ -6,8 +6,11 @@
 __all__ = []
 
 # %% ../nbs/package.ipynb #2f193026
+import os as _os
 from importlib import import_module as _import_module
 from typing import Any
+
+_os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # before PyTorch loads OpenMP, which reads it once
 
 __version__ = "0.1.0"
 

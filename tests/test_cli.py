@@ -1,6 +1,7 @@
 """The command line: what it writes, and that bad input ends in one line that names the file and the fault."""
 
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -29,6 +30,17 @@ def cups(*arguments):
     """Run the installed command in a process of its own."""
     command = Path(sys.executable).with_name("cups")
     return subprocess.run([command, *map(str, arguments)], capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("own", [None, "ACTIVE"])
+def test_threads_wait_passively_unless_the_environment_says_otherwise(own):
+    environment = {key: value for key, value in os.environ.items() if key != "OMP_WAIT_POLICY"}
+    environment |= {"OMP_DISPLAY_ENV": "true"} | ({"OMP_WAIT_POLICY": own} if own else {})
+    command = [sys.executable, "-c", "import cups, torch"]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stderr
+    if "OMP_WAIT_POLICY" not in shown:
+        pytest.skip("PyTorch does not use GNU's OpenMP here")
+    assert f"OMP_WAIT_POLICY = '{own or 'PASSIVE'}'" in shown
 
 
 @pytest.fixture

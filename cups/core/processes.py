@@ -62,7 +62,8 @@ def shared_count(count: int | Tensor, device: torch.device | str = "cpu") -> Ten
     Tensor, (), float32
         Items of all processes (at least 1) over the number of processes.
     """
-    total = torch.as_tensor(count, device=device).clone()
+    filled = torch.full((), count, device=device) if isinstance(count, int) else count  # a copy would wait for a GPU
+    total = filled.to(device, copy=True)
     if together():
         dist.all_reduce(total)
     return total.clamp(min=1) / process_count()

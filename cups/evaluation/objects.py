@@ -44,7 +44,7 @@ def numbered_masks(label: PanopticLabel) -> Tensor:
 def labelled_objects(label: PanopticLabel, split: ThingStuffSplit) -> tuple[Tensor, Tensor]:
     """Return the masks (N, H, W), bool, of a pseudo-label's objects of thing classes, and a score of 1 for each."""
     masks = numbered_masks(claimed_segments(label, split))
-    return masks, torch.ones(len(masks))
+    return masks, torch.ones(len(masks), device=masks.device)
 
 # %% ../../nbs/evaluation/07_objects.ipynb #607d9549
 def true_objects(truth: PanopticLabel, taxonomy: Taxonomy = CITYSCAPES_19) -> tuple[Tensor, Tensor]:
@@ -62,15 +62,15 @@ def true_objects(truth: PanopticLabel, taxonomy: Taxonomy = CITYSCAPES_19) -> tu
     crowd : Tensor, (N,), bool
         True for that region.
     """
-    is_thing = torch.zeros(VOID + 1, dtype=torch.bool)
+    is_thing = torch.zeros(VOID + 1, dtype=torch.bool, device=truth.semantic.device)
     is_thing[taxonomy.thing_classes] = True
     is_thing = is_thing[truth.semantic]
     masks = numbered_masks(truth.replace(instance=truth.instance * is_thing))
     open_region = (truth.semantic == VOID) | (is_thing & (truth.instance == 0))
-    crowd = torch.zeros(len(masks), dtype=torch.bool)
+    crowd = masks.new_zeros(len(masks))
     if not open_region.any():
         return masks, crowd
-    return torch.cat([masks, open_region[None]]), torch.cat([crowd, torch.tensor([True])])
+    return torch.cat([masks, open_region[None]]), torch.cat([crowd, crowd.new_ones(1)])
 
 # %% ../../nbs/evaluation/07_objects.ipynb #9b35d5e5
 _SCORES = {

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -15,6 +16,13 @@ from torch import Tensor
 __all__ = ['anchors', 'encode_boxes', 'decode_boxes', 'match_boxes', 'sample_boxes']
 
 # %% ../../nbs/model/02_boxes.ipynb #63635c1b
+@cache
+def _constant(values: tuple[float, ...], device: torch.device) -> Tensor:
+    """Return numbers as float32 on a device, copied there once: a GPU would be waited for at every copy."""
+    with torch.inference_mode(False):  # so that training may use it, too
+        return torch.tensor(values, dtype=torch.float32, device=device)
+
+
 def anchors(
     size: tuple[int, int], stride: int, anchor_size_px: float, ratios: Sequence[float], device: torch.device | str
 ) -> Tensor:
@@ -36,7 +44,7 @@ def anchors(
     -------
     Tensor, (h * w * A, 4), float32
     """
-    ratio = torch.tensor(ratios, dtype=torch.float32, device=device)
+    ratio = _constant(tuple(ratios), torch.device(device))
     width, height = anchor_size_px / ratio.sqrt(), anchor_size_px * ratio.sqrt()
     shape = torch.stack([-width, -height, width, height], dim=-1) / 2
     y, x = (torch.arange(n, dtype=torch.float32, device=device) * stride for n in size)
@@ -52,13 +60,13 @@ def encode_boxes(boxes: Tensor, reference: Tensor, weights: Sequence[float]) -> 
     """Return (N, 4) offsets dx, dy, dw, dh, times `weights`, that lead from `reference` (N, 4) to `boxes` (N, 4)."""
     size, reference_size = boxes[:, 2:] - boxes[:, :2], reference[:, 2:] - reference[:, :2]
     shift = (boxes[:, :2] + boxes[:, 2:] - reference[:, :2] - reference[:, 2:]) / 2 / reference_size
-    return torch.cat([shift, (size / reference_size).log()], dim=1) * boxes.new_tensor(weights)
+    return torch.cat([shift, (size / reference_size).log()], dim=1) * _constant(tuple(weights), boxes.device)
 
 
 def decode_boxes(offsets: Tensor, reference: Tensor, weights: Sequence[float]) -> Tensor:
     """Return the (N, 4) boxes that `offsets` (N, 4) lead to from `reference` (N, 4); float32 throughout."""
     offsets, reference = offsets.float(), reference.float()
-    offsets = offsets / offsets.new_tensor(weights)
+    offsets = offsets / _constant(tuple(weights), offsets.device)
     reference_size = reference[:, 2:] - reference[:, :2]
     centre = reference[:, :2] + 0.5 * reference_size + offsets[:, :2] * reference_size
     size = reference_size * offsets[:, 2:].clamp(max=_MAX_LOG_RATIO).exp()

@@ -83,7 +83,8 @@ class _MaskHead(nn.Module):
 def _ignored_share(semantic: Tensor, boxes: Tensor) -> Tensor:
     """Return the share of each box (N, 4), rounded to pixels, that is void in `semantic` (H, W)."""
     height, width = semantic.shape
-    sums = F.pad((semantic == VOID).long().cumsum(0).cumsum(1), (1, 0, 1, 0))
+    sums = (semantic == VOID).cumsum(0, dtype=torch.int32).cumsum(1, dtype=torch.int32)
+    sums = F.pad(sums, (1, 0, 1, 0))
     x0, x1 = (boxes[:, i].round().long().clamp(0, width) for i in (0, 2))
     y0, y1 = (boxes[:, i].round().long().clamp(0, height) for i in (1, 3))
     inside = sums[y1, x1] - sums[y0, x1] - sums[y1, x0] + sums[y0, x0]
@@ -95,8 +96,10 @@ def drop_loss_mask(target: Target, boxes: Tensor, config: CascadeSettings) -> Te
     if config.drop_loss_iou is None:
         return torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
     overlap = box_iou(boxes, target.boxes).amax(dim=1) if len(target.boxes) else boxes.new_zeros(len(boxes))
-    ignored = _ignored_share(target.semantic, boxes)
-    return (overlap <= config.drop_loss_iou) & (ignored >= config.drop_loss_ignored_share)
+    dropped = overlap <= config.drop_loss_iou
+    if config.drop_loss_ignored_share > 0:
+        dropped &= _ignored_share(target.semantic, boxes) >= config.drop_loss_ignored_share
+    return dropped
 
 # %% ../../nbs/model/05_cascade_heads.ipynb #96e10599
 def box_losses(
@@ -268,16 +271,23 @@ class CascadeHeads(nn.Module):
         self.box_predictor = nn.ModuleList(_BoxPredictor(config.box_channels, config.num_things) for _ in CASCADE_IOU)
         self.mask_head = _MaskHead(config)
 
-    def pool(self, features: Sequence[Tensor], boxes: Sequence[Tensor], cells: int) -> Tensor:
-        """Pool `boxes` (B times (N_i, 4)) from p2..p5 into (N, C, cells, cells)."""
+    def pool(self, features: Sequence[Tensor], boxes: Sequence[Tensor], cells: int) -> tuple[Tensor, Tensor]:
+        """Pool `boxes` (B times (N_i, 4)) from p2..p5 into (N, C, cells, cells), level by level, and their order."""
         return pool_boxes(features[:4], boxes, cells, self.config.roi_level_4_px, self.config.roi_sampling)
 
     def classify(self, stage: int, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Return class scores (N, T + 1) and offsets (N, 4) of `boxes` (B times (N_i, 4)) by one stage."""
-        pooled = self.pool(features, boxes, BOX_CELLS)
+        pooled, order = self.pool(features, boxes, BOX_CELLS)
         if pooled.requires_grad:
             pooled.register_hook(lambda gradient: gradient / len(self.box_head))
-        return self.box_predictor[stage](self.box_head[stage](pooled))
+        place = order.argsort()
+        scores, offsets = self.box_predictor[stage](self.box_head[stage](pooled))
+        return scores[place], offsets[place]
+
+    def mask_logits(self, features: Sequence[Tensor], boxes: Sequence[Tensor]) -> Tensor:
+        """Return the masks (N, T, M, M) of `boxes` (B times (N_i, 4)), before the sigmoid."""
+        pooled, order = self.pool(features, boxes, MASK_CELLS)
+        return self.mask_head(pooled)[order.argsort()]
 
     def refine(
         self, stage: int, offsets: Tensor, boxes: Sequence[Tensor], sizes: Sequence[tuple[int, int]]
@@ -320,7 +330,7 @@ def losses(
     """
     boxes, index = sample_proposals(proposals, targets, self.config, generators or [None] * len(targets))
     positive = [b[: len(i)] for b, i in zip(boxes, index, strict=True)]
-    logits = self.mask_head(self.pool(features, positive, MASK_CELLS))
+    logits = self.mask_logits(features, positive)
     losses = {"masks": _mask_loss(logits, positive, index, targets)}
     for stage, iou in enumerate(CASCADE_IOU):
         matched = [_stage_targets(b, t, iou, self.config.num_things) for b, t in zip(boxes, targets, strict=True)]
@@ -335,7 +345,8 @@ def losses(
             torch.cat(dropped),
             CASCADE_BOX_WEIGHTS[stage],
         )
-        boxes = [b[(b[:, 2:] > b[:, :2]).all(dim=1)] for b in refined]
+        if stage + 1 < len(CASCADE_IOU):
+            boxes = [b[(b[:, 2:] > b[:, :2]).all(dim=1)] for b in refined]
     return losses
 
 # %% ../../nbs/model/05_cascade_heads.ipynb #e2c48f61
@@ -358,7 +369,7 @@ def masks(
     self: CascadeHeads, features: Sequence[Tensor], boxes: Sequence[Tensor], classes: Sequence[Tensor]
 ) -> list[Tensor]:
     """Return the mask probabilities (N_i, M, M) of boxes (N_i, 4) per image as objects of `classes` (N_i,)."""
-    logits = self.mask_head(self.pool(features, boxes, MASK_CELLS)).float()
+    logits = self.mask_logits(features, boxes).float()
     chosen = logits[torch.arange(len(logits), device=logits.device), torch.cat(list(classes))]
     return list(chosen.sigmoid().split([len(b) for b in boxes]))
 

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,97 @@ from torch.nn import functional as F
 from torchvision.ops import roi_align
 
 # %% auto #0
-__all__ = ['align_boxes', 'pool_boxes']
+__all__ = ['shared_maps', 'weighted_sums', 'align_boxes', 'pool_boxes']
+
+# %% ../../nbs/model/03_pooling.ipynb #341fa180
+class _GradientSum:
+    """The gradient of a map, summed over what was read of it; None before the first."""
+
+    total: Tensor | None = None
+
+
+class _Shared(torch.autograd.Function):
+    """Maps as they are, whose gradients are those that flow back here plus those in `sums`."""
+
+    @staticmethod
+    def forward(context: Any, sums: Sequence[_GradientSum], *maps: Tensor) -> tuple[Tensor, ...]:
+        context.sums = sums
+        context.set_materialize_grads(False)
+        return tuple(m.view_as(m) for m in maps)
+
+    @staticmethod
+    def backward(context: Any, *gradients: Tensor | None) -> tuple[Tensor | None, ...]:
+        totals = []
+        for gradient, own in zip(gradients, context.sums, strict=True):
+            total, own.total = own.total, None
+            if total is not None and gradient is not None:
+                total += gradient
+            totals.append(gradient if total is None else total)
+        return None, *totals
+
+
+def shared_maps(features: Sequence[Tensor]) -> list[Tensor]:
+    """Return feature maps of which `weighted_sums` can be taken many times at little cost in the backward pass."""
+    sums = [_GradientSum() for _ in features]
+    maps = _Shared.apply(sums, *features)
+    for feature, own in zip(maps, sums, strict=True):
+        feature.gradient_sum = own
+    return list(maps)
+
+# %% ../../nbs/model/03_pooling.ipynb #80f1e427
+class _WeightedSums(torch.autograd.Function):
+    """`weighted_sums`, whose gradient goes to a `_GradientSum` if there is one."""
+
+    @staticmethod
+    def forward(
+        context: Any, feature: Tensor, own: _GradientSum | None, pixel: Tensor, starts: Tensor, weight: Tensor
+    ) -> Tensor:
+        table, weight = feature.permute(0, 2, 3, 1).reshape(-1, feature.shape[1]), weight.to(feature.dtype)
+        context.save_for_backward(pixel, starts, weight)
+        context.shape, context.own = feature.permute(0, 2, 3, 1).shape, own
+        return F.embedding_bag(pixel.int(), table, starts.int(), mode="sum", per_sample_weights=weight)
+
+    @staticmethod
+    def backward(context: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        (pixel, starts, weight), own = context.saved_tensors, context.own
+        total = None if own is None else own.total
+        total = gradient.new_zeros(context.shape) if total is None else total.permute(0, 2, 3, 1)
+        _add_at(total.flatten(0, 2), pixel, starts, weight, gradient)
+        total = total.permute(0, 3, 1, 2)
+        if own is None:
+            return total, None, None, None, None
+        own.total = total
+        return None, None, None, None, None
+
+
+def _add_at(table: Tensor, pixel: Tensor, starts: Tensor, weight: Tensor, values: Tensor) -> None:
+    """Add the value of every bag (N, C), times the entry's weight, to the pixels in it: rows of `table`."""
+    sizes = torch.diff(F.pad(starts, (0, 1), value=len(pixel)))
+    bag = torch.repeat_interleave(sizes, output_size=len(pixel))
+    if table.device.type != "cpu":  # there the sums below would wait for the number of pixels
+        table.index_add_(0, pixel, values[bag] * weight[:, None])
+        return
+    order = pixel.argsort(stable=True)
+    touched, counts = torch.unique_consecutive(pixel[order], return_counts=True)
+    bag, first, weight = bag[order].int(), (counts.cumsum(0) - counts).int(), weight[order]
+    table[touched] += F.embedding_bag(bag, values.contiguous(), first, mode="sum", per_sample_weights=weight)
+
+
+def weighted_sums(feature: Tensor, pixel: Tensor, starts: Tensor, weight: Tensor) -> Tensor:
+    """Return weighted sums of pixels of a map, (N, C).
+
+    Parameters
+    ----------
+    feature : Tensor, (B, C, H, W)
+        Channels last, or it is copied.
+    pixel : Tensor, (M,), int64
+        Pixels of all sums, one sum after the other: (image * H + row) * W + column.
+    starts : Tensor, (N,), int64
+        Where each sum begins among them.
+    weight : Tensor, (M,)
+        Of each pixel in its sum; without gradient.
+    """
+    return _WeightedSums.apply(feature, getattr(feature, "gradient_sum", None), pixel, starts, weight)
 
 # %% ../../nbs/model/03_pooling.ipynb #44b6742c
 def _axis_weights(
@@ -85,8 +176,7 @@ def align_boxes(feature: Tensor, rois: Tensor, cells: int, scale: float, samplin
     y = (first_y.flatten()[row] + down).clamp(max=height - 1)
     x = (first_x.flatten()[column] + across).clamp(max=width - 1)
     pixel = (rois[:, 0].long()[box] * height + y) * width + x
-    table = feature.permute(0, 2, 3, 1).reshape(-1, channels)
-    pooled = F.embedding_bag(pixel.int(), table, starts.int(), mode="sum", per_sample_weights=weight.to(table.dtype))
+    pooled = weighted_sums(feature, pixel, starts, weight)
     return pooled.view(len(rois), cells, cells, channels).permute(0, 3, 1, 2)
 
 # %% ../../nbs/model/03_pooling.ipynb #42551ced
@@ -96,7 +186,7 @@ def pool_boxes(
     cells: int,
     level_4_px: float,
     sampling: int,
-) -> Tensor:
+) -> tuple[Tensor, Tensor]:
     """Pool boxes from the level of the pyramid that fits their size, by aligned ROIAlign.
 
     Parameters
@@ -114,7 +204,10 @@ def pool_boxes(
 
     Returns
     -------
-    Tensor, (N_1 + ... + N_B, C, cells, cells)
+    pooled : Tensor, (N, C, cells, cells)
+        Of the N = N_1 + ... + N_B boxes, level by level.
+    order : Tensor, (N,), int64
+        Which box each is of.
 
     Notes
     -----
@@ -125,15 +218,18 @@ def pool_boxes(
     rois = torch.cat([image, all_boxes], dim=1)
     size = (all_boxes[:, 2:] - all_boxes[:, :2]).prod(dim=1).sqrt()
     level = torch.floor(4 + torch.log2(size / level_4_px + 1e-8)).clamp(2, len(features) + 1)
-    pooled = features[0].new_zeros(len(rois), features[0].shape[1], cells, cells)
-    pooled = pooled.contiguous(memory_format=torch.channels_last)
-    for i, feature in enumerate(features, start=2):
-        index = torch.nonzero(level == i).squeeze(1)
+    order = level.argsort(stable=True)
+    each = torch.arange(2, len(features) + 2, device=level.device)
+    counts = (level == each[:, None]).sum(dim=1).tolist()
+    pooled = []
+    for i, (feature, index) in enumerate(zip(features, order.split(counts), strict=True), start=2):
         if not len(index):
             continue
         if feature.device.type == "cpu":
             values = align_boxes(feature, rois[index], cells, 1.0 / 2**i, sampling)
         else:
             values = roi_align(feature, rois[index], cells, 1.0 / 2**i, sampling, aligned=True)
-        pooled = pooled.index_put((index,), values.to(pooled.dtype))
-    return pooled
+        pooled.append(values.to(feature.dtype))
+    if not pooled:
+        return features[0].new_zeros(0, features[0].shape[1], cells, cells), order
+    return torch.cat(pooled) if len(pooled) > 1 else pooled[0], order

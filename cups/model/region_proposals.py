@@ -6,17 +6,23 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import accumulate
 
 import torch
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torchvision.ops import batched_nms, box_iou, clip_boxes_to_image
 
+from ..core.records import Record
 from .boxes import anchors, decode_boxes, encode_boxes, match_boxes, sample_boxes
 from .config import PanopticCascadeConfig, RegionProposalSettings, Target
+from .pooling import weighted_sums
 
 # %% auto #0
-__all__ = ['ANCHOR_RATIOS', 'RPN_NMS_IOU', 'RPN_POSITIVE_SHARE', 'select_proposals', 'proposal_losses', 'RegionProposals']
+__all__ = ['ANCHOR_RATIOS', 'RPN_NMS_IOU', 'RPN_POSITIVE_SHARE', 'select_proposals', 'SampledAnchors', 'sample_anchors',
+           'proposal_losses', 'RegionProposals']
 
 # %% ../../nbs/model/04_region_proposals.ipynb #a1bab8a0
 class _RegionHead(nn.Module):
@@ -43,6 +49,35 @@ class _RegionHead(nn.Module):
         """Map L features (B, C, h, w) to L scores (B, A, h, w) and L offsets (B, 4 A, h, w)."""
         hidden = [F.relu(self.conv(feature)) for feature in features]
         return [self.objectness_logits(h) for h in hidden], [self.anchor_deltas(h) for h in hidden]
+
+    def at(self, features: Sequence[Tensor], pixels: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Return the scores (N, A) and offsets (N, A, 4) at some pixels only, level by level.
+
+        Parameters
+        ----------
+        features : sequence of L Tensor, (B, C, h, w)
+        pixels : sequence of L Tensor, (N_l, 3), int64
+            Image, row and column.
+        """
+        around = torch.cat([_windows(*level) for level in zip(features, pixels, strict=True)])
+        hidden = F.relu(F.linear(around, self.conv.weight.permute(0, 2, 3, 1).flatten(1), self.conv.bias))
+        scores, offsets = (
+            F.linear(hidden, layer.weight.flatten(1), layer.bias).float()
+            for layer in (self.objectness_logits, self.anchor_deltas)
+        )
+        return scores, offsets.unflatten(1, (-1, 4))
+
+
+def _windows(feature: Tensor, pixels: Tensor) -> Tensor:
+    """Return the 3 x 3 pixels of a map around pixels (N, 3), row by row, 0 outside: (N, 9 C)."""
+    height, width = feature.shape[2:]
+    image, row, column = (part[:, None, None] for part in pixels.unbind(1))
+    by = torch.arange(-1, 2, device=feature.device)
+    row, column = row + by[:, None], column + by
+    inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+    pixel = (image * height + row.clamp(0, height - 1)) * width + column.clamp(0, width - 1)
+    starts = torch.arange(pixel.numel(), device=feature.device)
+    return weighted_sums(feature, pixel.flatten(), starts, inside.flatten()).view(len(pixels), 9 * feature.shape[1])
 
 # %% ../../nbs/model/04_region_proposals.ipynb #e9da80e1
 ANCHOR_RATIOS = (0.5, 1.0, 2.0)
@@ -93,6 +128,7 @@ def select_proposals(
     for box, logit, size in zip(torch.cat(boxes, 1), torch.cat(logits, 1), sizes, strict=True):
         box = clip_boxes_to_image(box, size)
         usable = (box[:, 2:] > box[:, :2]).all(dim=1) & box.isfinite().all(dim=1) & logit.isfinite()
+        usable = torch.nonzero(usable).squeeze(1)
         box, logit, category = box[usable], logit[usable], torch.cat(level)[usable]
         keep = batched_nms(box, logit, category, RPN_NMS_IOU)[:count]
         kept_boxes.append(box[keep])
@@ -104,43 +140,63 @@ RPN_POSITIVE_SHARE = 0.5
 """Maximum share of objects among the sampled anchors (Ren et al., Faster R-CNN, 2015)."""
 
 
-def proposal_losses(
-    scores: Tensor,
-    offsets: Tensor,
+@dataclass(frozen=True)
+class SampledAnchors(Record):
+    """The anchors of B images that have a loss.
+
+    Parameters
+    ----------
+    image, anchor : Tensor, (N,), int64
+        Number of the image, and of the anchor among those of all levels.
+    positive : Tensor, (N,), bool
+        Whether it is an object.
+    offsets : Tensor, (N, 4), float32
+        That lead to the object; 0 where there is none.
+    """
+
+    image: Tensor
+    anchor: Tensor
+    positive: Tensor
+    offsets: Tensor
+
+
+def sample_anchors(
     all_anchors: Tensor,
     targets: Sequence[Target],
     config: RegionProposalSettings,
     generators: Sequence[torch.Generator | None],
-) -> dict[str, Tensor]:
-    """Return the losses of B images, per sampled anchor.
+) -> SampledAnchors:
+    """Sample anchors (N, 4) for each of B targets, with generators on their device."""
+    parts = []
+    for i, (target, generator) in enumerate(zip(targets, generators, strict=True)):
+        index, label = match_boxes(box_iou(target.boxes, all_anchors), *config.rpn_iou, keep_best=True)
+        positive, negative = sample_boxes(label, config.rpn_samples, RPN_POSITIVE_SHARE, generator)
+        sampled = torch.cat([positive, negative])
+        offsets = encode_boxes(target.boxes[index[positive]], all_anchors[positive], _ANCHOR_WEIGHTS)
+        offsets = F.pad(offsets, (0, 0, 0, len(negative)))
+        parts.append((torch.full_like(sampled, i), sampled, label[sampled] == 1, offsets))
+    return SampledAnchors(*map(torch.cat, zip(*parts, strict=True)))
+
+# %% ../../nbs/model/04_region_proposals.ipynb #a5eef563
+def proposal_losses(scores: Tensor, offsets: Tensor, sampled: SampledAnchors, count: int) -> dict[str, Tensor]:
+    """Return the losses of N sampled anchors.
 
     Parameters
     ----------
-    scores, offsets : Tensor, (B, N) and (B, N, 4)
-        The head's outputs of all levels.
-    all_anchors : Tensor, (N, 4)
-    targets : sequence of B Target
-    config : RegionProposalSettings
-    generators : sequence of B torch.Generator or None
-        Sample the anchors of each image; on the scores' device.
+    scores, offsets : Tensor, (N,) and (N, 4)
+        The head's outputs for them.
+    sampled : SampledAnchors
+    count : int
+        Divides the sums.
 
     Returns
     -------
     dict of Tensor
         `rpn_objects`, a binary cross entropy, and `rpn_boxes`, an L1 loss.
     """
-    object_loss, box_loss = scores.sum() * 0, offsets.sum() * 0
-    for score, offset, target, generator in zip(scores, offsets, targets, generators, strict=True):
-        index, label = match_boxes(box_iou(target.boxes, all_anchors), *config.rpn_iou, keep_best=True)
-        positive, negative = sample_boxes(label, config.rpn_samples, RPN_POSITIVE_SHARE, generator)
-        sampled = torch.cat([positive, negative])
-        object_loss = object_loss + F.binary_cross_entropy_with_logits(
-            score[sampled], label[sampled].to(score.dtype), reduction="sum"
-        )
-        coded = encode_boxes(target.boxes[index[positive]], all_anchors[positive], _ANCHOR_WEIGHTS)
-        box_loss = box_loss + F.l1_loss(offset[positive], coded, reduction="sum")
-    count = config.rpn_samples * len(targets)
-    return {"rpn_objects": object_loss / count, "rpn_boxes": box_loss / count}
+    objects = F.binary_cross_entropy_with_logits(scores, sampled.positive.to(scores.dtype), reduction="sum")
+    boxes = ((offsets - sampled.offsets).abs() * sampled.positive[:, None]).sum()
+    return {"rpn_objects": objects / count, "rpn_boxes": boxes / count}
 
 # %% ../../nbs/model/04_region_proposals.ipynb #1329b736
 class RegionProposals(nn.Module):
@@ -186,18 +242,41 @@ class RegionProposals(nn.Module):
             `rpn_objects` and `rpn_boxes`; empty without targets.
         """
         config = self.config
-        scores, offsets = self.rpn_head(features)
         levels = [
             anchors(f.shape[-2:], stride, size, ANCHOR_RATIOS, f.device)
             for f, stride, size in zip(features, self.strides, config.anchor_sizes_px, strict=True)
         ]
+        with torch.no_grad():
+            scores, offsets = self.rpn_head(features)
         scores = [s.permute(0, 2, 3, 1).flatten(1).float() for s in scores]
         offsets = [o.permute(0, 2, 3, 1).reshape(len(o), -1, 4).float() for o in offsets]
-        outputs = [s.detach() for s in scores], [o.detach() for o in offsets]
         candidates = config.rpn_candidates_train if self.training else config.rpn_candidates_test
         count = config.proposals_train if self.training else config.proposals_test
-        boxes, logits = select_proposals(*outputs, levels, sizes, candidates, count)
+        boxes, logits = select_proposals(scores, offsets, levels, sizes, candidates, count)
         if targets is None:
             return boxes, logits, {}
-        joined = torch.cat(scores, dim=1), torch.cat(offsets, dim=1), torch.cat(levels)
-        return boxes, logits, proposal_losses(*joined, targets, config, generators or [None] * len(targets))
+        sampled = sample_anchors(torch.cat(levels), targets, config, generators or [None] * len(targets))
+        outputs = self.outputs_at(features, sampled)
+        return boxes, logits, proposal_losses(*outputs, config.rpn_samples * len(targets))
+
+# %% ../../nbs/model/04_region_proposals.ipynb #2949c27c
+@patch
+def outputs_at(
+    self: RegionProposals, features: Sequence[Tensor], sampled: SampledAnchors
+) -> tuple[Tensor, Tensor, SampledAnchors]:
+    """Return the head's scores (N,) and offsets (N, 4) for sampled anchors, and these, level by level."""
+    sizes = [(*f.shape[2:], len(ANCHOR_RATIOS)) for f in features]
+    ends = list(accumulate(height * width * ratios for height, width, ratios in sizes))
+    level = sum((sampled.anchor >= end).long() for end in ends[:-1])
+    order = level.argsort(stable=True)
+    sampled = SampledAnchors(*(part[order] for part in vars(sampled).values()))
+    counts = (level == torch.arange(len(ends), device=level.device)[:, None]).sum(dim=1).tolist()
+    image, anchor = sampled.image.split(counts), sampled.anchor.split(counts)
+    pixels = []
+    for i, a, (_, width, ratios), start in zip(image, anchor, sizes, [0, *ends], strict=False):
+        pixel = (a - start) // ratios
+        pixels.append(torch.stack([i, pixel // width, pixel % width], dim=1))
+    ratio = torch.cat([(a - start) % len(ANCHOR_RATIOS) for a, start in zip(anchor, [0, *ends], strict=False)])
+    scores, offsets = self.rpn_head.at(features, pixels)
+    which = torch.arange(len(ratio), device=ratio.device), ratio
+    return scores[which], offsets[which], sampled

@@ -50,7 +50,9 @@ class SemanticHead(nn.Module):
 
     def forward(self, features: Sequence[Tensor], stride: int = 1) -> Tensor:
         """Map p2..p5 (coarser levels are not used) to float32 scores (B, 1 + S, H / stride, W / stride)."""
-        total = sum(getattr(self, f"p{level}")(features[level - 2]) for level in (2, 3, 4, 5))
+        total = self.p2(features[0]) + self.p3(features[1])
+        total += self.p4(features[2])
+        total += self.p5(features[3])
         scores = self.predictor(total).float()
         return F.interpolate(scores, scale_factor=4 / stride, mode="bilinear", align_corners=False)
 
@@ -58,4 +60,5 @@ class SemanticHead(nn.Module):
 def semantic_loss(scores: Tensor, target: Tensor) -> Tensor:
     """Return the mean cross entropy of scores (B, 1 + S, H, W) over the labelled pixels of `target` (B, H, W)."""
     labelled = shared_count((target != VOID).sum(), target.device)
-    return F.cross_entropy(scores, target, ignore_index=VOID, reduction="sum") / labelled
+    rows = scores.permute(0, 2, 3, 1).flatten(0, 2)  # a view: the network's scores have their channels last
+    return F.cross_entropy(rows, target.flatten(), ignore_index=VOID, reduction="sum") / labelled

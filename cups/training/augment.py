@@ -145,7 +145,7 @@ def paste_objects(
     rng: np.random.Generator,
 ) -> tuple[Tensor, PanopticLabel]:
     """Paste up to `most` objects of the classes `things` from another frame of the same size in front of everything."""
-    is_thing = torch.isin(other_label.semantic, torch.tensor(list(things)))
+    is_thing = torch.isin(other_label.semantic, torch.tensor(list(things), device=image.device))
     numbers = torch.unique(torch.where(is_thing, other_label.instance, 0))
     numbers = numbers[numbers > 0]
     chosen = rng.permutation(len(numbers))[: rng.integers(0, most + 1)]

@@ -204,6 +204,7 @@ def fit_pseudo_classes(
     InputError
         If there are too few regions or objects for so many classes.
     """
+    found = found.to("cpu")  # where scikit-learn clusters
     num_object_classes = min(num_object_classes, len(found.objects))
     movable = fit_movability(found.regions, found.pixels, found.inside) if num_object_classes else None
     fitted: RegionClasses | Clusters
