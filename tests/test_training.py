@@ -11,6 +11,7 @@ from cups.core.splits import ThingStuffSplit
 from cups.model.network import panoptic_cascade
 from cups.training.dataset import PseudoLabelDataset
 from cups.training.self_training import self_train, self_train_settings
+from cups.training.start import joined_with, start_from
 from cups.training.targets import training_target
 from cups.training.trainer import TrainResult, train, train_settings
 
@@ -44,7 +45,8 @@ def run(folder: Path, frames: Frames, **changes) -> tuple[dict[str, torch.Tensor
     model = panoptic_cascade(1, 2, preset="small", **TINY)
     usual = {"steps": 6, "batch_size": 2, "warmup_steps": 1, "checkpoint_every_steps": 2, "log_every_steps": 4}
     settings = train_settings("small", **usual | changes)
-    result = train(model, PseudoLabelDataset(frames, SPLIT), settings, folder, progress=False, accelerator="cpu")
+    data = PseudoLabelDataset(frames, SPLIT, kept_mib=0)  # so that every frame is read again
+    result = train(model, data, settings, folder, progress=False, accelerator="cpu")
     return model.state_dict(), result
 
 
@@ -166,3 +168,30 @@ def test_bad_settings_end_in_one_line():
         train_settings("small", steps=0)
     with pytest.raises(InputError, match="no frames"):
         PseudoLabelDataset([], SPLIT)
+
+
+def test_frames_kept_in_memory_are_those_that_are_read_again():
+    kept, read = (PseudoLabelDataset(Frames(), SPLIT, kept_mib=size) for size in (256, 0))
+    for place in [(epoch, index) for epoch in range(3) for index in range(5)]:
+        (image, target), (same_image, same_target) = kept[place], read[place]
+        assert torch.equal(image, same_image)
+        assert all(torch.equal(value, vars(same_target)[name]) for name, value in vars(target).items())
+
+
+def test_a_network_starts_from_the_classes_that_another_one_sees():
+    torch.manual_seed(1)
+    old, new = panoptic_cascade(1, 2, "small", **TINY), panoptic_cascade(1, 2, "small", **TINY)
+    start = start_from(new, old, Frames(), SPLIT)
+    assert torch.equal(new.backbone.bottom_up.stem.conv1.weight, old.backbone.bottom_up.stem.conv1.weight)
+    assert torch.allclose(new.sem_seg_head.predictor.weight[0], old.sem_seg_head.predictor.weight[0])  # "thing"
+    wide = panoptic_cascade(1, 2, "small", **TINY | {"box_channels": 40})
+    with pytest.raises(InputError, match="the network to start from is of another size: roi_heads.box_head"):
+        start_from(wide, old, Frames(), SPLIT)
+    with torch.no_grad():
+        for weight in new.parameters():
+            weight += 1
+    for share in (0.0, 0.25, 1.0):
+        joined = joined_with(start, new, share).state_dict()
+        for name, weight in joined.items():
+            if not name.endswith(("num_batches_tracked", "running_mean", "running_var")):
+                assert torch.allclose(weight, start.weights[name] + share, atol=1e-5), name

@@ -132,6 +132,8 @@ class PseudoLabelDataset(Dataset):
         Of the augmentation.
     max_unreadable_share : float
         See `ReadableFrames`.
+    kept_mib : int
+        Memory for decoded frames, see `KeptFrames`.
     """
 
     pairs: Sequence[tuple[Tensor, PanopticLabel]]
@@ -140,9 +142,10 @@ class PseudoLabelDataset(Dataset):
     ignore_uncovered_things: bool = True
     seed: int = 0
     max_unreadable_share: float = MAX_UNREADABLE_SHARE
+    kept_mib: int = KEPT_MIB
 
     def __post_init__(self) -> None:
-        self.frames = ReadableFrames(KeptFrames(self.pairs), self.max_unreadable_share)
+        self.frames = ReadableFrames(KeptFrames(self.pairs, self.kept_mib), self.max_unreadable_share)
 
     @property
     def unreadable(self) -> dict[int, str]:

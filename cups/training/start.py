@@ -23,7 +23,7 @@ from .targets import training_target
 # %% auto #0
 __all__ = ['STARTED', 'LEARNT_SHARE', 'with_classes_of', 'seen_classes', 'Start', 'start_from', 'joined_with']
 
-# %% ../../nbs/training/15_start.ipynb #eda0c72c
+# %% ../../nbs/training/15_start.ipynb #db75e13e
 def _class_rows(name: str, things: Tensor, stuff: Tensor) -> Tensor | None:
     """Return how much of each old row goes into each new row of a layer of classes; None for all other layers."""
     if ".cls_score." in name:
@@ -65,7 +65,7 @@ def with_classes_of(model: PanopticCascade, old: PanopticCascade, things: Tensor
                 raise InputError(f"the network to start from is of another size: {name} has {sizes}")
             weight.copy_(given[name])
             continue
-        mean = (shares / shares.sum(1, keepdim=True).clamp(min=1e-9)) @ given[name].flatten(1).float()
+        mean = (shares / shares.sum(1, keepdim=True).clamp(min=1e-9)) @ given[name].reshape(shares.shape[1], -1).float()
         known = shares.sum(1) > 0
         weight[known] = mean.view_as(weight)[known].to(weight)
     model.load_state_dict(weights)
