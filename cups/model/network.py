@@ -23,6 +23,7 @@ from ..core.splits import ThingStuffSplit
 from .backbone import FeaturePyramid
 from .cascade_heads import CascadeHeads
 from .config import PanopticCascadeConfig, Prediction, Target
+from .pooling import shared_maps
 from .region_proposals import RegionProposals
 from .semantic_head import SemanticHead, semantic_loss
 from .simple_pyramid import SimpleFeaturePyramid
@@ -150,7 +151,7 @@ def learn(
         Only with `min_score`: boxes, scores, classes and masks as in `Prediction`, without gradient.
     """
     sizes = [tuple(image.shape[-2:]) for image in images]
-    features = self.backbone(self.normalise(images, _largest(sizes)))
+    features = shared_maps(self.backbone(self.normalise(images, _largest(sizes))))
     proposals, _, losses = self.proposal_generator(features, sizes, targets, generators)
     losses |= self.roi_heads.losses(features, proposals, sizes, targets, generators, drop_loss)
     stride = self.config.semantic_loss_stride
