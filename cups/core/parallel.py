@@ -93,10 +93,12 @@ def progress_bar(total: int, description: str, initial: int = 0) -> tqdm:
     total, initial : int
         Number of items, and of those that are done already.
     description : str
-        Title of the bar. There is none without a title, or where standard error is neither a terminal nor a notebook.
+        Title of the bar. There is none without a title or an item, or where standard error is neither a terminal nor a
+        notebook.
     """
-    options: dict[str, Any] = {"disable": not (description and sys.stderr.isatty())}
-    if description and _in_notebook():
+    wanted = bool(description and total)
+    options: dict[str, Any] = {"disable": not (wanted and sys.stderr.isatty())}
+    if wanted and _in_notebook():
         options = {"file": _OutputLine(), "ascii": False, "ncols": _BAR_COLUMNS}
     return tqdm(total=total, desc=description, initial=initial, **options)
 
