@@ -56,7 +56,7 @@ def test_a_network_is_above_below_or_level_with_its_labels(pq, said):
             {"things": 0.3, "stuff": 0.3, "still": 0.4},
             "It gains things (10.0 points) and still things found (30.0 points); it loses stuff (10.0 points).",
         ),
-        ({}, "It does not change things and stuff and still things found."),
+        ({}, "It does not change things, stuff and still things found."),
         ({"still": None}, "It does not change things and stuff."),
         ({"things": None, "stuff": None, "still": None}, "They are level. The validation"),
     ],

@@ -18,7 +18,7 @@ from .confusion import frame_accuracy
 from .tables import percent
 
 # %% auto #0
-__all__ = ['Job', 'still_masks', 'objects_found', 'still_found', 'void_share', 'frame_accuracies', 'result_table', 'still_rises',
+__all__ = ['still_masks', 'objects_found', 'still_found', 'void_share', 'frame_accuracies', 'result_table', 'still_rises',
            'next_step', 'what_happened']
 
 # %% ../../nbs/evaluation/09_summary.ipynb #b1b59048
@@ -119,6 +119,11 @@ def _points(value: float) -> str:
     return f"{100 * abs(value):.1f} point{'s' * (f'{100 * abs(value):.1f}' != '1.0')}"
 
 
+def _listed(names: Sequence[str]) -> str:
+    """Return names as a list in a sentence."""
+    return " and ".join(filter(None, (", ".join(names[:-1]), names[-1])))
+
+
 def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Return in a sentence which of things, stuff and still things were gained and lost."""
     gained, lost, unchanged = [], [], []
@@ -130,11 +135,11 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
         group = unchanged if abs(change) <= _MARGIN else gained if change > 0 else lost
         group.append(title if group is unchanged else f"{title} ({_points(change)})")
     parts = (("gains", gained), ("loses", lost), ("does not change", unchanged))
-    said = [f"it {verb} {' and '.join(names)}" for verb, names in parts if names]
+    said = [f"it {verb} {_listed(names)}" for verb, names in parts if names]
     return f"{'; '.join(said).capitalize()}." if said else ""
 
 # %% ../../nbs/evaluation/09_summary.ipynb #4d6dc31e
-Job = Literal["train", "self_train"]
+_Job = Literal["train", "self_train"]
 """A job that trains: `nbs/train.ipynb` or `nbs/self_train.ipynb`."""
 
 _LONGER = "The validation curve still rises at its end: raise `steps`."
@@ -149,7 +154,7 @@ _NEXT = {
 }  # fmt: skip
 
 
-def next_step(gained: bool, rises: bool | None, job: Job = "train") -> str:
+def next_step(gained: bool, rises: bool | None, job: _Job = "train") -> str:
     """Return what to do after a training: whether it `gained` on what it learnt from, and its curve still `rises`."""
     if rises:
         return _LONGER
@@ -167,7 +172,7 @@ def what_happened(
     before: Mapping[str, Any] | None,
     after: Mapping[str, Any],
     validation: Sequence[Mapping[str, float]],
-    job: Job = "train",
+    job: _Job = "train",
 ) -> str:
     """Return a paragraph on a training: how it compares, what it gained and lost, and the next step by that.
 
