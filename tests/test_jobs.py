@@ -66,7 +66,23 @@ def test_train_scores_labels_and_network_on_unseen_scenes(trained):
         for output in cell.get("outputs", [])
         if output.get("data", {}).keys() & {"image/png", "image/jpeg"}
     ]
-    assert len(pictures) == 2  # loss curves, and the one frame to show
+    assert len(pictures) == 3  # at the top, loss curves, and the one frame to show
+    for measure in ("still_found", "void_share"):
+        assert all(0 <= metrics[measure][name] <= 1 for name in ("pseudo_labels", "stage2"))
+    assert len(metrics["frame_accuracy"]) == SMALL["num_test_scenes"]
+
+
+def test_the_record_of_a_training_begins_with_its_result(trained):
+    cells = json.loads((trained / "train.ipynb").read_text())["cells"]
+    assert "".join(cells[0]["source"]).startswith("# Train\n")
+    picture, summary = next(cell["outputs"] for cell in cells if cell["cell_type"] == "code")
+    assert picture["data"].keys() & {"image/png", "image/jpeg"}
+    assert "| network |" in "".join(summary["data"]["text/markdown"])
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    assert not [output for output in outputs if output.get("name") == "stderr"]
+    assert not [output for output in outputs if any("widget" in kind for kind in output.get("data", {}))]
+    bars = [text for o in outputs if "%|" in (text := "".join(o.get("data", {}).get("text/plain", "")))]
+    assert len(bars) > 2 and all("100%|" in bar for bar in bars)
 
 
 def test_evaluate_gives_the_scores_that_training_gave(trained, tmp_path):
@@ -130,6 +146,8 @@ def test_self_training_goes_on_from_training(trained, tmp_path):
         num_shown=1,
     )
     assert metrics["stage2"] == before and 0 <= metrics["stage3"]["pq"] <= 1
+    assert list(metrics["void_share"]) == ["stage2", "stage3"] == list(metrics["still_found"])
+    assert metrics["frame_accuracy"].keys() == metrics["frame_accuracy_before"].keys()
     assert load(tmp_path / "model.safetensors").split is not None
 
 

@@ -409,8 +409,19 @@ def test_frames_of_two_runs_are_compared_worst_first(runs):
     rows = run_browser.compared_frames(found["long"], found["short"])
     worst = [min(a, b) for _, a, b in rows]
     assert len(rows) == 4 and worst == sorted(worst) and rows[0][0] == "clip_1"
-    with pytest.raises(InputError, match="no frame_accuracy; the job evaluate writes it"):
+    with pytest.raises(InputError, match=r"no frame_accuracy; the jobs .* write it"):
         run_browser.compared_frames(found["long"], found["bad/odd"])
+
+
+def test_frames_of_one_run_are_listed_worst_first(runs):
+    browser = run_browser.RunBrowser(runs)
+    browser.table.value = ["long"]
+    accuracy = browser.chosen[0].metrics["frame_accuracy"]
+    names = [name for _, name in browser.frames.options if name]
+    assert len(names) == len(accuracy) > 1 and names == sorted(accuracy, key=lambda n: (accuracy[n], n))
+    assert "difference" not in browser.frame_status.value
+    browser.table.value = []
+    assert "select one run" in browser.frame_status.value and not browser.frames.options
 
 
 def test_the_browser_says_in_a_line_what_it_cannot_use(runs, tmp_path):
@@ -438,6 +449,11 @@ def test_frames_are_shown_from_stores_and_video(runs, tmp_path):
     browser.table.value = ["long", "short"]
     browser.frames.value = name
     assert browser.sheet.layout.display == "" and browser.sheet.value[:4] == b"\x89PNG"
+    both = browser.sheet.value
+    browser.table.value = ["long"]
+    assert browser.sheet.layout.display == "none"
+    browser.frames.value = name
+    assert browser.sheet.layout.display == "" and browser.sheet.value != both
 
 
 def test_curves_come_from_tensorboard_too(runs):

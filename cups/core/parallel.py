@@ -8,20 +8,22 @@ from __future__ import annotations
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import cv2
 import torch
 from threadpoolctl import threadpool_limits
-from tqdm.auto import tqdm
+from tqdm.std import tqdm
 
 from .memory import release_memory
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
 
+_BAR_COLUMNS = 90  # width of a bar in a notebook, in characters
+
 # %% auto #0
-__all__ = ['use_one_thread', 'one_thread', 'in_one_thread', 'progress', 'Mapper', 'serial_map']
+__all__ = ['use_one_thread', 'one_thread', 'in_one_thread', 'progress_bar', 'progress', 'Mapper', 'serial_map']
 
 # %% ../../nbs/core/14_parallel.ipynb #2a729912
 def use_one_thread() -> threadpool_limits:
@@ -67,19 +69,46 @@ def _in_notebook() -> bool:
     return hasattr(ipython and ipython.get_ipython(), "kernel")
 
 
-def progress(items: Iterable[_Item], total: int, description: str) -> Iterator[_Item]:
-    """Pass items through under a progress bar.
+class _OutputLine:
+    """A line in the output of a notebook's cell that the next text replaces; tqdm takes it for a file."""
+
+    def __init__(self) -> None:
+        self.display = sys.modules["IPython"].display
+        self.handle = self.display.display(self.display.Pretty(""), display_id=True)
+
+    def write(self, text: str) -> None:
+        """Show a text in the place of the one before."""
+        if text := text.strip():
+            self.handle.update(self.display.Pretty(text))
+
+
+def progress_bar(total: int, description: str, initial: int = 0) -> tqdm:
+    """Return a progress bar, to be closed at the end.
+
+    In a notebook it is a line of text, which the saved notebook holds as it was at the end; the widget that tqdm has
+    for notebooks would be saved as it was at the start, and a terminal's bar as an error.
 
     Parameters
     ----------
-    items : iterable
-    total : int
-        Number of items.
+    total, initial : int
+        Number of items, and of those that are done already.
     description : str
-        Title of the bar. There is none without a title, or where standard error is neither a terminal nor a notebook.
+        Title of the bar. There is none without a title or an item, or where standard error is neither a terminal nor a
+        notebook.
     """
-    shown = bool(description) and (_in_notebook() or sys.stderr.isatty())
-    return tqdm(items, total=total, desc=description, disable=not shown)
+    wanted = bool(description and total)
+    options: dict[str, Any] = {"disable": not (wanted and sys.stderr.isatty())}
+    if wanted and _in_notebook():
+        options = {"file": _OutputLine(), "ascii": False, "ncols": _BAR_COLUMNS}
+    return tqdm(total=total, desc=description, initial=initial, **options)
+
+# %% ../../nbs/core/14_parallel.ipynb #7be1f3a2
+def progress(items: Iterable[_Item], total: int, description: str) -> Iterator[_Item]:
+    """Pass items through under a progress bar; arguments as for `progress_bar`."""
+    with progress_bar(total, description) as bar:
+        for item in items:
+            yield item
+            bar.update()
 
 # %% ../../nbs/core/14_parallel.ipynb #4d895752
 class Mapper(Protocol):

@@ -5,7 +5,7 @@
 # %% ../../nbs/evaluation/03_panoptic.ipynb #645af321
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -98,15 +98,28 @@ def panoptic_scores(
     return {**scores, "frames": frames}
 
 # %% ../../nbs/evaluation/03_panoptic.ipynb #1a2e9a98
-def scores_of(model: PanopticCascade, split: ThingStuffSplit, frames: LabelledFrames) -> dict[str, Any]:
+def scores_of(
+    model: PanopticCascade,
+    split: ThingStuffSplit,
+    frames: LabelledFrames,
+    kept: MutableMapping[int, PanopticLabel] | None = None,
+) -> dict[str, Any]:
     """Score the predictions of a network on labelled frames; classes that the data set lacks are left out.
 
-    Several processes that call this together share the frames, and all get the scores of all frames.
+    Several processes that call this together share the frames, and all get the scores of all frames. `kept` gets the
+    predictions of this process by the number of the frame.
     """
-    share = (frames[i] for i in own_share(len(frames)))
-    pairs = ((predict(model, image, split).to("cpu"), truth) for image, truth in share)
+
+    def pairs() -> Iterator[tuple[PanopticLabel, PanopticLabel]]:
+        for number in own_share(len(frames)):
+            image, truth = frames[number]
+            prediction = predict(model, image, split).to("cpu")
+            if kept is not None:
+                kept[number] = prediction
+            yield prediction, truth
+
     without = lacking_in(frames.dataset.lacking, frames.dataset.taxonomy, frames.taxonomy)
-    return panoptic_scores(pairs, split, frames.taxonomy, without)
+    return panoptic_scores(pairs(), split, frames.taxonomy, without)
 
 # %% ../../nbs/evaluation/03_panoptic.ipynb #d00776a6
 def score_store(

@@ -9,6 +9,7 @@ import logging
 import math
 import secrets
 import time
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -26,6 +27,7 @@ from torch.utils.data import DataLoader, Dataset
 from ..core.errors import InputError
 from ..core.files import read_json, write_atomically, write_json
 from ..core.memory import peak_memory_bytes
+from ..core.parallel import progress_bar
 from ..core.processes import from_all_processes, mean_over_processes, process_index
 from ..core.settings import preset_values
 from ..model.config import Target
@@ -358,6 +360,30 @@ def _run_id(run_dir: Path) -> str:
         write_json(path, secrets.token_hex(8))
     return read_json(path)
 
+# %% ../../nbs/training/07_trainer.ipynb #e4a81c57
+_NO_FAULTS = (
+    "`isinstance.treespec, LeafSpec.` is deprecated",  # of Lightning's own code
+    ".*does not have many workers",  # `workers` is chosen; the share of the time waited for data is measured
+    "Checkpoint directory .* exists and is not empty",  # so it is when a run goes on
+)
+"""Warnings of Lightning that say nothing about a training."""
+
+
+class _StepBar(Callback):
+    """The progress bar of the steps."""
+
+    def on_train_start(self, trainer: Trainer, module: LightningModule) -> None:
+        """Show it."""
+        self.bar = progress_bar(trainer.max_steps, "training", trainer.global_step)
+
+    def on_train_batch_end(self, trainer: Trainer, *unused: Any) -> None:
+        """Count the steps."""
+        self.bar.update(trainer.global_step - self.bar.n)
+
+    def on_train_end(self, trainer: Trainer, module: LightningModule) -> None:
+        """Leave it as it is at the end."""
+        self.bar.close()
+
 # %% ../../nbs/training/07_trainer.ipynb #f8acb198
 def _trainer(
     settings: TrainSettings, run_dir: Path, callbacks: list[Callback], progress: bool, options: dict[str, Any]
@@ -365,6 +391,9 @@ def _trainer(
     """Return Lightning's trainer, which keeps checkpoints and a log in the run's folder, and prints warnings only."""
     for part in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(part).setLevel(logging.WARNING)
+    for message in _NO_FAULTS:
+        warnings.filterwarnings("ignore", message)
+    several = options.get("devices", 1) * settings.nodes > 1
     checkpoints = ModelCheckpoint(
         run_dir / "checkpoints",
         "last",
@@ -380,8 +409,8 @@ def _trainer(
         num_nodes=settings.nodes,
         precision=precision_here(settings.precision, options.get("accelerator", "auto")),
         gradient_clip_val=settings.max_gradient_norm,
-        callbacks=[*callbacks, checkpoints],
-        enable_progress_bar=progress,
+        callbacks=[*callbacks, checkpoints, *([_StepBar()] if progress and not several else [])],
+        enable_progress_bar=progress and several,  # Lightning prints, and what it prints is passed on
         enable_model_summary=False,
         use_distributed_sampler=False,
         **{**options, "plugins": [AtomicCheckpoints(), *options.get("plugins", [])]},

@@ -319,24 +319,25 @@ def curves_figure(curves: Mapping[str, Mapping[str, _Curve]], measure: str) -> g
     })  # fmt: skip
 
 # %% ../../nbs/workbench/23_run_browser.ipynb #4314d8fe
-def compared_frames(first: Run, second: Run) -> list[tuple[str, float, float]]:
-    """Return the frames that both runs evaluated, with the pixel accuracy of each in [0, 1]; worst first.
+def compared_frames(*runs: Run) -> list[tuple[Any, ...]]:
+    """Return the frames that all runs evaluated, each with its pixel accuracy in [0, 1] in every run; worst first.
 
     Raises
     ------
     InputError
-        If one of them evaluated no frame, or no frame is in both; the message names it.
+        If one of them evaluated no frame, or no frame is in all; the message names it.
     """
     parts = []
-    for run in (first, second):
+    for run in runs:
         accuracy = run.metrics.get("frame_accuracy")
         if not accuracy:
-            raise InputError(f"{run.path / 'metrics.json'}: no frame_accuracy; the job evaluate writes it")
+            jobs = "train, self_train and evaluate"
+            raise InputError(f"{run.path / 'metrics.json'}: no frame_accuracy; the jobs {jobs} write it")
         parts.append(accuracy)
-    common = [name for name in parts[0] if name in parts[1]]
+    common = [name for name in parts[0] if all(name in part for part in parts)]
     if not common:
-        raise InputError(f"{first.name} and {second.name} have no frame in common")
-    rows = [(name, float(parts[0][name]), float(parts[1][name])) for name in common]
+        raise InputError(f"{' and '.join(run.name for run in runs)} have no frame in common")
+    rows = [(name, *(float(part[name]) for part in parts)) for name in common]
     return sorted(rows, key=lambda row: (min(row[1:]), row[0]))
 
 # %% ../../nbs/workbench/23_run_browser.ipynb #2c7c1aff
@@ -376,11 +377,11 @@ def run_label(run: Run, name: str, image: Tensor) -> tuple[PanopticLabel, np.nda
     image : Tensor, (3, H, W), uint8
         Input of the network that the run trained or evaluated.
     """
-    for key in ("network", "model.safetensors"):
-        path = located(run, str(run.parameters.get(key, ""))) if key == "network" else run.path / key
+    for path in (run.path / "model.safetensors", located(run, str(run.parameters.get("network", "")))):
         if path is not None and path.is_file():
             network = _network(path)
-            result = run.metrics.get(str(run.parameters.get("name", "stage2")))
+            learnt = "stage3" if "stage3" in run.metrics else "stage2"
+            result = run.metrics.get(str(run.parameters.get("name", learnt)))
             return predict(network, image).to("cpu"), _colours(result)
     for path in (located(run, str(run.parameters.get("labels", ""))), run.path / "test_labels", run.path / "labels"):
         if path is not None and (path / "manifest.json").exists():
@@ -472,7 +473,7 @@ def reload(self: RunBrowser) -> None:
     self._curves = {}
     try:
         self.runs = find_runs(self.folder)
-        self.status.value = f"{len(self.runs)} runs; Ctrl selects several, two are compared frame by frame"
+        self.status.value = f"{len(self.runs)} runs; Ctrl selects several, one or two are shown frame by frame"
     except InputError as error:
         self.runs = []
         self.status.value = fault_html(error)
@@ -518,10 +519,10 @@ def _update_figure(self: RunBrowser) -> None:
 # %% ../../nbs/workbench/23_run_browser.ipynb #95e3d775
 @patch
 def _list_frames(self: RunBrowser) -> None:
-    """List the frames of two runs, worst first."""
+    """List the frames of one run, or of two with their difference, worst first."""
     self.frames.options, self.sheet.layout.display = [], "none"
-    if len(self.chosen) != 2:
-        self.frame_status.value = "select two runs to compare them frame by frame"
+    if len(self.chosen) not in (1, 2):
+        self.frame_status.value = "select one run to see its frames, or two to compare them"
         return
     try:
         rows = compared_frames(*self.chosen)
@@ -529,8 +530,11 @@ def _list_frames(self: RunBrowser) -> None:
         self.frame_status.value = fault_html(error)
         return
     names = " and ".join(escape(run.name) for run in self.chosen)
-    self.frame_status.value = f"{len(rows)} frames, worst first: pixel accuracy of {names}, difference"
-    lines = [f"{n:<32.32}  {100 * a:5.1f} %  {100 * b:5.1f} %  {100 * (b - a):+6.1f}" for n, a, b in rows]
+    difference = ", difference" if len(self.chosen) == 2 else ""
+    self.frame_status.value = f"{len(rows)} frames, worst first: pixel accuracy of {names}{difference}"
+    lines = [f"{name:<32.32}" + "".join(f"  {100 * share:5.1f} %" for share in shares) for name, *shares in rows]
+    if difference:
+        lines = [f"{line}  {100 * (row[2] - row[1]):+6.1f}" for line, row in zip(lines, rows, strict=True)]
     hard = [line.replace(" ", "\N{NO-BREAK SPACE}") for line in lines]
     self.frames.options = [("–", None), *zip(hard, (row[0] for row in rows), strict=True)]
 

@@ -1,0 +1,103 @@
+"""The words on a training are true for its numbers, whatever these are."""
+
+import pytest
+
+from cups.evaluation.summary import next_step, result_table, still_rises, what_happened
+
+LEVEL = [0.1, 0.2, 0.3, 0.3, 0.3, 0.3]
+RISING = [0.1, 0.2, 0.3]
+
+
+def scores(pq, things=0.2, stuff=0.4, still=0.1, void=0.05):
+    return {"pq": pq, "pq_things": things, "pq_stuff": stuff, "still_found": still, "void_share": void}
+
+
+def curve(values):
+    return [{"step": place, "pq": value} for place, value in enumerate(values, 1)]
+
+
+@pytest.mark.parametrize(
+    ("values", "rises"),
+    [
+        (RISING, True),
+        (LEVEL, False),
+        ([0.3, 0.3, 0.2, 0.1], False),
+        ([0.1, 0.3], True),
+        ([0.300, 0.304], False),  # less than the margin
+        ([0.3, 0.1, 0.1, 0.2], True),  # a dip at first does not count
+        ([0.3], None),
+        ([], None),
+    ],
+)
+def test_the_end_of_a_curve(values, rises):
+    assert still_rises(curve(values)) is rises
+
+
+@pytest.mark.parametrize(
+    ("pq", "said"),
+    [
+        (0.35, "reach 30.0 %. It is 5.0 points above."),
+        (0.31, "It is 1.0 point above."),
+        (0.25, "It is 5.0 points below."),
+        (0.304, "They are level."),
+        (None, "reaches PQ 0.0 %"),
+    ],
+)
+def test_a_network_is_above_below_or_level_with_its_labels(pq, said):
+    assert said in what_happened(scores(0.30), scores(pq), curve(LEVEL))
+
+
+@pytest.mark.parametrize(
+    ("after", "said"),
+    [
+        ({"things": 0.3}, "It gains things (10.0 points); it does not change stuff and still things found."),
+        ({"stuff": 0.3}, "It loses stuff (10.0 points); it does not change things and still things found."),
+        (
+            {"things": 0.3, "stuff": 0.3, "still": 0.4},
+            "It gains things (10.0 points) and still things found (30.0 points); it loses stuff (10.0 points).",
+        ),
+        ({}, "It does not change things, stuff and still things found."),
+        ({"still": None}, "It does not change things and stuff."),
+        ({"things": None, "stuff": None, "still": None}, "They are level. The validation"),
+    ],
+)
+def test_what_it_gained_and_lost(after, said):
+    assert said in what_happened(scores(0.3), scores(0.3, **after), curve(LEVEL))
+
+
+@pytest.mark.parametrize("job", ["train", "self_train"])
+@pytest.mark.parametrize("gained", [True, False])
+def test_a_curve_that_rises_asks_for_more_steps_and_no_other_does(job, gained):
+    assert "raise `steps`" in next_step(gained, True, job)
+    for rises in (False, None):
+        assert "raise `steps`" not in next_step(gained, rises, job)
+    assert "too short" in next_step(gained, None, job) and "does not rise" in next_step(gained, False, job)
+
+
+@pytest.mark.parametrize(
+    ("job", "after", "said"),
+    [
+        ("train", 0.4, "self_train.ipynb"),
+        ("train", 0.2, "`num_scenes`"),
+        ("train", 0.3, "`num_scenes`"),
+        ("self_train", 0.4, "fine_tune.ipynb"),
+        ("self_train", 0.2, "`min_confidence`"),
+    ],
+)
+def test_the_next_step_follows_from_the_result(job, after, said):
+    assert said in what_happened(scores(0.3), scores(after), curve(LEVEL), job)
+
+
+def test_a_network_whose_labels_are_not_scored():
+    text = what_happened(None, scores(0.3), curve(LEVEL))
+    assert "PQ 30.0 %" in text and "is not scored" in text and "above" not in text and "below" not in text
+
+
+def test_the_table_leaves_out_what_nobody_knows():
+    assert result_table({"labels": scores(0.3), "network": scores(0.4)}).splitlines()[-1] == (
+        "| network | 40.0 | 20.0 | 40.0 | 10.0 | 5.0 |"
+    )
+    unknown = {name: scores(0.3, still=None) for name in ("labels", "network")}
+    assert "still" not in result_table(unknown)
+    half = result_table({"labels": scores(0.3, still=None), "network": scores(0.4)})
+    assert "| labels | 30.0 | 20.0 | 40.0 | – | 5.0 |" in half
