@@ -1,5 +1,6 @@
 """Training gives the same weights for the same seed, whether it was stopped in between or not."""
 
+from copy import deepcopy
 from pathlib import Path
 
 import pytest
@@ -40,13 +41,13 @@ class Frames:
         return (60 * semantic).to(torch.uint8).expand(3, -1, -1).contiguous(), PanopticLabel(semantic, instance)
 
 
-def run(folder: Path, frames: Frames, **changes) -> tuple[dict[str, torch.Tensor], TrainResult]:
+def run(folder: Path, frames: Frames, teacher=None, **changes) -> tuple[dict[str, torch.Tensor], TrainResult]:
     torch.manual_seed(0)
     model = panoptic_cascade(1, 2, preset="small", **TINY)
     usual = {"steps": 6, "batch_size": 2, "warmup_steps": 1, "checkpoint_every_steps": 2, "log_every_steps": 4}
     settings = train_settings("small", **usual | changes)
     data = PseudoLabelDataset(frames, SPLIT, kept_mib=0)  # so that every frame is read again
-    result = train(model, data, settings, folder, progress=False, accelerator="cpu")
+    result = train(model, data, settings, folder, progress=False, teacher=teacher, accelerator="cpu")
     return model.state_dict(), result
 
 
@@ -170,6 +171,19 @@ def test_bad_settings_end_in_one_line():
         PseudoLabelDataset([], SPLIT)
 
 
+def test_a_teacher_teaches_and_stays_as_it_is(tmp_path):
+    torch.manual_seed(1)
+    teacher = panoptic_cascade(1, 2, "small", **TINY)
+    before = deepcopy(teacher.state_dict())
+    untaught, _ = run(tmp_path / "untaught", Frames())
+    taught, _ = run(tmp_path / "taught", Frames(), teacher)
+    head = "sem_seg_head.predictor.weight"
+    assert not torch.equal(taught[head], untaught[head])
+    assert all(torch.equal(weight, before[name]) for name, weight in teacher.state_dict().items())
+    again, result = run(tmp_path / "taught", Frames(), teacher)  # from its checkpoint, which does not hold the teacher
+    assert result.first_step == 6 and all(torch.equal(again[name], taught[name]) for name in taught)
+
+
 def test_frames_kept_in_memory_are_those_that_are_read_again():
     kept, read = (PseudoLabelDataset(Frames(), SPLIT, kept_mib=size) for size in (256, 0))
     for place in [(epoch, index) for epoch in range(3) for index in range(5)]:
@@ -181,12 +195,14 @@ def test_frames_kept_in_memory_are_those_that_are_read_again():
 def test_a_network_starts_from_the_classes_that_another_one_sees():
     torch.manual_seed(1)
     old, new = panoptic_cascade(1, 2, "small", **TINY), panoptic_cascade(1, 2, "small", **TINY)
-    start = start_from(new, old, Frames(), SPLIT)
+    start_from(new, old, Frames(), SPLIT)
     assert torch.equal(new.backbone.bottom_up.stem.conv1.weight, old.backbone.bottom_up.stem.conv1.weight)
     assert torch.allclose(new.sem_seg_head.predictor.weight[0], old.sem_seg_head.predictor.weight[0])  # "thing"
     wide = panoptic_cascade(1, 2, "small", **TINY | {"box_channels": 40})
-    with pytest.raises(InputError, match="the network to start from is of another size: roi_heads.box_head"):
+    with pytest.raises(InputError, match=r"the network to start from is of another size: roi_heads\.box_head"):
         start_from(wide, old, Frames(), SPLIT)
+    start = deepcopy(new)
+    before = start.state_dict()
     with torch.no_grad():
         for weight in new.parameters():
             weight += 1
@@ -194,4 +210,4 @@ def test_a_network_starts_from_the_classes_that_another_one_sees():
         joined = joined_with(start, new, share).state_dict()
         for name, weight in joined.items():
             if not name.endswith(("num_batches_tracked", "running_mean", "running_var")):
-                assert torch.allclose(weight, start.weights[name] + share, atol=1e-5), name
+                assert torch.allclose(weight, before[name] + share, atol=1e-5), name

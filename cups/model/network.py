@@ -25,7 +25,7 @@ from .cascade_heads import CascadeHeads
 from .config import PanopticCascadeConfig, Prediction, Target
 from .pooling import shared_maps
 from .region_proposals import RegionProposals
-from .semantic_head import SemanticHead, semantic_loss
+from .semantic_head import SemanticHead, semantic_loss, taught_semantic_loss
 from .simple_pyramid import SimpleFeaturePyramid
 
 # %% auto #0
@@ -75,6 +75,7 @@ class PanopticCascade(nn.Module):
         generators: Sequence[torch.Generator] | None = None,
         min_score: float | None = None,
         drop_loss: bool = True,
+        teacher: PanopticCascade | None = None,
     ) -> dict[str, Tensor] | list[Prediction] | tuple[dict[str, Tensor], list[tuple[Tensor, ...]]]:
         """Return the losses in training mode (as `learn`), predictions in evaluation mode.
 
@@ -82,14 +83,14 @@ class PanopticCascade(nn.Module):
         ----------
         images : sequence of B Tensor, (3, H, W), or Tensor, (B, 3, H, W)
             RGB; uint8, or float in [0, 1]. Sizes may differ.
-        targets, generators, min_score, drop_loss
+        targets, generators, min_score, drop_loss, teacher
             As for `learn`; in training mode.
         """
         if not self.training:
             return self.predictions(images)
         if targets is None:
             raise InputError("the network is in training mode and got no targets")
-        return self.learn(images, targets, generators, min_score, drop_loss)
+        return self.learn(images, targets, generators, min_score, drop_loss, teacher)
 
 # %% ../../nbs/model/07_network.ipynb #90dbe5bf
 @patch
@@ -128,6 +129,7 @@ def learn(
     generators: Sequence[torch.Generator] | None = None,
     min_score: float | None = None,
     drop_loss: bool = True,
+    teacher: PanopticCascade | None = None,
 ) -> dict[str, Tensor] | tuple[dict[str, Tensor], list[tuple[Tensor, ...]]]:
     """Return the losses of B images, and detections if `min_score` is given.
 
@@ -142,6 +144,8 @@ def learn(
         Minimum score of the detections.
     drop_loss : bool
         Whether DropLoss applies, where the config has it: self-training may do without.
+    teacher : PanopticCascade, optional
+        Of the same classes, in evaluation mode and on the same device: teaches the semantic head beside the labels.
 
     Returns
     -------
@@ -151,13 +155,20 @@ def learn(
         Only with `min_score`: boxes, scores, classes and masks as in `Prediction`, without gradient.
     """
     sizes = [tuple(image.shape[-2:]) for image in images]
-    features = shared_maps(self.backbone(self.normalise(images, _largest(sizes))))
+    batch = self.normalise(images, _largest(sizes))
+    features = shared_maps(self.backbone(batch))
     proposals, _, losses = self.proposal_generator(features, sizes, targets, generators)
     losses |= self.roi_heads.losses(features, proposals, sizes, targets, generators, drop_loss)
     stride = self.config.semantic_loss_stride
     scores = self.sem_seg_head(features, stride)
     labels = [target.semantic[stride // 2 :: stride, stride // 2 :: stride] for target in targets]
-    loss = semantic_loss(scores, _pad(labels, scores.shape[-2:], VOID))
+    target = _pad(labels, scores.shape[-2:], VOID)
+    if teacher is None:
+        loss = semantic_loss(scores, target)
+    else:
+        with torch.no_grad():
+            taught = teacher.sem_seg_head(teacher.backbone(batch), stride).softmax(1)
+        loss = taught_semantic_loss(scores, target, taught)
     losses["semantic"] = self.config.semantic_loss_weight * loss
     if min_score is None:
         return losses

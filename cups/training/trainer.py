@@ -242,11 +242,16 @@ class PanopticTraining(LightningModule):
     ----------
     model : PanopticCascade
     settings : TrainSettings
+    teacher : PanopticCascade, optional
+        As for `train`.
     """
 
-    def __init__(self, model: PanopticCascade, settings: TrainSettings) -> None:
+    def __init__(
+        self, model: PanopticCascade, settings: TrainSettings, teacher: PanopticCascade | None = None
+    ) -> None:
         super().__init__()
         self.model, self.settings = model, settings
+        self.start = [teacher.eval()] if teacher else []  # in a list: its weights are no part of the checkpoints
         self.run_dir = Path()  # for the batch of a failed step; `_run_steps` knows it
         self.history = LossHistory()
         self.copy_paste = SelfEnhancedCopyPaste(settings.self_enhanced)
@@ -259,7 +264,8 @@ class PanopticTraining(LightningModule):
 
     def losses(self, *batch_and_options: Any) -> Any:
         """Return what the network returns in training mode."""
-        return self.model(*batch_and_options)
+        teacher = self.start[0].to(self.device) if self.start else None
+        return self.model(*batch_and_options, teacher=teacher)
 
     def training_step(self, batch: tuple[list[Tensor], list[Target]], batch_index: int) -> Tensor:
         """Return the sum of the losses of a batch; keep their means over all processes.
@@ -533,6 +539,7 @@ def train(
     run_dir: str | Path,
     progress: bool = True,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    teacher: PanopticCascade | None = None,
     **trainer_options: Any,
 ) -> TrainResult:
     """Train `model` in place; go on from the last checkpoint in `run_dir` if there is one.
@@ -549,6 +556,8 @@ def train(
         Whether to show a progress bar.
     validate : callable, optional
         Evaluates the network in evaluation mode: scores by name. Every process calls it.
+    teacher : PanopticCascade, optional
+        Of the same classes: its probabilities teach the semantic head beside the labels. It does not change.
     **trainer_options
         For Lightning's `Trainer`: `accelerator`, ...
 
@@ -559,4 +568,5 @@ def train(
     ChildProcessError
         If one of several processes is killed; the same call goes on from the last checkpoint.
     """
-    return fit(PanopticTraining(model.train(), settings), dataset, run_dir, progress, validate, **trainer_options)
+    module = PanopticTraining(model.train(), settings, teacher)
+    return fit(module, dataset, run_dir, progress, validate, **trainer_options)
