@@ -70,7 +70,10 @@ def with_classes_of(model: PanopticCascade, old: PanopticCascade, things: Tensor
     model.load_state_dict(weights)
     return model
 
-# %% ../../nbs/training/15_start.ipynb #ae9772f6
+# %% ../../nbs/training/15_start.ipynb #5b0f3782
+_MIN_SHARE = 1e-5
+"""Old classes that are seen less, as a share of the pixels, are taken for so frequent."""
+
 _SEMANTIC_STRIDE = 2
 """Every so many-th pixel of each row and column is counted: neighbours have the same class."""
 
@@ -92,7 +95,7 @@ def seen_classes(
     Returns
     -------
     things, stuff : Tensor, (T, T') and (1 + S, 1 + S')
-        As for `with_classes_of`, in pixels.
+        As for `with_classes_of`, in any unit.
     """
     num_things, num_stuff = old.config.num_things, old.config.num_stuff
     things, stuff = torch.zeros(len(split.things), num_things), torch.zeros(1 + len(split.stuff), 1 + num_stuff)
@@ -107,6 +110,8 @@ def seen_classes(
         for number, mask in zip(target.classes.tolist(), target.masks, strict=True):
             inside = found[mask]
             things[number] += torch.bincount(inside[inside < num_things], minlength=num_things)
+    # how much likelier an old class is there than elsewhere: a rare class is more than its frequent neighbours in it
+    stuff = stuff / stuff[1:].sum(0).clamp(min=_MIN_SHARE * float(stuff[1:].sum()))
     stuff[0] = torch.eye(1 + num_stuff)[0]  # "thing" stays itself: labels leave out most things that stand still
     return things, stuff
 
