@@ -30,7 +30,7 @@ from .core.files import cache_folder
 _Network = TypeVar("_Network", bound=nn.Module)
 
 # %% auto #0
-__all__ = ['REGISTRY', 'TRIES', 'PAUSE_S', 'TIMEOUT_S', 'CHUNK', 'SHIPPED', 'Weights', 'weights_folder', 'fetch', 'weights_here',
+__all__ = ['REGISTRY', 'TRIES', 'PAUSE_S', 'TIMEOUT_S', 'CHUNK', 'Weights', 'weights_folder', 'fetch', 'weights_here',
            'weights_file', 'device_called', 'ready', 'loaded_once', 'listing']
 
 # %% ../nbs/weights.ipynb #eb725004
@@ -217,19 +217,19 @@ def fetch(name: str, folder: str | Path | None = None) -> Path:
     return path
 
 # %% ../nbs/weights.ipynb #bc20b343
-SHIPPED = {"street_scenes": "model/street_scenes.safetensors"}
+_SHIPPED = {"street_scenes": "model/street_scenes.safetensors"}
 """Networks that come with the package: the start of the small preset, made by `nbs/pretrain.ipynb`."""
 
 
 def _shipped_file(name: str | Path) -> Path:
     """Return where a network lies that comes with the package; any other name is a path itself."""
-    return Path(str(files("cups"))) / SHIPPED.get(str(name), name)
+    return Path(str(files("cups"))) / _SHIPPED.get(str(name), name)
 
 
 def weights_here(name: str | Path) -> bool:
     """Return whether a file `name` is there, or weights of that name came with the package or were downloaded."""
     if Path(name).is_file() or str(name) not in REGISTRY:
-        return Path(name).is_file() or (str(name) in SHIPPED and _shipped_file(name).is_file())
+        return Path(name).is_file() or (str(name) in _SHIPPED and _shipped_file(name).is_file())
     return (weights_folder() / REGISTRY[str(name)].file).is_file()
 
 
@@ -239,8 +239,8 @@ def weights_file(name: str | Path) -> Path:
         return Path(name)
     if str(name) in REGISTRY:
         return fetch(str(name))
-    if str(name) not in SHIPPED:
-        known = ", ".join([*SHIPPED, *REGISTRY])
+    if str(name) not in _SHIPPED:
+        known = ", ".join([*_SHIPPED, *REGISTRY])
         raise InputError(f"{name}: no such file, nor weights of that name; there are {known}")
     return _shipped_file(name)
 
@@ -279,7 +279,7 @@ def listing() -> str:
     for name, offered in REGISTRY.items():
         here, host = "yes" if weights_here(name) else "no", urlsplit(offered.url).hostname or ""
         rows.append((name, f"{offered.megabytes}", offered.licence, here, host, offered.purpose))
-    for name in SHIPPED:
+    for name in _SHIPPED:
         size = f"{_shipped_file(name).stat().st_size / 1e6:.0f}"
         rows.append((name, size, "Apache-2.0", "yes", "this package", "start of the small preset's training"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]

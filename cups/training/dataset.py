@@ -22,7 +22,7 @@ from .augment import AugmentationSettings, augment
 from .targets import training_target
 
 # %% auto #0
-__all__ = ['MAX_UNREADABLE_SHARE', 'KEPT_MIB', 'ReadableFrames', 'KeptFrames', 'PseudoLabelDataset', 'StepSampler', 'collate']
+__all__ = ['MAX_UNREADABLE_SHARE', 'ReadableFrames', 'KeptFrames', 'PseudoLabelDataset', 'StepSampler', 'collate']
 
 # %% ../../nbs/training/03_dataset.ipynb #e88059f4
 MAX_UNREADABLE_SHARE = 0.01
@@ -80,7 +80,7 @@ class ReadableFrames:
                 warnings.warn(f"{error}; left out, {count}", stacklevel=2)
 
 # %% ../../nbs/training/03_dataset.ipynb #5ac10e02
-KEPT_MIB = 256
+_KEPT_MIB = 256
 """Memory for decoded frames in each process that loads data: about a thousand of 192 x 384 pixels."""
 
 
@@ -95,7 +95,7 @@ class KeptFrames(Sequence[tuple[Tensor, PanopticLabel]]):
         Memory for them. Labels are kept in as few bytes as hold them, without their diagnostics.
     """
 
-    def __init__(self, pairs: Sequence[tuple[Tensor, PanopticLabel]], mebibytes: int = KEPT_MIB) -> None:
+    def __init__(self, pairs: Sequence[tuple[Tensor, PanopticLabel]], mebibytes: int = _KEPT_MIB) -> None:
         self.pairs, self.free = pairs, mebibytes * 2**20
         self.kept: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
 
@@ -142,7 +142,7 @@ class PseudoLabelDataset(Dataset):
     ignore_uncovered_things: bool = True
     seed: int = 0
     max_unreadable_share: float = MAX_UNREADABLE_SHARE
-    kept_mib: int = KEPT_MIB
+    kept_mib: int = _KEPT_MIB
 
     def __post_init__(self) -> None:
         self.frames = ReadableFrames(KeptFrames(self.pairs, self.kept_mib), self.max_unreadable_share)

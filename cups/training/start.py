@@ -20,7 +20,7 @@ from ..model.network import PanopticCascade
 from .targets import training_target
 
 # %% auto #0
-__all__ = ['STARTED', 'LEARNT_SHARE', 'with_classes_of', 'seen_classes', 'start_from', 'joined_with']
+__all__ = ['STARTED', 'with_classes_of', 'start_from', 'joined_with']
 
 # %% ../../nbs/training/15_start.ipynb #db75e13e
 def _class_rows(name: str, things: Tensor, stuff: Tensor) -> Tensor | None:
@@ -70,7 +70,7 @@ def with_classes_of(model: PanopticCascade, old: PanopticCascade, things: Tensor
     model.load_state_dict(weights)
     return model
 
-# %% ../../nbs/training/15_start.ipynb #5b0f3782
+# %% ../../nbs/training/15_start.ipynb #089439fa
 _MIN_SHARE = 1e-5
 """Old classes that are seen less, as a share of the pixels, are taken for so frequent."""
 
@@ -78,7 +78,7 @@ _SEMANTIC_STRIDE = 2
 """Every so many-th pixel of each row and column is counted: neighbours have the same class."""
 
 
-def seen_classes(
+def _seen_classes(
     old: PanopticCascade, frames: Sequence[tuple[Tensor, PanopticLabel]], split: ThingStuffSplit
 ) -> tuple[Tensor, Tensor]:
     """Return what a network sees where labels of other classes are.
@@ -115,7 +115,7 @@ def seen_classes(
     stuff[0] = torch.eye(1 + num_stuff)[0]  # "thing" stays itself: labels leave out most things that stand still
     return things, stuff
 
-# %% ../../nbs/training/15_start.ipynb #71bc06f4
+# %% ../../nbs/training/15_start.ipynb #6b8271a6
 _MAX_FRAMES = 200
 """Frames that show what the old classes are in the new ones; more change the means little."""
 
@@ -141,15 +141,15 @@ def start_from(
     split : ThingStuffSplit
     """
     places = np.linspace(0, len(frames) - 1, min(len(frames), _MAX_FRAMES)).round().astype(int).tolist()
-    return with_classes_of(model, old, *seen_classes(old, [frames[i] for i in places], split))
+    return with_classes_of(model, old, *_seen_classes(old, [frames[i] for i in places], split))
 
-# %% ../../nbs/training/15_start.ipynb #287156f0
-LEARNT_SHARE = 0.5
+# %% ../../nbs/training/15_start.ipynb #9bd76afc
+_LEARNT_SHARE = 0.5
 """Weight of what was learnt in the mean with the start; measured on street scenes of two seeds."""
 
 
 def joined_with(
-    start: PanopticCascade, model: PanopticCascade, learnt_share: float = LEARNT_SHARE
+    start: PanopticCascade, model: PanopticCascade, learnt_share: float = _LEARNT_SHARE
 ) -> PanopticCascade:
     """Return a network whose weights are the mean of those of a `start` and of what `model` learnt from it."""
     joined, before = deepcopy(model), start.state_dict()
