@@ -22,7 +22,7 @@ from .targets import training_target
 # %% auto #0
 __all__ = ['STARTED', 'with_classes_of', 'start_from', 'joined_with']
 
-# %% ../../nbs/training/15_start.ipynb #db75e13e
+# %% ../../nbs/training/15_start.ipynb #63eed484
 def _class_rows(name: str, things: Tensor, stuff: Tensor) -> Tensor | None:
     """Return how much of each old row goes into each new row of a layer of classes; None for all other layers."""
     if ".cls_score." in name:
@@ -44,7 +44,7 @@ def with_classes_of(model: PanopticCascade, old: PanopticCascade, things: Tensor
     old : PanopticCascade
         T' thing and S' stuff classes.
     things : Tensor, (T, T')
-        Share of each old thing class in each new one; a row of zeros leaves the class its own weights.
+        Share of each old thing class in each new one; a row of zeros makes its scores zero.
     stuff : Tensor, (1 + S, 1 + S')
         The same of the channels of the semantic head: "thing" first.
 
@@ -65,13 +65,12 @@ def with_classes_of(model: PanopticCascade, old: PanopticCascade, things: Tensor
             weight.copy_(given[name])
             continue
         mean = (shares / shares.sum(1, keepdim=True).clamp(min=1e-9)) @ given[name].reshape(shares.shape[1], -1).float()
-        known = shares.sum(1) > 0
-        weight[known] = mean.view_as(weight)[known].to(weight)
+        weight.copy_(mean.view_as(weight))
     model.load_state_dict(weights)
     return model
 
-# %% ../../nbs/training/15_start.ipynb #089439fa
-_MIN_SHARE = 1e-5
+# %% ../../nbs/training/15_start.ipynb #d824fb0a
+_MIN_SHARE = 1e-3
 """Old classes that are seen less, as a share of the pixels, are taken for so frequent."""
 
 _SEMANTIC_STRIDE = 2

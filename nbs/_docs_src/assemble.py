@@ -39,7 +39,7 @@ FOLDERS = {
 }
 """Folders of notebooks in reading order; others follow by name."""
 
-RUN_ORDER = ("explore", "train_semantics", "pseudo_labels", "train", "self_train", "fine_tune", "evaluate")
+RUN_ORDER = ("explore", "train_semantics", "pretrain", "pseudo_labels", "train", "self_train", "fine_tune", "evaluate")
 """Notebooks that people run, in their order; others follow by name."""
 
 DIRECTIVE = re.compile(r"^#\| *(\w+)", re.M)
