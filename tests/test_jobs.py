@@ -85,6 +85,17 @@ def test_the_record_of_a_training_begins_with_its_result(trained):
     assert len(bars) > 2 and all("100%|" in bar for bar in bars)
 
 
+def test_a_pretrained_network_starts_other_trainings(trained, tmp_path):
+    made = {"num_scenes": 3, "height": 96, "width": 192, "num_classes": 8, "steps": 2, "batch_size": 2, "num_shown": 1}
+    papermill("pretrain", tmp_path / "pretrain", **made, num_compared=0)
+    start = tmp_path / "pretrain" / "street_scenes.safetensors"
+    assert load(start).config.num_stuff <= 8
+    given = {name: trained / name for name in ("scenes", "labels", "test_scenes")}
+    folders = {"data_root": given["scenes"], "pseudo_labels": given["labels"], "test_root": given["test_scenes"]}
+    metrics = papermill("train", tmp_path / "train", **SMALL, **folders, start=start)
+    assert metrics["started_from"] == str(start) and metrics["stage2"]["frames"] == SMALL["num_test_scenes"]
+
+
 def test_evaluate_gives_the_scores_that_training_gave(trained, tmp_path):
     metrics = papermill(
         "evaluate",
