@@ -10,7 +10,9 @@ import os
 import shutil
 import signal
 import threading
+from asyncio import run_coroutine_threadsafe
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import wait
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
 from pathlib import Path
@@ -349,11 +351,24 @@ def _taken(queue: SimpleQueue[str]) -> Iterator[str]:
 
 
 @patch
+def _gathered(self: DaskPool, futures: list[Future]) -> list[Any]:
+    """Return the results of futures that are done; raise what one of their tasks raised.
+
+    A worker that dies before it has sent its results takes them along; they are made again once there are workers, so
+    these are looked after meanwhile.
+    """
+    gathering = run_coroutine_threadsafe(self.client.gather(futures, asynchronous=True), self.client.loop.asyncio_loop)
+    while not wait([gathering], timeout=1).done:
+        self._look_after()
+    return gathering.result()
+
+# %% ../../nbs/run/04_dask_pool.ipynb #6a7be401
+@patch
 def _outcome(self: DaskPool, future: Future) -> Any:
     """Return the result of a future, or that its workers died; raise what the task raised."""
     if future.status != "error":
         with self._connected():
-            return future.result()
+            return self._gathered([future])[0]
     try:
         return future.result()
     except KilledWorker as error:
@@ -364,7 +379,7 @@ def _outcome(self: DaskPool, future: Future) -> Any:
 def _outcomes(self: DaskPool, futures: list[Future]) -> list[Any]:
     """Return the outcomes of futures that are done, as `_outcome` does, in one request if all went well."""
     try:
-        return self.client.gather(futures) if futures else []
+        return self._gathered(futures) if futures else []
     except Exception:  # of one of them, or of all
         return [self._outcome(future) for future in futures]
 
