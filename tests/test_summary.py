@@ -29,8 +29,16 @@ def curve(values):
         ([], None),
     ],
 )
-def test_the_end_of_a_curve(values, rises):
+def test_whether_a_curve_still_rises(values, rises):
     assert still_rises(curve(values)) is rises
+
+
+def test_a_curve_that_begins_late_says_nothing():
+    assert still_rises([{"step": 200, "pq": 0.1}, {"step": 250, "pq": 0.3}]) is None
+
+
+def test_a_decayed_learning_rate_levels_a_curve_that_rose():
+    assert still_rises([{"step": step, "pq": pq} for step, pq in ((100, 0.14), (200, 0.2), (250, 0.2))])
 
 
 @pytest.mark.parametrize(
@@ -58,7 +66,7 @@ def test_a_network_is_above_below_or_level_with_its_labels(pq, said):
         ),
         ({}, "It does not change things, stuff and still things found."),
         ({"still": None}, "It does not change things and stuff."),
-        ({"things": None, "stuff": None, "still": None}, "They are level. The validation"),
+        ({"things": None, "stuff": None, "still": None}, "They are level. PQ did not rise"),
     ],
 )
 def test_what_it_gained_and_lost(after, said):
@@ -71,7 +79,7 @@ def test_a_curve_that_rises_asks_for_more_steps_and_no_other_does(job, gained):
     assert "raise `steps`" in next_step(gained, True, job)
     for rises in (False, None):
         assert "raise `steps`" not in next_step(gained, rises, job)
-    assert "too short" in next_step(gained, None, job) and "does not rise" in next_step(gained, False, job)
+    assert "too short" in next_step(gained, None, job) and "did not rise" in next_step(gained, False, job)
 
 
 @pytest.mark.parametrize(

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -103,15 +104,15 @@ def result_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
 
 # %% ../../nbs/evaluation/09_summary.ipynb #c8879bd6
 _MARGIN = 0.005  # half a point of PQ: smaller differences are called none
+_RISE = 0.01  # a point: a value of the validation is of few frames, and so less certain
 
 
 def still_rises(validation: Sequence[Mapping[str, float]]) -> bool | None:
-    """Return whether the PQ of the validation still rises at its end; None where fewer than two values are known."""
-    curve = [row["pq"] for row in validation]
-    if len(curve) < 2:
+    """Return whether the PQ rose in the second half of the steps; None where the first half has no value."""
+    steps, curve = [row["step"] for row in validation], [row["pq"] for row in validation]
+    if len(curve) < 2 or steps[0] > steps[-1] / 2:
         return None
-    before = curve[min(len(curve) // 2, len(curve) - 2) : -1]
-    return curve[-1] - sum(before) / len(before) > _MARGIN
+    return bool(curve[-1] - np.interp(steps[-1] / 2, steps, curve) > _RISE)
 
 # %% ../../nbs/evaluation/09_summary.ipynb #d9b04aa6
 def _points(value: float) -> str:
@@ -142,9 +143,9 @@ def _changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
 _Job = Literal["train", "self_train"]
 """A job that trains: `nbs/train.ipynb` or `nbs/self_train.ipynb`."""
 
-_LONGER = "The validation curve still rises at its end: raise `steps`."
+_LONGER = "PQ still rose in the second half of the steps: raise `steps`."
 _UNKNOWN = "The validation curve is too short to say whether more steps would help: lower `validate_every_steps`."
-_LEVEL = "The validation curve does not rise at its end, so more steps alone would hardly help."
+_LEVEL = "PQ did not rise in the second half of the steps, so more of them alone would hardly help."
 _NEXT = {
     ("train", True): "Next, `nbs/self_train.ipynb` lets the network complete its labels.",
     ("train", False): "More frames (`num_scenes`, `data_root`) or better labels (`label_settings`) may.",
@@ -155,7 +156,7 @@ _NEXT = {
 
 
 def next_step(gained: bool, rises: bool | None, job: _Job = "train") -> str:
-    """Return what to do after a training: whether it `gained` on what it learnt from, and its curve still `rises`."""
+    """Return what to do after a training: whether it `gained` on what it learnt from, and PQ still `rises`."""
     if rises:
         return _LONGER
     return f"{_UNKNOWN if rises is None else _LEVEL} {_NEXT[job, gained]}"
