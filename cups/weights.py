@@ -221,28 +221,28 @@ _SHIPPED = {"street_scenes": "model/street_scenes.safetensors"}
 """Networks that come with the package: the start of the small preset, made by `nbs/pretrain.ipynb`."""
 
 
-def _shipped_file(name: str | Path) -> Path:
-    """Return where a network lies that comes with the package; any other name is a path itself."""
-    return Path(str(files("cups"))) / _SHIPPED.get(str(name), name)
+def _shipped_file(name: str) -> Path:
+    """Return where a network lies that comes with the package."""
+    return Path(str(files("cups"))) / _SHIPPED[name]
 
 
 def weights_here(name: str | Path) -> bool:
     """Return whether a file `name` is there, or weights of that name came with the package or were downloaded."""
-    if Path(name).is_file() or str(name) not in REGISTRY:
-        return Path(name).is_file() or (str(name) in _SHIPPED and _shipped_file(name).is_file())
-    return (weights_folder() / REGISTRY[str(name)].file).is_file()
+    if Path(name).is_file() or str(name) in _SHIPPED:
+        return True
+    return str(name) in REGISTRY and (weights_folder() / REGISTRY[str(name)].file).is_file()
 
 
 def weights_file(name: str | Path) -> Path:
     """Return the file `name`, or the weights of that name, downloaded if they are published ones that are not here."""
     if Path(name).is_file():
         return Path(name)
+    if str(name) in _SHIPPED:
+        return _shipped_file(str(name))
     if str(name) in REGISTRY:
         return fetch(str(name))
-    if str(name) not in _SHIPPED:
-        known = ", ".join([*_SHIPPED, *REGISTRY])
-        raise InputError(f"{name}: no such file, nor weights of that name; there are {known}")
-    return _shipped_file(name)
+    known = ", ".join([*_SHIPPED, *REGISTRY])
+    raise InputError(f"{name}: no such file, nor weights of that name; there are {known}")
 
 # %% ../nbs/weights.ipynb #4257812c
 def device_called(name: str) -> str:

@@ -251,7 +251,7 @@ class PanopticTraining(LightningModule):
     ) -> None:
         super().__init__()
         self.model, self.settings = model, settings
-        self.start = [teacher.eval()] if teacher else []  # in a list: its weights are no part of the checkpoints
+        self.taught_by = [teacher.eval()] if teacher else []  # in a list: its weights are no part of the checkpoints
         self.run_dir = Path()  # for the batch of a failed step; `_run_steps` knows it
         self.history = LossHistory()
         self.copy_paste = SelfEnhancedCopyPaste(settings.self_enhanced)
@@ -264,7 +264,7 @@ class PanopticTraining(LightningModule):
 
     def losses(self, *batch_and_options: Any) -> Any:
         """Return what the network returns in training mode."""
-        teacher = self.start[0].to(self.device) if self.start else None
+        teacher = self.taught_by[0].to(self.device) if self.taught_by else None
         return self.model(*batch_and_options, teacher=teacher)
 
     def training_step(self, batch: tuple[list[Tensor], list[Target]], batch_index: int) -> Tensor:
