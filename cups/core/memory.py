@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 # %% auto #0
-__all__ = ['keep_freed_memory', 'release_memory', 'peak_memory_bytes']
+__all__ = ['keep_freed_memory', 'use_one_heap', 'release_memory', 'peak_memory_bytes']
 
 # %% ../../nbs/core/12_memory.ipynb #33d5cfa6
 _LARGE_BYTES = 16 << 20
@@ -25,6 +25,17 @@ def keep_freed_memory() -> None:
     if limit is not None:
         limit(trim_threshold, never)
         limit(mmap_threshold, _LARGE_BYTES)
+
+
+def use_one_heap() -> None:
+    """Let all threads of this process allocate from one heap; does nothing without glibc.
+
+    Else each thread gets a heap of its own and keeps there what it frees. Call it before the threads start.
+    """
+    most_heaps = -8
+    limit = getattr(ctypes.CDLL(None), "mallopt", None) if sys.platform == "linux" else None
+    if limit is not None:
+        limit(most_heaps, 1)
 
 
 def release_memory() -> None:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.memory import release_memory
+from ..core.memory import release_memory, use_one_heap
 from ..core.pictures import image_rgb, panel
 from ..core.records import PanopticLabel, StereoSample
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
@@ -210,6 +210,7 @@ class FrameExplorer:
         fps: float | None = None, **options: Any,
     ) -> FrameExplorer:  # fmt: skip
         """Return an explorer of what `open_source` opens; one that shows the fault if it cannot be opened."""
+        use_one_heap()  # before the first of the threads that come and go
         try:
             return cls(open_source(dataset, data_root, store, fps, **options))
         except InputError as error:
