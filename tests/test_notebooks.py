@@ -1,12 +1,18 @@
 """Every notebook runs: what it asserts holds. Jobs (`skip_exec`) have tests of their own."""
 
+import os
+from multiprocessing import get_context
+from multiprocessing.connection import Connection
 from pathlib import Path
 
 import nbformat
 import pytest
-from nbclient import NotebookClient
+from execnb.nbio import read_nb
+from execnb.shell import CaptureShell
 
 ROOT = Path(__file__).parents[1]
+LARGE = ["execnb.shell", "torch", "torchvision", "lightning", "torchmetrics", "sklearn.cluster", "skimage.segmentation",
+         "scipy.ndimage", "matplotlib.pyplot", "plotly.graph_objects", "ipywidgets"]  # fmt: skip
 
 
 def notebooks() -> list[str]:
@@ -15,8 +21,49 @@ def notebooks() -> list[str]:
     return [str(p.relative_to(ROOT / "nbs")) for p in tested]
 
 
+def run(path: Path, fault: Connection) -> None:
+    """Run all cells as `nbdev_test` does; send the traceback of the first that fails, or nothing."""
+    os.chdir(path.parent)
+    shell = CaptureShell(path=str(path.parent))
+    try:
+        shell.run_all(read_nb(path), exc_stop=True)
+    except Exception:
+        fault.send(shell.prettytb(str(path)))
+    else:
+        fault.send("")
+
+
+@pytest.fixture(scope="session")
+def processes():
+    """Processes that start with the large libraries loaded, as copies of one that nothing has run in."""
+    context = get_context("forkserver")
+    context.set_forkserver_preload(LARGE)
+    return context
+
+
+def fault_of(path: Path, processes) -> str:
+    receiver, sender = processes.Pipe(duplex=False)
+    process = processes.Process(target=run, args=(path, sender))
+    process.start()
+    sender.close()
+    try:
+        assert receiver.poll(600), "it takes too long"
+        return receiver.recv()
+    except EOFError:
+        return "its process died"
+    finally:
+        process.kill()
+        process.join()
+
+
 @pytest.mark.parametrize("name", notebooks())
-def test_notebook_runs(name):
-    path = ROOT / "nbs" / name
-    notebook = nbformat.read(path, as_version=4)
-    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": str(path.parent)}}).execute()
+def test_notebook_runs(name, processes):
+    fault = fault_of(ROOT / "nbs" / name, processes)
+    assert not fault, fault
+
+
+def test_a_wrong_assertion_and_a_dead_process_are_faults(tmp_path, processes):
+    for cell, fault in (("assert 1 + 1 == 3", "AssertionError"), ("import os; os._exit(0)", "died")):
+        notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell)])
+        nbformat.write(notebook, tmp_path / "wrong.ipynb")
+        assert fault in fault_of(tmp_path / "wrong.ipynb", processes)
