@@ -24,8 +24,8 @@ from ..core.splits import ThingStuffSplit
 from ..core.taxonomy import CITYSCAPES_LABELS, cityscapes_classes
 
 # %% auto #0
-__all__ = ['read_names', 'coco_categories', 'label_segments', 'coco_segments', 'segment_numbers', 'write_coco', 'write_panoptic',
-           'coco_instances']
+__all__ = ['read_names', 'coco_categories', 'label_segments', 'coco_segments', 'segment_numbers', 'write_lists', 'write_coco',
+           'write_panoptic', 'coco_instances']
 
 # %% ../../nbs/labels/05_coco.ipynb #5819c83a
 def _matched_names(scores: dict[str, Any]) -> dict[int, str]:
@@ -139,33 +139,40 @@ def coco_segments(label: PanopticLabel, listed: Sequence[dict[str, Any]]) -> tup
 
 # %% ../../nbs/labels/05_coco.ipynb #a45e594f
 def segment_numbers(colours: np.ndarray) -> np.ndarray:
-    """Return the number of each pixel's segment, (H, W), int64, from colours (H, W, 3) as `coco_segments` returns them."""
+    """Return the number of each pixel's segment, (H, W), int64, from colours (H, W, 3), as `coco_segments` has them."""
     return colours.astype(np.int64) @ (1, 1 << 8, 1 << 16)
 
 # %% ../../nbs/labels/05_coco.ipynb #60c35620
-def _write_list(file: TextIO, values: Iterable[Any]) -> None:
-    """Write a list of JSON, a line for each value."""
+def _write_value(file: TextIO, value: Any) -> None:
+    """Write a value as JSON; a list or an iterator with a line for each of its own."""
+    if not isinstance(value, list | Iterator):
+        file.write(json.dumps(value))
+        return
     file.write("[")
-    for number, value in enumerate(values):
-        file.write((",\n" if number else "\n") + json.dumps(value))
+    for number, item in enumerate(value):
+        file.write((",\n" if number else "\n") + json.dumps(item))
     file.write("\n]")
 
 
-def write_coco(
-    path: Path, images: Iterable[dict[str, Any]], annotations: Iterable[Any], categories: list[dict[str, Any]]
-) -> Path:
-    """Write a JSON file in COCO's format, whole or not at all; none of the iterables is held in memory."""
-    parts = {"images": images, "annotations": annotations, "categories": categories}
+def write_lists(path: Path, parts: dict[str, Any]) -> Path:
+    """Write an object of JSON, whole or not at all; no iterator among its values is held in memory."""
 
     def write(temporary: Path) -> None:
         with temporary.open("w") as file:
-            file.write('{"info": {"description": "written by cups"}, "licenses": []')
-            for name, values in parts.items():
-                file.write(f',\n"{name}": ')
-                _write_list(file, values)
+            for number, (name, value) in enumerate(parts.items()):
+                file.write((",\n" if number else "{") + f"{json.dumps(name)}: ")
+                _write_value(file, value)
             file.write("}\n")
 
     return write_atomically(path, write)
+
+
+def write_coco(
+    path: Path, images: Iterator[dict[str, Any]], annotations: Iterator[Any], categories: list[dict[str, Any]]
+) -> Path:
+    """Write a JSON file in COCO's format, whole or not at all."""
+    head: dict[str, Any] = {"info": {"description": "written by cups"}, "licenses": []}
+    return write_lists(path, head | {"images": images, "annotations": annotations, "categories": categories})
 
 # %% ../../nbs/labels/05_coco.ipynb #65abaa9e
 def write_panoptic(path: Path, frames: Iterable[dict[str, Any]], categories: list[dict[str, Any]]) -> Path:
@@ -204,8 +211,8 @@ def coco_instances(label: PanopticLabel) -> list[dict[str, Any]]:
     Returns
     -------
     list of dict
-        `category_id` as by `coco_categories`, `segmentation` (run lengths, packed), `area` in pixels, `bbox` (x, y, width,
-        height in pixels) and `iscrowd` 0, by class and number.
+        `category_id` as by `coco_categories`, `segmentation` (run lengths, packed), `area` in pixels, `bbox` (x, y,
+        width, height in pixels) and `iscrowd` 0, by class and number.
     """
     listed = [segment for segment in label_segments(label) if segment["instance"]]
     colours, segments = coco_segments(label, listed)
