@@ -126,7 +126,7 @@ def _cityscapes_frame(label: PanopticLabel, name: str, number: int, export: Expo
 
 # %% ../../nbs/run/08_export.ipynb #29a5c0e0
 def palette_png(classes: np.ndarray, colours: np.ndarray) -> bytes:
-    """Return a class map (H, W), uint8, as a PNG that holds classes and shows them in `colours` (K, 3); void is black."""
+    """Return a class map (H, W), uint8, as a PNG that holds it and shows it in `colours` (K, 3); void is black."""
     palette = np.zeros((VOID + 1, 3), np.uint8)
     palette[: len(colours)] = colours
     palette[VOID] = 0
