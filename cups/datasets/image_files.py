@@ -13,7 +13,7 @@ from ..core.protocols import StereoDataset
 from .labelled_folder import image_size
 
 # %% auto #0
-__all__ = ['left_file', 'fitting_file']
+__all__ = ['left_file', 'left_files', 'fitting_file']
 
 # %% ../../nbs/datasets/21_image_files.ipynb #f175b4f0
 def left_file(dataset: StereoDataset, name: str) -> Path | None:
@@ -21,6 +21,13 @@ def left_file(dataset: StereoDataset, name: str) -> Path | None:
     reader: Any = dataset
     path = reader.path("left", name) if hasattr(reader, "path") else getattr(reader, "files", {}).get(name)
     return path if path is not None and Path(path).is_file() else None
+
+
+def left_files(dataset: StereoDataset) -> dict[str, str]:
+    """Return the file of each frame's left image below the data set's root, for frames that have one."""
+    root: Any = getattr(dataset, "root", ".")
+    found = ((name, left_file(dataset, name)) for name in dataset.names)
+    return {name: path.relative_to(root).as_posix() for name, path in found if path is not None}
 
 # %% ../../nbs/datasets/21_image_files.ipynb #4b87ac6c
 def fitting_file(dataset: StereoDataset, name: str, height: int, width: int) -> str:
