@@ -152,7 +152,7 @@ def _corrected_label(
     corrected: CorrectedFile, image: dict[str, Any], before: PanopticLabel,
     classes: dict[int, int], split: ThingStuffSplit,
 ) -> tuple[PanopticLabel, str]:  # fmt: skip
-    """Return the label of an image, and a note on segments that others cover, "" if there is none."""
+    """Return the label of an image, and a note on what of it is not used, "" if all is."""
     found, name = corrected.annotations.get(image["id"], []), image["file_name"]
     if corrected.panoptic:
         numbers, segments = read_segments(corrected, found[0]), found[0]["segments_info"]
@@ -161,10 +161,13 @@ def _corrected_label(
     else:
         height, width = before.semantic.shape
         _check_size(corrected.path, name, (image.get("height", height), image.get("width", width)), before)
-        masks = [object_mask(annotation, height, width, f"{corrected.path}: image {name}") for annotation in found]
-        listed = [classes[annotation["category_id"]] for annotation in found]
+        drawn = [annotation for annotation in found if annotation.get("segmentation") != []]
+        masks = [object_mask(annotation, height, width, f"{corrected.path}: image {name}") for annotation in drawn]
+        listed = [classes[annotation["category_id"]] for annotation in drawn]
         label, places = label_of_objects(claimed_segments(before, split), masks, listed, split)
-        covered = [found[place].get("id", place) for place in places]
+        covered = [drawn[place]["id"] for place in places]
+        if empty := [annotation["id"] for annotation in found if annotation.get("segmentation") == []]:
+            return label, f"objects without a mask are left out; the first is annotation {empty[0]} of {name}"
     note = f"segments overlap, the visible pixels count; the first is {covered[0]} of {name}" if covered else ""
     return label, note
 
