@@ -202,7 +202,7 @@ def _write_change(labels: FixedLabels, name: str, label: PanopticLabel) -> None:
     else:
         labels.write_imported(name, label)
 
-
+# %% ../../nbs/labels/07_corrected.ipynb #9aa37bae
 def import_labels(
     path: str | Path, labels: str | Path, classes: str | Path | None = None, files: Mapping[str, str] | None = None
 ) -> dict[str, Any]:

@@ -89,6 +89,8 @@ def read_corrected(path: str | Path) -> CorrectedFile:
         for annotation in given["annotations"]:
             grouped[annotation["image_id"]].append(annotation)
         panoptic = any("segments_info" in annotation for annotation in given["annotations"])
+        if panoptic and not all(annotation["file_name"] for annotation in given["annotations"]):
+            raise KeyError("file_name")
         segments = [s for a in given["annotations"] for s in (a["segments_info"] if panoptic else [a])]
         used = {segment["category_id"] for segment in segments if segment["id"] is not None}
     except (KeyError, TypeError) as error:

@@ -44,7 +44,7 @@ from ..labels.fixed import FixedLabels
 from ..labels.store import PseudoLabelStore, first_difference
 
 # %% auto #0
-__all__ = ['FORMATS', 'Export', 'palette_png', 'FrameList', 'count_frames', 'export_frame', 'export_labels']
+__all__ = ['FORMATS', 'Export', 'palette_png', 'FrameList', 'count_frames', 'export_labels']
 
 # %% ../../nbs/run/08_export.ipynb #75e7b78d
 @dataclass(frozen=True)
@@ -244,7 +244,7 @@ def _write_image(name: str, path: str, size: tuple[int, ...], export: Export) ->
     write_png(export.out / folders.get(export.kind, f"images/{_SUBSET}") / path, image)
 
 
-def export_frame(numbered: tuple[int, str], export: Export) -> dict[str, Any]:
+def _export_frame(numbered: tuple[int, str], export: Export) -> dict[str, Any]:
     """Write the images of a frame; return what the JSON file says of it.
 
     Parameters
@@ -332,7 +332,7 @@ def _as_asked(
     places = {} if dataset is None else {name: place for place, name in enumerate(dataset.names)}
     return Export(fixed, Path(out), kind, split, names, dataset, images, places)
 
-
+# %% ../../nbs/run/08_export.ipynb #d8903a84
 def export_labels(
     labels: str | Path, kind: str, out: str | Path, classes: str | Path | None = None,
     dataset: StereoDataset | None = None, images: bool = False, map: Mapper = serial_map,
@@ -375,6 +375,6 @@ def export_labels(
     frames = FrameList(export.out / "frames.jsonl")
     done = count_frames(frames.path)
     todo = list(enumerate(names))[done:]
-    frames.append(iter(map(partial(export_frame, export=export), todo, "exporting")))
+    frames.append(iter(map(partial(_export_frame, export=export), todo, "exporting")))
     written = FORMATS[kind][1](export, frames)
     return {"written": str(written), "frames": len(names), "new": len(todo), "notes": notes}
