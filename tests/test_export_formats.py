@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from filelock import FileLock
 from PIL import Image
 from pycocotools import mask as mask_tools
 from pycocotools.coco import COCO
@@ -279,6 +280,29 @@ def test_another_export_is_not_mixed_with_the_one_that_is_there(made):
         (made / "video" / "left" / "000002_0.png").rename(made / "other.png")
         (made / "video" / "right" / "000002_0.png").unlink()
         exported(made, "png", "b", dataset=StereoFolder(made / "video"))
+
+
+def test_two_exports_into_one_folder_do_not_meet(made):
+    exported(made, "png")
+    with FileLock(made / "out" / "export.lock"), pytest.raises(InputError, match="out: another process exports into"):
+        exported(made, "png")
+
+
+def test_time_stamps_with_a_dot_keep_their_maps_apart(made):
+    store = PseudoLabelStore.create(made / "stamps", {}, 19)
+    for name in ("1700000000.25", "1700000000.50", "1700000000-25"):
+        store.write(name, street(len(name)))
+    store.finish()
+    path = Path(export_labels(made / "stamps", "coco-panoptic", made / "out")["written"])
+    maps = [annotation["file_name"] for annotation in read_json(path)["annotations"]]
+    assert len({m.split(".")[0] for m in maps}) == 3 and all((path.with_suffix("") / m).exists() for m in maps)
+    assert import_labels(path, made / "stamps")["changed"] == []
+
+
+def test_the_command_offers_all_formats(capsys):
+    with pytest.raises(SystemExit):
+        main(["export", "--help"])
+    assert f"{{{','.join(FORMATS)}}}" in capsys.readouterr().out
 
 
 def test_a_million_frames_do_not_lie_in_memory(tmp_path):

@@ -49,9 +49,9 @@ def fitting_file(dataset: StereoDataset, name: str, height: int, width: int) -> 
     path = left_file(dataset, name)
     root = getattr(dataset, "root", "the data set")
     if path is None:
-        raise InputError(f"{root}: no file has the left image of frame {name!r} alone")
+        raise InputError(f"{root}: no file has the left image of {name!r} alone; write the images beside the labels")
     there = image_size(path)
     if there != (width, height):
         sizes = f"{there[0]} x {there[1]} pixels, but the label of {name!r} has {width} x {height}"
-        raise InputError(f"{path}: {sizes}; write the images as they were labelled beside the labels")
+        raise InputError(f"{path}: {sizes}; write the images beside the labels")
     return path.relative_to(root).as_posix()

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from io import BytesIO
@@ -17,6 +18,7 @@ from typing import Any
 from zlib import crc32
 
 import numpy as np
+from filelock import FileLock, Timeout
 from PIL import Image
 
 from ..core.errors import InputError
@@ -102,10 +104,11 @@ def _panoptic_frame(label: PanopticLabel, name: str, number: int, export: Export
     """Write a frame for COCO panoptic."""
     listed = label_segments(label)
     numbers, segments = coco_segments(label, listed)
-    write_png(export.out / "annotations" / f"panoptic_{_SUBSET}" / f"{name}.png", numbers)
+    stem = cityscapes_stem(name, number) if "." in name else name  # panopticapi cuts names at their first dot
+    write_png(export.out / "annotations" / f"panoptic_{_SUBSET}" / f"{stem}.png", numbers)
     for segment, found in zip(segments, listed, strict=True):
         segment["instance"] = found["instance"]
-    return {"map": f"{name}.png", "segments_info": segments}
+    return {"map": f"{stem}.png", "segments_info": segments}
 
 
 def _instances_frame(label: PanopticLabel, name: str, number: int, export: Export) -> dict[str, Any]:
@@ -317,6 +320,20 @@ def _notes(export: Export) -> list[str]:
     return notes
 
 
+@contextmanager
+def _alone(out: Path) -> Iterator[None]:
+    """Raise InputError if another process exports into the folder."""
+    lock = FileLock(out / "export.lock", timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        raise InputError(f"{out}: another process exports into this folder") from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
 def _as_asked(
     labels: str | Path, kind: str, out: str | Path, classes: str | Path | None,
     dataset: StereoDataset | None, images: bool,
@@ -364,7 +381,8 @@ def export_labels(
     Raises
     ------
     InputError
-        If the store is not finished, a file is unreadable or does not fit its image, or the folder holds anything else.
+        If the store is not finished, a file is unreadable or does not fit its image, or the folder holds anything else
+        or is written by another process.
     """
     export = _as_asked(labels, kind, out, classes, dataset, images)
     names, notes = export.labels.names, _notes(export)
@@ -372,9 +390,9 @@ def export_labels(
         root = getattr(dataset, "root", "the data set")
         raise InputError(f"{root}: has no frame {unknown[0]!r}, which {labels} holds a label of; another data set?")
     _start(export, names)
-    frames = FrameList(export.out / "frames.jsonl")
-    done = count_frames(frames.path)
-    todo = list(enumerate(names))[done:]
-    frames.append(iter(map(partial(_export_frame, export=export), todo, "exporting")))
-    written = FORMATS[kind][1](export, frames)
+    with _alone(export.out):
+        frames = FrameList(export.out / "frames.jsonl")
+        todo = list(enumerate(names))[count_frames(frames.path) :]
+        frames.append(iter(map(partial(_export_frame, export=export), todo, "exporting")))
+        written = FORMATS[kind][1](export, frames)
     return {"written": str(written), "frames": len(names), "new": len(todo), "notes": notes}
