@@ -29,7 +29,7 @@ from .fixed import FixedLabels
 from .store import PseudoLabelStore
 
 # %% auto #0
-__all__ = ['label_of_segments', 'covered_segments', 'label_of_objects', 'as_before', 'import_labels', 'new_store']
+__all__ = ['label_of_segments', 'covered_segments', 'stuff_below', 'label_of_objects', 'as_before', 'import_labels', 'new_store']
 
 # %% ../../nbs/labels/07_corrected.ipynb #6711b808
 def label_of_segments(
@@ -68,15 +68,22 @@ def covered_segments(numbers: np.ndarray, segments: list[dict[str, Any]]) -> lis
     return [s["id"] for s in segments if pixels.get(s["id"], 0) < int(s.get("area") or 1)]
 
 # %% ../../nbs/labels/07_corrected.ipynb #fc68e129
+def stuff_below(label: PanopticLabel, automatic: PanopticLabel) -> PanopticLabel:
+    """Return a label without its objects: the automatic label's stuff shows where it has some, else it is void."""
+    below = automatic.semantic.masked_fill(automatic.instance > 0, VOID)
+    semantic = torch.where(label.instance > 0, below, label.semantic)
+    return PanopticLabel(semantic, torch.zeros_like(label.instance))
+
+
 def label_of_objects(
     label: PanopticLabel, masks: list[np.ndarray], listed: list[int], split: ThingStuffSplit
 ) -> tuple[PanopticLabel, list[int]]:
-    """Return the label with other objects, and which of them others cover.
+    """Return a label without objects with the given ones, and which of them others cover.
 
     Parameters
     ----------
     label : PanopticLabel, (H, W)
-        As from `claimed_segments`.
+        As from `stuff_below`.
     masks : list of ndarray, (H, W), bool
         Of the objects; where they overlap the last counts.
     listed : list of int
@@ -95,8 +102,7 @@ def label_of_objects(
     covered = [k for k, mask in enumerate(masks) if int((object_of == k + 1).sum()) < int(mask.sum())]
     classes = torch.tensor([VOID, *listed])
     countable = torch.tensor([0, *(k in split.things for k in listed)])
-    stuff = label.semantic.masked_fill(label.instance > 0, VOID)
-    semantic = torch.where(object_of > 0, classes[object_of], stuff)
+    semantic = torch.where(object_of > 0, classes[object_of], label.semantic)
     return PanopticLabel(semantic, object_of * countable[object_of]), covered
 
 # %% ../../nbs/labels/07_corrected.ipynb #8ebcb043
@@ -149,7 +155,7 @@ def _check_size(where: Path, file_name: str, size: tuple[int, ...], label: Panop
 
 
 def _corrected_label(
-    corrected: CorrectedFile, image: dict[str, Any], before: PanopticLabel,
+    corrected: CorrectedFile, image: dict[str, Any], before: PanopticLabel, automatic: PanopticLabel,
     classes: dict[int, int], split: ThingStuffSplit,
 ) -> tuple[PanopticLabel, str]:  # fmt: skip
     """Return the label of an image, and a note on what of it is not used, "" if all is."""
@@ -164,7 +170,8 @@ def _corrected_label(
         drawn = [annotation for annotation in found if annotation.get("segmentation") != []]
         masks = [object_mask(annotation, height, width, f"{corrected.path}: image {name}") for annotation in drawn]
         listed = [classes[annotation["category_id"]] for annotation in drawn]
-        label, places = label_of_objects(claimed_segments(before, split), masks, listed, split)
+        below = stuff_below(claimed_segments(before, split), claimed_segments(automatic, split))
+        label, places = label_of_objects(below, masks, listed, split)
         covered = [drawn[place]["id"] for place in places]
         if empty := [annotation["id"] for annotation in found if annotation.get("segmentation") == []]:
             return label, f"objects without a mask are left out; the first is annotation {empty[0]} of {name}"
@@ -182,13 +189,15 @@ def _changes(
         if corrected.panoptic and image["id"] not in corrected.annotations:
             yield name, None, f"images without a map keep their label; the first is {image['file_name']}"
             continue
-        found, note = _corrected_label(corrected, image, labels.read(name), classes, split)
-        yield name, _change(labels, name, found, split), note
+        present, automatic = labels.read(name), labels.store.read(name)
+        found, note = _corrected_label(corrected, image, present, automatic, classes, split)
+        yield name, _change(found, present, automatic, split), note
 
 
-def _change(labels: FixedLabels, name: str, found: PanopticLabel, split: ThingStuffSplit) -> PanopticLabel | None:
+def _change(
+    found: PanopticLabel, present: PanopticLabel, automatic: PanopticLabel, split: ThingStuffSplit
+) -> PanopticLabel | None:
     """Return a frame's new label, None if it is the present one; the automatic one if a fix was taken back."""
-    present, automatic = labels.read(name), labels.store.read(name)
     changed, undone = as_before(found, present, split), as_before(found, automatic, split)
     if torch.equal(changed.stacked(), present.stacked()):
         return None
