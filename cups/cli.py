@@ -128,18 +128,68 @@ def _run_evaluate(options: argparse.Namespace) -> dict[str, Any]:
 def _add_export(commands: _Commands) -> None:
     """Add `cups export`."""
     export = commands.add_parser(
-        "export", help="write pseudo-labels in COCO's panoptic format", formatter_class=_DEFAULTS
+        "export", help="write pseudo-labels for other programs", formatter_class=_DEFAULTS
     )
     export.add_argument("labels", metavar="LABELS", help="folder of finished pseudo-labels")
-    export.add_argument("out", metavar="OUT", help="folder to write")
-    export.add_argument("--classes", metavar="JSON", help="file with the names of the classes by number")
+    formats = ("coco-panoptic", "coco-instances", "cityscapes", "png")
+    export.add_argument("--format", default=formats[0], choices=formats, help="what to write")
+    export.add_argument("--out", required=True, metavar="DIR", help="folder to write; a started one is completed")
+    export.add_argument("--classes", metavar="JSON", help="names of the classes by number, or scores of an evaluation")
+    export.add_argument("--dataset", default="stereo_folder", metavar="NAME", help="kind of data set")
+    export.add_argument("--root", metavar="DIR", help="folder of the data set: images get the names of their files")
+    export.add_argument("--images", action="store_true", help="write the images as they were labelled; needs --root")
+    _add_workers(export)
 
 
 def _run_export(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups export`."""
-    from cups.labels.coco import export_store
+    from cups.datasets.registry import open_stereo_dataset
+    from cups.run.engine import Engine
+    from cups.run.export import export_labels
+    from cups.run.workers import Workers
 
-    return {"written": str(export_store(options.labels, options.out, options.classes))}
+    dataset = open_stereo_dataset(options.dataset, options.root) if options.root else None
+    with Engine(Workers(options.workers)) as engine:
+        said = export_labels(
+            options.labels, options.format, options.out, options.classes, dataset, options.images, engine.map
+        )
+    return _with_notes(said)
+
+
+# %% ../nbs/cli.ipynb #f2bc73f5
+def _with_notes(said: dict[str, Any]) -> dict[str, Any]:
+    """Print the notes of a result to standard error; return the rest."""
+    for note in said["notes"]:
+        print(f"cups: {note}", file=sys.stderr)
+    return {key: value for key, value in said.items() if key != "notes"}
+
+
+def _add_import(commands: _Commands) -> None:
+    """Add `cups import`."""
+    imported = commands.add_parser(
+        "import", help="take back labels that were corrected in other programs", formatter_class=_DEFAULTS
+    )
+    imported.add_argument("file", metavar="FILE", help="COCO panoptic or COCO instances, or the folder that holds it")
+    into = imported.add_mutually_exclusive_group(required=True)
+    into.add_argument("--labels", metavar="DIR", help="the exported pseudo-labels; differences become fixes")
+    into.add_argument("--out", metavar="DIR", help="folder of a new store")
+    imported.add_argument("--classes", metavar="JSON", help="names of the classes, if they were given for the export")
+    imported.add_argument("--dataset", default="stereo_folder", metavar="NAME", help="kind of data set")
+    imported.add_argument("--root", metavar="DIR", help="folder of the data set: tells frames by their files")
+
+
+def _run_import(options: argparse.Namespace) -> dict[str, Any]:
+    """Run `cups import`."""
+    from cups.datasets.image_files import left_files
+    from cups.datasets.registry import open_stereo_dataset
+    from cups.labels.corrected import import_labels, new_store
+
+    if options.out:
+        store = new_store(options.file, options.out)
+        return {"root": str(store.root), "frames": len(store), "things": store.split.things}
+    files = left_files(open_stereo_dataset(options.dataset, options.root)) if options.root else {}
+    return _with_notes(import_labels(options.file, options.labels, options.classes, files))
+
 
 # %% ../nbs/cli.ipynb #aba950da
 def _add_predict(commands: _Commands) -> None:
@@ -259,6 +309,7 @@ _COMMANDS = {
     "pseudo-labels": (_add_pseudo_labels, _run_pseudo_labels),
     "evaluate": (_add_evaluate, _run_evaluate),
     "export": (_add_export, _run_export),
+    "import": (_add_import, _run_import),
     "predict": (_add_predict, _run_predict),
     "data": (_add_data, _run_data),
     "store": (_add_store, _run_store),

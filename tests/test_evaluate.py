@@ -289,25 +289,26 @@ def test_exported_labels_read_back(tmp_path, capsys):
     semantic[25:30, 0:5] = 1  # a thing class outside every object
     semantic[35:, 40:] = VOID
     store = PseudoLabelStore.create(tmp_path / "labels", {}, 3)
-    command = ["export", f"{tmp_path}/labels", f"{tmp_path}/out", "--classes", f"{tmp_path}/names.json"]
+    command = ["export", f"{tmp_path}/labels", "--out", f"{tmp_path}/out", "--classes", f"{tmp_path}/names.json"]
     (tmp_path / "names.json").write_text('{"1": "car"}')
     store.write("b_0", PanopticLabel(semantic, instance))
     assert main(command) == 2
     assert "not finished" in capsys.readouterr().err
     store.finish(threshold=0.5)
     assert main(command) == 0
-    written = json.loads(Path(json.loads(capsys.readouterr().out)["written"]).read_text())
+    path = Path(json.loads(capsys.readouterr().out)["written"])
+    written = json.loads(path.read_text())
 
-    assert written["categories"] == [
-        {"id": 0, "name": "stuff 0", "isthing": 0},
-        {"id": 1, "name": "car", "isthing": 1},
-        {"id": 2, "name": "stuff 2", "isthing": 0},
+    assert [(c["id"], c["name"], c["isthing"]) for c in written["categories"]] == [
+        (1, "class 0 (stuff)", 0),
+        (2, "car", 1),
+        (3, "class 2 (stuff)", 0),
     ]
     assert written["images"] == [{"id": 1, "file_name": "b_0.png", "height": 40, "width": 50}]
     (annotation,) = written["annotations"]
-    numbers = np.array(Image.open(tmp_path / "out" / "panoptic" / annotation["file_name"])).astype(int)
+    numbers = np.array(Image.open(path.with_suffix("") / annotation["file_name"])).astype(int)
     numbers = numbers @ [1, 256, 65536]
-    found = {s["category_id"]: s for s in annotation["segments_info"]}
+    found = {s["category_id"] - 1: s for s in annotation["segments_info"]}
     assert {k: (s["area"], s["bbox"], s["iscrowd"]) for k, s in found.items()} == {
         0: (20 * 50 - 200, [0, 0, 50, 20], 0),
         1: (200, [10, 5, 20, 10], 0),

@@ -5,32 +5,42 @@
 # %% ../../nbs/labels/05_coco.ipynb #44f4ae91
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 import torch
+from pycocotools import mask as mask_tools
 from scipy.ndimage import find_objects
 
 from ..core.errors import InputError
-from ..core.files import read_json, write_json, write_png
-from ..core.parallel import progress
+from ..core.files import read_json, write_atomically
+from ..core.pictures import distinct_colours
 from ..core.records import VOID, PanopticLabel
-from ..core.splits import ThingStuffSplit, claimed_segments
-from .store import PseudoLabelStore
+from ..core.splits import ThingStuffSplit
+from ..core.taxonomy import CITYSCAPES_LABELS, cityscapes_classes
 
 # %% auto #0
-__all__ = ['read_names', 'coco_categories', 'label_segments', 'coco_segments', 'write_panoptic', 'export_store']
+__all__ = ['read_names', 'coco_categories', 'label_segments', 'coco_segments', 'segment_numbers', 'write_lists', 'write_coco',
+           'write_panoptic', 'coco_instances']
 
 # %% ../../nbs/labels/05_coco.ipynb #5819c83a
+def _matched_names(scores: dict[str, Any]) -> dict[int, str]:
+    """Return the names of the known classes that an evaluation matched pseudo-classes to."""
+    known = cityscapes_classes(len(scores["pq_per_class"])).names
+    return {k: known[found] for k, found in enumerate(scores["assignments"]) if found != VOID}
+
+
 def read_names(path: str | Path, split: ThingStuffSplit) -> dict[int, str]:
     """Read names of classes.
 
     Parameters
     ----------
     path : str or Path
-        A JSON object from numbers of classes to names, or a list of names.
+        A JSON object from numbers of classes to names, a list of names, or scores as `cups evaluate` prints them.
     split : ThingStuffSplit
         The classes that there are.
 
@@ -42,23 +52,43 @@ def read_names(path: str | Path, split: ThingStuffSplit) -> dict[int, str]:
     given = read_json(path)
     known = sorted(split.things + split.stuff)
     try:
+        given = _matched_names(given) if isinstance(given, dict) and "assignments" in given else given
         pairs = enumerate(given) if isinstance(given, list) else [(int(k), name) for k, name in given.items()]
         names = {int(k): str(name) for k, name in pairs}
-    except (AttributeError, ValueError) as error:
+    except (AttributeError, KeyError, IndexError, TypeError, ValueError) as error:
         raise InputError(f"{path}: expected an object from numbers of classes to names ({error})") from None
     if unknown := sorted(set(names) - set(known)):
         raise InputError(f"{path}: names class {unknown[0]}, but there are {known[0]}..{known[-1]}")
     return names
 
 # %% ../../nbs/labels/05_coco.ipynb #a745a77a
+_COLOURS = {label.name: label.colour for label in CITYSCAPES_LABELS}
+
+
 def coco_categories(split: ThingStuffSplit, names: dict[int, str] | None = None) -> list[dict[str, Any]]:
-    """Return classes as categories; those without a name are called after their number."""
-    names = names or {}
-    kinds = [(k, 1) for k in split.things] + [(k, 0) for k in split.stuff]
-    return [
-        {"id": k, "name": names.get(k, f"{'thing' if thing else 'stuff'} {k}"), "isthing": thing}
-        for k, thing in sorted(kinds)
-    ]
+    """Return classes as COCO's categories: class k has the id k + 1.
+
+    Parameters
+    ----------
+    split : ThingStuffSplit
+    names : dict of int to str, optional
+        As from `read_names`.
+
+    Returns
+    -------
+    list of dict
+        `id`, `name`, `supercategory`, `isthing` and `color` (RGB: Cityscapes' for its names, distinct ones for others).
+    """
+    names, categories = names or {}, []
+    shared, distinct = Counter(names.values()), distinct_colours(len(split.things + split.stuff) + 1)[1:]
+    for k in sorted(split.things + split.stuff):
+        kind = "thing" if k in split.things else "stuff"
+        name = names.get(k, f"class {k} ({kind})")
+        listed = f"{name} (class {k})" if shared[name] > 1 else name
+        colour = list(_COLOURS.get(name, distinct[k].tolist()))
+        about = {"supercategory": kind, "isthing": int(kind == "thing"), "color": colour}
+        categories.append({"id": k + 1, "name": listed, **about})
+    return categories
 
 # %% ../../nbs/labels/05_coco.ipynb #914c5180
 def label_segments(label: PanopticLabel) -> list[dict[str, int]]:
@@ -85,7 +115,8 @@ def coco_segments(label: PanopticLabel, listed: Sequence[dict[str, Any]]) -> tup
     numbers : ndarray, (H, W, 3), uint8
         Number of each pixel's segment: red + 256 green + 65536 blue; 0 where it is in none of the list.
     segments : list of dict
-        What `segments_info` holds, and scores; segments without a pixel are left out.
+        What `segments_info` holds, and scores; segments without a pixel are left out. Categories are numbered as by
+        `coco_categories`.
     """
     codes, where = torch.unique(label.semantic << 32 | label.instance, return_inverse=True)
     by_code = {s["class_id"] << 32 | s["instance"]: number for number, s in enumerate(listed, 1)}
@@ -97,7 +128,7 @@ def coco_segments(label: PanopticLabel, listed: Sequence[dict[str, Any]]) -> tup
         rows, columns = box
         found = {
             "id": number,
-            "category_id": segment["class_id"],
+            "category_id": segment["class_id"] + 1,
             "area": int(areas[number]),
             "bbox": [columns.start, rows.start, columns.stop - columns.start, rows.stop - rows.start],
             "iscrowd": 0,
@@ -107,59 +138,87 @@ def coco_segments(label: PanopticLabel, listed: Sequence[dict[str, Any]]) -> tup
     return np.stack([numbers >> shift & 255 for shift in (0, 8, 16)], -1).astype(np.uint8), segments
 
 # %% ../../nbs/labels/05_coco.ipynb #a45e594f
-def write_panoptic(out: Path, frames: Sequence[dict[str, Any]], categories: list[dict[str, Any]]) -> Path:
-    """Write `panoptic.json`; return its path.
+def segment_numbers(colours: np.ndarray) -> np.ndarray:
+    """Return the number of each pixel's segment, (H, W), int64, from colours (H, W, 3), as `coco_segments` has them."""
+    return colours.astype(np.int64) @ (1, 1 << 8, 1 << 16)
+
+# %% ../../nbs/labels/05_coco.ipynb #60c35620
+def _write_value(file: TextIO, value: Any) -> None:
+    """Write a value as JSON; a list or an iterator with a line for each of its own."""
+    if not isinstance(value, list | Iterator):
+        file.write(json.dumps(value))
+        return
+    file.write("[")
+    for number, item in enumerate(value):
+        file.write((",\n" if number else "\n") + json.dumps(item))
+    file.write("\n]")
+
+
+def write_lists(path: Path, parts: dict[str, Any]) -> Path:
+    """Write an object of JSON, whole or not at all; no iterator among its values is held in memory."""
+
+    def write(temporary: Path) -> None:
+        with temporary.open("w") as file:
+            for number, (name, value) in enumerate(parts.items()):
+                file.write((",\n" if number else "{") + f"{json.dumps(name)}: ")
+                _write_value(file, value)
+            file.write("}\n")
+
+    return write_atomically(path, write)
+
+
+def write_coco(
+    path: Path, images: Iterator[dict[str, Any]], annotations: Iterator[Any], categories: list[dict[str, Any]]
+) -> Path:
+    """Write a JSON file in COCO's format, whole or not at all."""
+    head: dict[str, Any] = {"info": {"description": "written by cups"}, "licenses": []}
+    return write_lists(path, head | {"images": images, "annotations": annotations, "categories": categories})
+
+# %% ../../nbs/labels/05_coco.ipynb #65abaa9e
+def write_panoptic(path: Path, frames: Iterable[dict[str, Any]], categories: list[dict[str, Any]]) -> Path:
+    """Write the JSON file of a panoptic data set; return its path.
 
     Parameters
     ----------
-    out : Path
-        Folder whose `panoptic/` has the maps.
-    frames : sequence of dict
+    path : Path
+        To write.
+    frames : iterable of dict
         Of each frame its `map` (name of the PNG file), `file_name` of the image, `height`, `width` and
-        `segments_info`.
+        `segments_info`. It is gone through twice.
     categories : list of dict
         As from `coco_categories`.
     """
-    images, annotations = [], []
-    for number, frame in enumerate(frames, 1):
-        images.append({"id": number, **{key: frame[key] for key in ("file_name", "height", "width")}})
-        found = {"file_name": frame["map"], "segments_info": frame["segments_info"]}
-        annotations.append({"image_id": number, **found})
-    listed = {"images": images, "annotations": annotations, "categories": categories}
-    return write_json(out / "panoptic.json", listed)
 
-# %% ../../nbs/labels/05_coco.ipynb #60c35620
-def export_store(labels: str | Path, out: str | Path, classes: str | Path | None = None) -> Path:
-    """Write the pseudo-labels of a store in COCO's panoptic format.
+    def images() -> Iterator[dict[str, Any]]:
+        for number, frame in enumerate(frames, 1):
+            yield {"id": number, **{key: frame[key] for key in ("file_name", "height", "width")}}
 
-    Pixels of thing classes outside every object are void, as they are for the metric.
+    def annotations() -> Iterator[dict[str, Any]]:
+        for number, frame in enumerate(frames, 1):
+            yield {"image_id": number, "file_name": frame["map"], "segments_info": frame["segments_info"]}
+
+    return write_coco(path, images(), annotations(), categories)
+
+# %% ../../nbs/labels/05_coco.ipynb #eed9c43e
+def coco_instances(label: PanopticLabel) -> list[dict[str, Any]]:
+    """Return the objects of a label (H, W) as COCO's annotations, without `id` and `image_id`.
 
     Parameters
     ----------
-    labels : str or Path
-        Folder of a finished pseudo-label store.
-    out : str or Path
-        Gets `panoptic.json` and `panoptic/<frame>.png`.
-    classes : str or Path, optional
-        JSON file that names the classes.
+    label : PanopticLabel
+        As from `claimed_segments`: only things have numbers.
 
     Returns
     -------
-    Path
-        Of `panoptic.json`.
-
-    Raises
-    ------
-    InputError
-        If the store is not finished, a file is unreadable, or the folder cannot be written.
+    list of dict
+        `category_id` as by `coco_categories`, `segmentation` (run lengths, packed), `area` in pixels, `bbox` (x, y,
+        width, height in pixels) and `iscrowd` 0, by class and number.
     """
-    store, out, frames = PseudoLabelStore(labels), Path(out), []
-    categories = coco_categories(store.split, read_names(classes, store.split) if classes else None)
-    for name in progress(store.names, len(store.names), "exporting"):
-        label = claimed_segments(store.read(name), store.split)
-        numbers, segments = coco_segments(label, label_segments(label))
-        write_png(out / "panoptic" / f"{name}.png", numbers)
-        height, width = label.semantic.shape
-        size = {"height": height, "width": width}
-        frames.append({"map": f"{name}.png", "file_name": f"{name}.png", **size, "segments_info": segments})
-    return write_panoptic(out, frames, categories)
+    listed = [segment for segment in label_segments(label) if segment["instance"]]
+    colours, segments = coco_segments(label, listed)
+    numbers, annotations = segment_numbers(colours), []
+    for segment in segments:
+        packed = mask_tools.encode(np.asfortranarray(numbers == segment["id"], dtype=np.uint8))
+        mask = {"size": packed["size"], "counts": packed["counts"].decode("ascii")}
+        annotations.append({key: value for key, value in segment.items() if key != "id"} | {"segmentation": mask})
+    return annotations

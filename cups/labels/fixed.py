@@ -133,6 +133,11 @@ class FixedLabels:
         """Return the paths of the two PNGs."""
         return self.folder / f"{name}_semantic.png", self.folder / f"{name}_instance.png"
 
+    def _imported(self, name: str) -> tuple[Path, Path]:
+        """Return the paths of the two PNGs of a label that was made elsewhere."""
+        semantic, instance = self._images(name)
+        return self.folder / "imported" / semantic.name, self.folder / "imported" / instance.name
+
 # %% ../../nbs/labels/04_fixed.ipynb #f4ce51e7
 def _check_label(label: PanopticLabel, num_classes: int, path: Path) -> None:
     """Raise InputError, which names the path, if the label holds classes or numbers that a store cannot have."""
@@ -163,7 +168,7 @@ def write_fixed(self: FixedLabels, name: str, label: PanopticLabel, edits: Seque
         If the store has no such frame, the label holds other classes, or the folder cannot be written.
     """
     marker = self._marker(name)
-    if self.store.missing([name]):
+    if not self.store.is_complete(name):
         raise InputError(f"{self.root}: holds no frame {name!r} to fix")
     _check_label(label, self.num_classes, marker)
     try:
@@ -222,7 +227,50 @@ def remove_fixed(self: FixedLabels, name: str) -> None:
         If a file cannot be removed.
     """
     try:
-        for path in (self._marker(name), *self._images(name)):
+        for path in (self._marker(name), *self._images(name), *self._imported(name)):
             path.unlink(missing_ok=True)
     except OSError as error:
         raise InputError(f"{path}: cannot be removed ({error.strerror})") from None
+
+# %% ../../nbs/labels/04_fixed.ipynb #9fd628a7
+@patch
+def write_imported(self: FixedLabels, name: str, label: PanopticLabel) -> None:
+    """Write a frame's fixed label that was made elsewhere in place of an earlier one; the automatic label stays.
+
+    Parameters
+    ----------
+    name, label
+        As for `write_fixed`.
+
+    Raises
+    ------
+    InputError
+        As for `write_fixed`.
+    """
+    marker = self._marker(name)
+    _check_label(label, self.num_classes, marker)
+    try:
+        marker.unlink(missing_ok=True)  # while its images are replaced the frame is not fixed
+    except OSError as error:
+        raise InputError(f"{marker}: cannot be written ({error.strerror})") from None
+    if self.store.is_complete(name):
+        write_label(self.folder / "imported", name, label)
+    self.write_fixed(name, label, [])
+
+
+@patch
+def is_imported(self: FixedLabels, name: str) -> bool:
+    """Return whether a frame has a fixed label, and it was made elsewhere."""
+    return self.is_fixed(name) and self._imported(name)[0].exists()
+
+
+@patch
+def start(self: FixedLabels, name: str) -> PanopticLabel:
+    """Read the label that the edits of a frame start from: the imported one if there is one, else the automatic one.
+
+    Raises
+    ------
+    InputError
+        If a file of it cannot be used.
+    """
+    return read_label(self.folder / "imported", name) if self.is_imported(name) else self.store.read(name)

@@ -17,9 +17,7 @@ from ..core.errors import InputError
 from ..core.files import read_json, write_atomically, write_json, write_png
 from ..core.images import read_rgb
 from ..core.parallel import progress
-from ..core.pictures import distinct_colours, panoptic_rgb
-from ..core.records import VOID
-from ..core.taxonomy import CITYSCAPES_27
+from ..core.pictures import panoptic_rgb
 from ..labels.coco import coco_categories, coco_segments, read_names, write_panoptic
 from ..model.files import load
 from ..model.inference import predict
@@ -55,15 +53,6 @@ def _image_files(paths: Sequence[str | Path]) -> list[Path]:
             raise InputError(f"{file}: {by_name[file.stem]} would get the same name")
         by_name[file.stem] = file
     return files
-
-# %% ../../nbs/run/07_predict.ipynb #5324e0b2
-def _class_colours(categories: list[dict[str, Any]]) -> np.ndarray:
-    """Return a colour for each class: Cityscapes' for its names, distinct ones for others."""
-    colours = distinct_colours(VOID + 1)[1:].copy()
-    for category in categories:
-        if category["name"] in CITYSCAPES_27.names:
-            colours[category["id"]] = CITYSCAPES_27.colours[CITYSCAPES_27.names.index(category["name"])]
-    return colours
 
 # %% ../../nbs/run/07_predict.ipynb #3a99cfeb
 def _started_folder(out: Path, settings: dict[str, Any]) -> None:
@@ -117,7 +106,7 @@ def predict_images(
     network = load(weights, device_called(device), min_confidence=min_confidence)
     categories = coco_categories(network.split, read_names(classes, network.split) if classes else None)
     _started_folder(out, {"weights_sha256": digest, **options})
-    colours = _class_colours(categories)
+    colours = np.array([category["color"] for category in categories], np.uint8)
     frames = []
     for path in progress(files, len(files), "segmenting"):
         kept = out / "annotations" / f"{path.stem}.json"
@@ -131,4 +120,4 @@ def predict_images(
             size = {"height": image.shape[1], "width": image.shape[2]}
             write_json(kept, {"file_name": path.name, **size, "segments_info": segments})
         frames.append({"map": f"{path.stem}.png", **read_json(kept)})
-    return write_panoptic(out, frames, categories)
+    return write_panoptic(out / "panoptic.json", frames, categories)

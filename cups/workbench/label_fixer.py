@@ -234,7 +234,7 @@ class OpenFrame:
     name : str
     image : Tensor, (3, H, W), uint8
     automatic : PanopticLabel
-        As stored.
+        As stored, or as it was imported.
     draft : Draft
 
     Attributes
@@ -299,7 +299,7 @@ def save_drafts(labels: FixedLabels, drafts: Mapping[str, Draft]) -> None:
     ----------
     labels : FixedLabels
     drafts : mapping
-        By name of the frame. A draft without edits removes the fixed label, so that the automatic one counts again.
+        By name of the frame. Without edits the automatic or imported label counts again.
 
     Raises
     ------
@@ -310,8 +310,8 @@ def save_drafts(labels: FixedLabels, drafts: Mapping[str, Draft]) -> None:
     for name in sorted(name for name, draft in drafts.items() if draft.unsaved):
         edits = drafts[name].edits
         try:
-            if edits:
-                labels.write_fixed(name, replay(labels.store.read(name), edits), edits)
+            if edits or labels.is_imported(name):
+                labels.write_fixed(name, replay(labels.start(name), edits), edits)
             else:
                 labels.remove_fixed(name)
             drafts[name].saved = edits
@@ -467,7 +467,7 @@ def _open(self: LabelFixer, index: int) -> OpenFrame:
     self.opened = None
     try:
         place, name = self.places[index]
-        automatic, image = self.labels.store.read(name), self.video.left(place)
+        automatic, image = self.labels.start(name), self.video.left(place)
         if image.shape[1:] != automatic.semantic.shape:
             sizes = " and ".join(f"{w} x {h}" for h, w in (automatic.semantic.shape, image.shape[1:]))
             raise InputError(f"{self.labels.root}: label and image of {name} differ in size ({sizes})")
