@@ -5,7 +5,6 @@ import os
 import pickle
 import shutil
 import threading
-import warnings
 
 import cv2
 import numpy as np
@@ -19,11 +18,11 @@ from cups.core.files import read_image, write_json, write_png
 from cups.core.images import to_array
 from cups.core.records import Calibration
 from cups.datasets.calibration_files import folder_calibration, read_pair
-from cups.datasets.camera_pair import CameraPair, Lens
+from cups.datasets.camera_pair import Lens
 from cups.datasets.check import check_dataset
 from cups.datasets.kitti_raw import read_calibration
 from cups.datasets.rectification import rectification, vertical_offset
-from cups.datasets.stereo_folder import StereoFolder, write_sample
+from cups.datasets.stereo_folder import StereoFolder
 from cups.datasets.stereo_video import StereoVideo
 from cups.datasets.video_files import VideoFile
 from cups.labels.store import PseudoLabelStore
@@ -49,9 +48,11 @@ KITTI_RAW = """\
 calib_time: 09-Jan-2012 13:57:47
 corner_dist: 9.950000e-02
 S_02: 1.392000e+03 5.120000e+02
-K_02: 9.597910e+02 0.000000e+00 6.960217e+02 0.000000e+00 9.569251e+02 2.241806e+02 0.000000e+00 0.000000e+00 1.000000e+00
+K_02: 9.597910e+02 0.000000e+00 6.960217e+02 0.000000e+00 9.569251e+02 2.241806e+02 0.000000e+00 0.000000e+00 \
+1.000000e+00
 D_02: -3.691481e-01 1.968681e-01 1.353473e-03 5.677587e-04 -6.770705e-02
-R_02: 9.999758e-01 -5.267463e-03 -4.552439e-03 5.251945e-03 9.999804e-01 -3.413835e-03 4.570332e-03 3.389843e-03 9.999838e-01
+R_02: 9.999758e-01 -5.267463e-03 -4.552439e-03 5.251945e-03 9.999804e-01 -3.413835e-03 4.570332e-03 3.389843e-03 \
+9.999838e-01
 T_02: 5.956621e-02 2.900141e-04 2.577209e-03
 S_rect_02: 1.242000e+03 3.750000e+02
 R_rect_02: 9.998817e-01 1.511453e-02 -2.841595e-03 -1.511724e-02 9.998853e-01 -9.338510e-04 2.827154e-03 9.766976e-04 \
@@ -59,9 +60,11 @@ R_rect_02: 9.998817e-01 1.511453e-02 -2.841595e-03 -1.511724e-02 9.998853e-01 -9
 P_rect_02: 7.215377e+02 0.000000e+00 6.095593e+02 4.485728e+01 0.000000e+00 7.215377e+02 1.728540e+02 2.163791e-01 \
 0.000000e+00 0.000000e+00 1.000000e+00 2.745884e-03
 S_03: 1.392000e+03 5.120000e+02
-K_03: 9.037596e+02 0.000000e+00 6.957519e+02 0.000000e+00 9.019653e+02 2.242509e+02 0.000000e+00 0.000000e+00 1.000000e+00
+K_03: 9.037596e+02 0.000000e+00 6.957519e+02 0.000000e+00 9.019653e+02 2.242509e+02 0.000000e+00 0.000000e+00 \
+1.000000e+00
 D_03: -3.639558e-01 1.788651e-01 6.029694e-04 -3.922424e-04 -5.382460e-02
-R_03: 9.995599e-01 1.699522e-02 -2.431313e-02 -1.704422e-02 9.998531e-01 -1.809756e-03 2.427880e-02 2.223358e-03 9.997028e-01
+R_03: 9.995599e-01 1.699522e-02 -2.431313e-02 -1.704422e-02 9.998531e-01 -1.809756e-03 2.427880e-02 2.223358e-03 \
+9.997028e-01
 T_03: -4.731050e-01 5.551470e-03 -5.250882e-03
 S_rect_03: 1.242000e+03 3.750000e+02
 R_rect_03: 9.998321e-01 -7.193136e-03 1.685599e-02 7.232804e-03 9.999712e-01 -2.293585e-03 -1.683901e-02 2.415116e-03 \
@@ -144,7 +147,8 @@ def test_kitti_odometry(tmp_path, capsys):
     assert main(["calibration", str(file), "--out", str(out), "--width", "1241", "--height", "376"]) == 0
     said = capsys.readouterr().out
     assert said.count("\n") == 1
-    assert all(word in said for word in (str(file), "KITTI odometry", "fx 718.86 px", "baseline 0.5323 m", "1241 x 376"))
+    words = str(file), "KITTI odometry", "fx 718.86 px", "baseline 0.5323 m", "1241 x 376"
+    assert all(word in said for word in words)
     camera = Calibration.from_json(out)
     assert (camera.fx, camera.cx, camera.cy) == (718.856, 607.1928, 185.2157)
     assert camera.baseline_m == pytest.approx((45.38225 + 337.2877) / 718.856)  # not 0.386 or 386, of P1 alone
@@ -175,10 +179,13 @@ def test_middlebury_is_in_millimetres_and_must_have_one_principal_point(tmp_path
     file = written(tmp_path / "metres.txt", MIDDLEBURY.replace("536.62", "0.53662"))
     refused(lambda: read_pair(file).calibration(), file, "0.00053662 m cannot be", "--unit m")
     assert read_pair(file, unit_m=1.0).calibration().baseline_m == 0.53662
-    refused(lambda: read_pair(written(tmp_path / "d.txt", ADIRONDACK.replace("doffs=209", "doffs=20"))), "doffs is 20.059")
+    other = written(tmp_path / "other.txt", ADIRONDACK.replace("doffs=209", "doffs=20"))
+    refused(lambda: read_pair(other), other, "doffs is 20.059")
 
 
-@pytest.mark.parametrize("text", ["754.67 0 489.4 0 754.67 265.2 0 0 1\n0.063\n", "754.67 0 489.4\n0 754.67 265.2\n0 0 1\n0.063"])
+@pytest.mark.parametrize(
+    "text", ["754.67 0 489.4 0 754.67 265.2 0 0 1\n0.063\n", "754.67 0 489.4\n0 754.67 265.2\n0 0 1\n0.063"]
+)
 def test_plain_matrix(tmp_path, text):
     file = written(tmp_path / "K.txt", text)
     assert read_pair(file).calibration((960, 540)) == Calibration(754.67, 754.67, 489.4, 265.2, 0.063, 960, 540)
@@ -201,7 +208,8 @@ def stereo_calibrated():
         pose = cv2.Rodrigues(rng.uniform(-0.5, 0.5, 3))[0]
         place = np.array([[-120.0], [-75], [0]]) + rng.uniform((-80, -60, 500), (80, 60, 800)).reshape(3, 1)
         for side, (r, t) in enumerate(((pose, place), (turn @ pose, turn @ place + move))):
-            seen[side].append(cv2.projectPoints(board, cv2.Rodrigues(r)[0], t, matrix, bends[side])[0].astype(np.float32))
+            points, _ = cv2.projectPoints(board, cv2.Rodrigues(r)[0], t, matrix, bends[side])
+            seen[side].append(points.astype(np.float32))
     boards = [board] * 12
     singles = [cv2.calibrateCamera(boards, points, size, None, None)[1:3] for points in seen]
     _, k1, d1, k2, d2, r, t, *_ = cv2.stereoCalibrate(
@@ -401,8 +409,13 @@ def raw_recording(request, tmp_path_factory):
     samples = [scene.sample for scene in street_clip(7, 2, 240, 480)]
     camera, root = samples[0].calibration, tmp_path_factory.mktemp(request.param)
     turns = [cv2.Rodrigues(np.array(angles))[0] for angles in ((0.012, -0.01, 0.01), (-0.015, 0.012, -0.012))]
-    bends = ((-0.03, 0.01, 0.002, -0.001), (-0.02, 0.008, 0, 0)) if fisheye else ((-0.15, 0.04, 0.001, 0), (-0.12, 0.03, 0, 0.001))
-    matrices = [np.array([[f, 0, camera.cx + dx], [0, f, camera.cy], [0, 0, 1]]) for f, dx in ((camera.fx, 3), (camera.fx + 4, -5))]
+    bends = ((-0.15, 0.04, 0.001, 0), (-0.12, 0.03, 0, 0.001))
+    if fisheye:
+        bends = ((-0.03, 0.01, 0.002, -0.001), (-0.02, 0.008, 0, 0))
+    focal = camera.fx
+    matrices = [
+        np.array([[f, 0, camera.cx + x], [0, f, camera.cy], [0, 0, 1]]) for f, x in ((focal, 3), (focal + 4, -5))
+    ]
     lenses = [Lens(matrix, np.array(bend), fisheye) for matrix, bend in zip(matrices, bends, strict=True)]
     for number, sample in enumerate(samples):
         for side, lens, turn in zip(("left", "right"), lenses, turns, strict=True):
@@ -473,7 +486,8 @@ def test_rectify_says_that_a_calibration_is_wrong(raw_recording, tmp_path, capsy
     chain = yaml.safe_load((root / "camchain.yaml").read_text())
     chain["cam1"]["T_cn_cnm1"][:3] = [[*row, move] for row, move in zip(np.eye(3).tolist(), (-0.5, 0, 0), strict=True)]
     wrong = written(tmp_path / "wrong.yaml", yaml.safe_dump(chain))
-    assert main(["rectify", str(root), "--out", str(tmp_path / "a"), "--calibration", str(wrong), "--workers", "1"]) == 0
+    options = ["--workers", "1", "--calibration"]
+    assert main(["rectify", str(root), "--out", str(tmp_path / "a"), *options, str(wrong)]) == 0
     assert "rows of left and right still differ by" in capsys.readouterr().err
     # images that were rectified before: the distortion is taken out a second time
     done = tmp_path / "done"
@@ -483,7 +497,7 @@ def test_rectify_says_that_a_calibration_is_wrong(raw_recording, tmp_path, capsy
         part["resolution"] = [camera.width, camera.height]
     chain["cam1"]["T_cn_cnm1"] = yaml.safe_load((root / "camchain.yaml").read_text())["cam1"]["T_cn_cnm1"]
     again = written(tmp_path / "again.yaml", yaml.safe_dump(chain))
-    assert main(["rectify", str(done), "--out", str(tmp_path / "b"), "--calibration", str(again), "--workers", "1"]) == 0
+    assert main(["rectify", str(done), "--out", str(tmp_path / "b"), *options, str(again)]) == 0
     assert "the images were rectified already" in capsys.readouterr().err
 
 
@@ -514,10 +528,8 @@ def test_rectify_shifts_images_whose_principal_points_differ(tmp_path):
     left = read_image(tmp_path / "out" / "left" / "0.png")
     # the same view of both: a window of the left image, scaled to the width
     scale = made.fx / camera.fx
-    window = cv2.warpAffine(
-        to_array(sample.right_0), np.array([[scale, 0, made.cx - scale * camera.cx], [0, scale, made.cy - scale * camera.cy]]),
-        (made.width, made.height), flags=cv2.INTER_LINEAR,
-    )  # fmt: skip
+    move = np.array([[scale, 0, made.cx - scale * camera.cx], [0, scale, made.cy - scale * camera.cy]])
+    window = cv2.warpAffine(to_array(sample.right_0), move, (made.width, made.height), flags=cv2.INTER_LINEAR)
     right = read_image(tmp_path / "out" / "right" / "0.png")
     assert left.shape == right.shape and np.abs(right.astype(int) - window)[5:-5, 5:-5].mean() < 1.5
 
@@ -539,8 +551,8 @@ def write_video(path, images, codec="MJPG", fps=10.0):
 
 def numbered(count, size=(64, 96)):
     """Return frames that show their number: bit k as a black or white stripe."""
-    return [np.tile(np.repeat((n >> np.arange(8)) & 1, size[1] // 8)[None, :, None], (size[0], 1, 3)).astype(np.uint8) * 255
-            for n in range(count)]  # fmt: skip
+    stripes = (np.repeat((n >> np.arange(8)) & 1, size[1] // 8) for n in range(count))
+    return [np.tile(row[None, :, None], (size[0], 1, 3)).astype(np.uint8) * 255 for row in stripes]
 
 
 def shown(image):
@@ -549,7 +561,10 @@ def shown(image):
     return int(((image[5, width // 2 :: width, 0] > 127) << np.arange(8)).sum())
 
 
-@pytest.mark.parametrize("name, codec", [("v.mp4", "mp4v"), ("v.avi", "MJPG"), ("x.avi", "XVID"), ("v.mkv", "FFV1"), ("w.mkv", "VP80")])
+@pytest.mark.parametrize(
+    "name, codec",
+    [("v.mp4", "mp4v"), ("v.avi", "MJPG"), ("x.avi", "XVID"), ("v.mkv", "FFV1"), ("w.mkv", "VP80")],
+)
 def test_any_frame_of_a_video_is_that_frame(tmp_path, name, codec):
     video = VideoFile(write_video(tmp_path / name, numbered(160), codec))
     order = [0, 1, 2, 159, 158, 3, 80, 79, 81, 120, *np.random.default_rng(0).integers(0, 160, 15).tolist()]
@@ -558,6 +573,78 @@ def test_any_frame_of_a_video_is_that_frame(tmp_path, name, codec):
     assert [shown(copy[n]) for n in (150, 4)] == [150, 4]
     with pytest.raises(IndexError):
         video[160]
+
+
+def with_times(path, lengths):
+    """Give the frames of an MP4 file other lengths: rewrite its table of them, and the sizes of the boxes around it."""
+    data, at, ends = bytearray(path.read_bytes()), 0, len(path.read_bytes())
+    boxes = [b"moov", b"trak", b"mdia", b"minf", b"stbl", b"stts"]
+    places = []
+    while boxes:
+        size, kind = int.from_bytes(data[at : at + 4], "big"), bytes(data[at + 4 : at + 8])
+        assert at < ends
+        if kind == boxes[0]:
+            places.append(at)
+            boxes.pop(0)
+            at += 8
+        else:
+            at += size
+    table = places[-1]
+    old = int.from_bytes(data[table : table + 4], "big")
+    entries = b"".join((1).to_bytes(4, "big") + int(length).to_bytes(4, "big") for length in lengths)
+    new = b"stts" + bytes(4) + len(lengths).to_bytes(4, "big") + entries
+    data[table + 4 : table + old] = new
+    for place in places:
+        size = int.from_bytes(data[place : place + 4], "big") + len(new) + 4 - old
+        data[place : place + 4] = size.to_bytes(4, "big")
+    path.write_bytes(data)
+
+
+def early_head(data):
+    """Return an MP4 file with its table of frames before the frames, as files for streaming have it."""
+    boxes, at = {}, 0
+    while at < len(data):
+        size = int.from_bytes(data[at : at + 4], "big")
+        boxes[data[at + 4 : at + 8]] = bytearray(data[at : at + size])
+        at += size
+    moov = boxes.pop(b"moov")
+    at = moov.index(b"stco") + 8
+    for n in range(int.from_bytes(moov[at : at + 4], "big")):
+        place = at + 4 + 4 * n
+        moov[place : place + 4] = (int.from_bytes(moov[place : place + 4], "big") + len(moov)).to_bytes(4, "big")
+    return bytes(boxes.pop(b"ftyp") + moov + b"".join(boxes.values()))
+
+
+def test_a_trimmed_video_is_what_it_shows(tmp_path):
+    path = write_video(tmp_path / "v.mp4", numbered(60), "mp4v")
+    with_times(path, [2048] * 60)  # the list of what to show ends after half
+    video = VideoFile(path)
+    assert len(video) < 40 and [shown(video[n]) for n in (20, 3)] == [20, 3]
+
+
+def test_frames_at_a_varying_rate(tmp_path):
+    path, rng = write_video(tmp_path / "v.mp4", numbered(150), "mp4v"), np.random.default_rng(0)
+    lengths = rng.integers(256, 4096, 150).astype(float)
+    lengths = np.diff(np.round(np.cumsum([0, *lengths]) * 150 * 1024 / lengths.sum())).astype(int)
+    with_times(path, lengths)  # in all as long as before, as the list of what to show says
+    video = VideoFile(path)
+    assert len(video) == 150 and np.diff(video.times_ms).std() > 10
+    order = [140, 3, 60, 149, *rng.integers(0, 150, 20).tolist()]
+    assert [shown(video[n]) for n in order] == order
+    plain, wrong = cv2.VideoCapture(str(path)), 0
+    for n in order:
+        plain.set(cv2.CAP_PROP_POS_FRAMES, n)
+        found, image = plain.read()
+        wrong += not found or shown(image) != n
+    assert wrong > 5  # OpenCV's own jumps go elsewhere, else this test would show nothing
+
+
+def test_no_sample_spans_a_gap_in_time(tmp_path, clip):
+    for side in ("left", "right"):
+        path = write_video(tmp_path / f"{side}.mp4", [to_array(getattr(s, f"{side}_0")) for s in clip], "mp4v")
+        with_times(path, [768, 768, 2304, 768, 768, 768])
+    write_json(tmp_path / "calibration.json", clip[0].calibration.to_dict())
+    assert StereoVideo(tmp_path).names == ["000000", "000001", "000003", "000004"]
 
 
 def test_threads_that_read_one_video_get_their_frames(tmp_path):
@@ -665,15 +752,22 @@ def test_faults_of_video_end_in_one_line(drive, capfd):
     refused(lambda: StereoVideo(root), left, "the other side of clip 'a b' is missing")
     joined(root, frames, 1, "both.mp4", "mp4v")
     data = (root / "both.mp4").read_bytes()
+    (root / "both.mp4").write_bytes(early_head(data)[:-1000])
+    refused(lambda: StereoVideo(root), root / "both.mp4", "cut off")
+    (root / "both.mp4").write_bytes(early_head(data))
+    assert len(StereoVideo(root)) == 5
     (root / "both.mp4").write_bytes(data[:-1000])
     refused(lambda: StereoVideo(root), root / "both.mp4", "not readable as a video")
     write_video(root / "both.mp4", [np.zeros((96, 386, 3), np.uint8)] * 3, "mp4v")
     refused(lambda: StereoVideo(root), "386 x 96 pixels", "neither side by side nor above each other")
-    write_video(root / "both.mkv", [np.zeros((97, 193, 3), np.uint8)] * 3, "FFV1")
     (root / "both.mp4").unlink()
+    codec = cv2.CAP_OPENCV_MJPEG, cv2.VideoWriter_fourcc(*"MJPG")  # the one that keeps odd sizes
+    writer = cv2.VideoWriter(str(root / "both.avi"), *codec, 10, (193, 97))
+    writer.write(np.zeros((97, 193, 3), np.uint8))
+    writer.release()
     refused(lambda: StereoVideo(root, layout="side_by_side"), "193 x 97 pixels", "width cannot be halved")
     refused(lambda: StereoVideo(root, layout="top_bottom"), "height cannot be halved")
-    (root / "both.mkv").unlink()
+    (root / "both.avi").unlink()
     refused(lambda: StereoVideo(root), root, "no video files")
     assert main(["pseudo-labels", "--dataset", "stereo_video", "--root", str(root), "--out", str(root / "o")]) == 2
     assert capfd.readouterr().err.count("cups: error") == 1
@@ -681,11 +775,15 @@ def test_faults_of_video_end_in_one_line(drive, capfd):
 
 def test_pseudo_labels_and_explore(drive, tmp_path):
     root, _ = drive
+    for side in ("left", "right"):
+        (root / f"a b_{side}.avi").rename(root / f"ab_{side}.avi")
+    write_json(root / "stereo_video.json", {"step": 3})
     settings = written(tmp_path / "settings.yaml", "num_classes: 4\n")
     out = tmp_path / "labels"
     options = ["--settings", str(settings), "--workers", "1"]
     assert main(["pseudo-labels", "--dataset", "stereo_video", "--root", str(root), "--out", str(out), *options]) == 0
-    assert sorted(PseudoLabelStore(out).names) == [f"a b_{n:06d}" for n in range(5)]
+    assert sorted(PseudoLabelStore(out).names) == ["ab_000000"]
     source = open_source("stereo_video", root, stages=False)
-    assert source.names[2] == "a b_000002" and source.left(2).shape == (3, 96, 192)
+    assert source.names == ["ab_000000"] and source.left(0).shape == (3, 96, 192)
+    assert [frame.name for frame in source.load(0)] == ["ab_000000"]
     assert check_dataset("stereo_video", root).usable
