@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import platform
 import shutil
 import threading
 
@@ -141,7 +142,7 @@ def refused(call, *words):
 
 
 def test_kitti_odometry(tmp_path, capsys):
-    file = written(tmp_path / "calib.txt", KITTI_00)
+    file = written(tmp_path / "calib.txt", KITTI_00.replace("\n", "\r\n"))
     refused(lambda: read_pair(file).calibration(), file, "--width and --height")
     out = tmp_path / "out" / "calibration.json"
     assert main(["calibration", str(file), "--out", str(out), "--width", "1241", "--height", "376"]) == 0
@@ -177,7 +178,7 @@ def test_middlebury_is_in_millimetres_and_must_have_one_principal_point(tmp_path
     assert line.count("\n") == 1 and "209.059 pixels apart (doffs)" in line and "cups rectify" in line
     # in metres by mistake: not a baseline of 0.2 mm
     file = written(tmp_path / "metres.txt", MIDDLEBURY.replace("536.62", "0.53662"))
-    refused(lambda: read_pair(file).calibration(), file, "0.00053662 m cannot be", "--unit m")
+    refused(lambda: read_pair(file).calibration(), file, "0.00053662 m cannot be", "--unit")
     assert read_pair(file, unit_m=1.0).calibration().baseline_m == 0.53662
     other = written(tmp_path / "other.txt", ADIRONDACK.replace("doffs=209", "doffs=20"))
     refused(lambda: read_pair(other), other, "doffs is 20.059")
@@ -243,6 +244,8 @@ def test_opencv(tmp_path, stereo_calibrated, suffix, capsys):
     assert camera.baseline_m == pytest.approx(0.119, rel=0.01)  # as the pair was
     assert camera.fx == pytest.approx(values["P1"][0, 0]) and camera.cx == pytest.approx(values["P1"][0, 2])
     refused(lambda: read_pair(intrinsics).calibration((640, 480)), intrinsics, "how far apart")
+    whole = read_pair(opencv_file(tmp_path / f"stereo.{suffix}", values), unit_m=1e-3)
+    assert whole.calibration((640, 480)) == camera and whole.lenses[1].distortion.shape == (5,)
     by_q = read_pair(opencv_file(tmp_path / f"q.{suffix}", {"Q": values["Q"]}), unit_m=1e-3).calibration((640, 480))
     assert by_q.baseline_m == pytest.approx(camera.baseline_m) and by_q.fx == pytest.approx(camera.fx)
 
@@ -300,6 +303,9 @@ def test_ros(tmp_path, stereo_calibrated, capsys):
     assert np.allclose(pair.translation_m, values["T"].ravel(), atol=1e-4)
     refused(lambda: read_pair(left).calibration(), left, "one camera", "left.yaml right.yaml")
     refused(lambda: read_pair(right, left).calibration(), "swap left and right")
+    whole = written(tmp_path / "calib.txt", KITTI_00)
+    refused(lambda: read_pair(left, whole), whole, "give it alone")
+    refused(lambda: read_pair(left, right, whole), "got 3")
     small = written(tmp_path / "small.yaml", camera_info(values, 2, (320, 240)))
     refused(lambda: read_pair(left, small), small, "320 x 240")
 
@@ -464,6 +470,7 @@ def test_rectify_goes_on_and_never_mixes(raw_recording, tmp_path):
     before = {path: path.read_bytes() for path in files}
     (out / "right" / "000001.png").unlink()
     (out / "calibration.json").unlink()
+    (out / "left" / f".writing-{platform.node()}-999999-abcd1234.png").touch()  # of a process that was killed
     refused(lambda: StereoFolder(out), "calibration.json")  # what is not finished cannot be opened
     stamp = (out / "left" / "000000.png").stat().st_mtime_ns
     rectify_folder(raw, out, workers=1)
