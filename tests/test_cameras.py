@@ -19,7 +19,7 @@ from cups.core.files import read_image, write_json, write_png
 from cups.core.images import to_array
 from cups.core.records import Calibration
 from cups.datasets.calibration_files import folder_calibration, read_pair
-from cups.datasets.camera_pair import Lens
+from cups.datasets.camera_pair import CameraPair, Lens
 from cups.datasets.check import check_dataset
 from cups.datasets.kitti_raw import read_calibration
 from cups.datasets.rectification import rectification, vertical_offset
@@ -459,6 +459,32 @@ def test_rectify(raw_recording, tmp_path, capsys):
     # The calibration is right, too: points at the depth that it tells have the disparity of the scene.
     assert made.fx == pytest.approx(camera.fx, rel=0.25)
     assert folder_calibration(out) == made
+
+
+def test_a_lens_that_sees_behind_itself():
+    # as published with the TUM VI data set: 195 degrees, for which cv2.fisheye.stereoRectify makes the focal length 61
+    bends = np.array([0.00348, 0.00072, -0.00205, 0.0002]), np.array([0.0034, 0.00177, -0.00266, 0.00033])
+    lenses = tuple(
+        Lens(np.array([[f, 0, x], [0, f, y], [0, 0, 1]]), bend, fisheye=True)
+        for (f, x, y), bend in zip(((190.98, 254.93, 256.9), (190.44, 252.6, 254.92)), bends, strict=True)
+    )
+    turn, move = cv2.Rodrigues(np.array([0.0, 0.026, -0.012]))[0], np.array([-0.101, -0.002, -0.001])
+    straighten = rectification(CameraPair("Kalibr", "camchain.yaml", (512, 512), None, lenses, turn, move))
+    camera = straighten.calibration
+    assert 95 < np.degrees(np.arctan(camera.cx / camera.fx) + np.arctan((511 - camera.cx) / camera.fx)) < 105
+    white = np.full((512, 512), 255, np.uint8)
+    assert all((straighten(side, white) == 255).all() for side in ("left", "right"))
+    # and where a point of the scene comes out is where the camera says
+    points = np.array([[0.5, -0.3, 2.0], [-1.0, 0.4, 3.0], [0.1, 0.1, 1.0]])
+    places = []
+    poses = (np.zeros(3), np.zeros(3)), (cv2.Rodrigues(turn)[0].ravel(), move)
+    for side, lens, (r, t) in zip(("left", "right"), lenses, poses, strict=True):
+        seen, _ = cv2.fisheye.projectPoints(points[:, None], r, t, lens.matrix, lens.distortion)
+        away = np.linalg.norm(straighten.maps[side][None] - seen.reshape(-1, 1, 1, 2), axis=-1)
+        places.append([np.unravel_index(each.argmin(), each.shape) for each in away])
+    rows, columns = np.moveaxis(np.array(places, float), -1, 0)
+    depth = camera.fx * camera.baseline_m / (columns[0] - columns[1])
+    assert np.abs(rows[0] - rows[1]).max() <= 1 and np.allclose(depth, points[:, 2], rtol=0.08)
 
 
 @pytest.mark.parametrize("raw_recording", ["radtan"], indirect=True)
