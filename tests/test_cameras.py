@@ -273,6 +273,69 @@ def test_spellings_of_opencv(tmp_path, names):
         refused(pair.calibration, file, "distort", "cups rectify")
 
 
+EUROC = """\
+%YAML:1.0
+LEFT.height: 480
+LEFT.width: 752
+LEFT.D: !!opencv-matrix
+   rows: 1
+   cols: 5
+   dt: d
+   data:[-0.28340811, 0.07395907, 0.00019359, 1.76187114e-05, 0.0]
+LEFT.K: !!opencv-matrix
+   rows: 3
+   cols: 3
+   dt: d
+   data: [458.654, 0.0, 367.215, 0.0, 457.296, 248.375, 0.0, 0.0, 1.0]
+LEFT.R: !!opencv-matrix
+   rows: 3
+   cols: 3
+   dt: d
+   data: [0.999966347530033, -0.001422739138722922, 0.008079580483432283, 0.001365741834644127, 0.9999741760894847,
+      0.007055629199258132, -0.008089410156878961, -0.007044357138835809, 0.9999424675829176]
+LEFT.P: !!opencv-matrix
+   rows: 3
+   cols: 4
+   dt: d
+   data: [435.2046959714599, 0, 367.4517211914062, 0,  0, 435.2046959714599, 252.2008514404297, 0,  0, 0, 1, 0]
+RIGHT.height: 480
+RIGHT.width: 752
+RIGHT.D: !!opencv-matrix
+   rows: 1
+   cols: 5
+   dt: d
+   data:[-0.28368365, 0.07451284, -0.00010473, -3.555907e-05, 0.0]
+RIGHT.K: !!opencv-matrix
+   rows: 3
+   cols: 3
+   dt: d
+   data: [457.587, 0.0, 379.999, 0.0, 456.134, 255.238, 0.0, 0.0, 1]
+RIGHT.R: !!opencv-matrix
+   rows: 3
+   cols: 3
+   dt: d
+   data: [0.9999633526194376, -0.003625811871560086, 0.007755443660172947, 0.003680398547259526, 0.9999684752771629,
+      -0.007035845251224894, -0.007729688520722713, 0.007064130529506649, 0.999945173484644]
+RIGHT.P: !!opencv-matrix
+   rows: 3
+   cols: 4
+   dt: d
+   data: [435.2046959714599, 0, 367.4517211914062, -47.90639384423901, 0, 435.2046959714599, 252.2008514404297, 0,
+      0, 0, 1, 0]
+"""
+
+
+def test_two_files_of_one_camera_agree(tmp_path):
+    # EuRoC's cameras as Kalibr's chain, and as the settings of ORB-SLAM2: rectifying rotations, but no R and T
+    chain, settings = written(tmp_path / "chain.yaml", KALIBR), written(tmp_path / "EuRoC.yaml", EUROC)
+    one, other = read_pair(chain), read_pair(settings)
+    assert other.calibration().baseline_m == pytest.approx(0.110078, abs=1e-5) and other.size == one.size
+    assert np.allclose(one.rotation, other.rotation, atol=2e-4)
+    assert np.allclose(one.translation_m, other.translation_m, atol=2e-5)
+    ours, theirs = rectification(one).calibration, rectification(other).calibration
+    assert ours.fx == pytest.approx(theirs.fx, abs=0.1) and abs(ours.cx - theirs.cx) < 0.2
+
+
 def camera_info(values, side, size=(640, 480)):
     """Return the text of a camera_info as ROS' calibrator writes it."""
     def matrix(name, rows, cols):
@@ -299,6 +362,14 @@ def test_ros(tmp_path, stereo_calibrated, capsys):
     camera = Calibration.from_json(tmp_path / "calibration.json")
     assert camera.baseline_m == pytest.approx(0.119, rel=0.01) and (camera.width, camera.height) == (640, 480)
     pair = read_pair(left, right)
+    printed = []
+    for file in (left, right):  # as a message that `rostopic echo` prints
+        info = yaml.safe_load(file.read_text())
+        message = {key: info[name]["data"] for key, name in (("D", "distortion_coefficients"), ("K", "camera_matrix"),
+                   ("R", "rectification_matrix"), ("P", "projection_matrix"))}  # fmt: skip
+        message |= {"height": 480, "width": 640, "distortion_model": "plumb_bob"}
+        printed.append(written(tmp_path / f"echo_{file.stem}.txt", yaml.safe_dump(message) + "---\n"))
+    assert read_pair(*printed).calibration() == pair.calibration()
     assert np.allclose(pair.rotation, values["R"], atol=1e-4)
     assert np.allclose(pair.translation_m, values["T"].ravel(), atol=1e-4)
     refused(lambda: read_pair(left).calibration(), left, "one camera", "left.yaml right.yaml")
