@@ -51,6 +51,7 @@ DATASETS = {
     "mots": Entry("cups.datasets.mots:Mots", False, True, "MOTSChallenge, people only"),
     "muses": Entry("cups.datasets.muses:Muses", False, True, "MUSES, Switzerland in all weathers"),
     "stereo_folder": Entry("cups.datasets.stereo_folder:StereoFolder", True, True, "your own rectified stereo video"),
+    "stereo_video": Entry("cups.datasets.stereo_video:StereoVideo", True, False, "your own rectified video files"),
     "street_scenes": Entry("cups.datasets.stereo_folder:StereoFolder", True, True, "rendered by `cups scenes`"),
     "waymo": Entry("cups.datasets.waymo:Waymo", False, True, "Waymo Open Dataset, front camera, converted"),
 }

@@ -20,6 +20,7 @@ from ..core.files import read_image, write_json, write_png
 from ..core.images import to_array
 from ..core.records import Calibration, PanopticLabel, StereoSample
 from ..core.taxonomy import Taxonomy, cityscapes_classes
+from .calibration_files import folder_calibration, folder_calibration_files
 from .inventory import Part, files_by_key
 from ..labels.files import read_label, write_label
 
@@ -106,7 +107,7 @@ class StereoFolder:
     Parameters
     ----------
     root : str or Path
-        Folder with `left/`, `right/` and `calibration.json`.
+        Folder with `left/`, `right/` and `calibration.json`, or a calibration file of another kind that is known.
     classes : int
         27, 19 or 7: the classes of Cityscapes that its ground truth is in, if it has any.
 
@@ -136,8 +137,8 @@ class StereoFolder:
 
     @cached_property
     def calibration(self) -> Calibration:
-        """The camera, from `calibration.json`."""
-        return Calibration.from_json(self.root / "calibration.json")
+        """The camera, from `calibration.json` or the file that came with the recording."""
+        return folder_calibration(self.root, lambda: next(iter(self.files.values())))
 
     @cached_property
     def files(self) -> dict[str, Path]:
@@ -226,6 +227,5 @@ def inventory(cls: StereoFolder, root: str | Path) -> list[Part]:
         files = files_by_key(root / "truth", f"*_{kind}.png", f"_{kind}.png")
         modes = ("L", "I;16", "I")
         parts.append(Part("all", f"{kind} truth", root / "truth", files, _SOURCE, partners=False, modes=modes))
-    camera = root / "calibration.json"
-    here = {camera.stem: camera} if camera.exists() else {}
-    return [*parts, Part("all", "calibration", root, here, _SOURCE, 1, partners=False)]
+    here = {path.stem: path for path in folder_calibration_files(root)}
+    return [*parts, Part("all", "calibration", root, here, _SOURCE, len(here) or 1, partners=False)]
