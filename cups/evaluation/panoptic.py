@@ -7,7 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.processes import from_all_processes, own_share
@@ -16,11 +18,12 @@ from ..core.records import PanopticLabel
 from ..core.splits import ThingStuffSplit, claimed_segments
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy, coarsened, lacking_in
 from ..datasets.labelled_frames import LabelledFrames
-from .panoptic_quality import PanopticQuality, plain_scores
+from .overlaps import SegmentScorer, plain_scores
 from .truth import TruthFolder, true_label
 from ..labels.store import PseudoLabelStore
-from ..model.inference import predict
-from ..model.network import PanopticCascade
+
+if TYPE_CHECKING:
+    from cups.model.network import PanopticCascade
 
 # %% auto #0
 __all__ = ['class_mask', 'panoptic_scores', 'scores_of', 'score_store']
@@ -75,7 +78,7 @@ def panoptic_scores(
         If there is no frame, or no class has such a name.
     """
     mask = class_mask(taxonomy, without)
-    metric = PanopticQuality(
+    scorer = SegmentScorer(
         taxonomy.thing_classes,
         taxonomy.stuff_classes,
         len(split.things) + len(split.stuff),
@@ -84,18 +87,18 @@ def panoptic_scores(
         classes_mask=mask,
         assignments=assignments,
     )
-    frames = 0
+    overlaps: list[tuple[Tensor, Tensor]] = []
     for prediction, truth in pairs:
-        metric.update(claimed_segments(prediction, split).stacked()[None], truth.stacked()[None])
-        frames += 1
-    frames = sum(from_all_processes(frames))
-    if not frames:
+        maps = claimed_segments(prediction, split).stacked()[None], truth.stacked()[None]
+        overlaps += [(segments.cpu(), pixels.cpu()) for segments, pixels in scorer.count(*maps)]
+    overlaps = [frame for part in from_all_processes(overlaps) for frame in part]
+    if not overlaps:
         raise InputError("there is no frame to evaluate")
-    scores = plain_scores(metric.compute())
+    scores = plain_scores(scorer.scores(overlaps))
     for key in ("pq_per_class", "sq_per_class", "rq_per_class"):
         kept = iter(scores[key])
         scores[key] = [next(kept) if counted else None for counted in mask]
-    return {**scores, "frames": frames}
+    return {**scores, "frames": len(overlaps)}
 
 # %% ../../nbs/evaluation/03_panoptic.ipynb #1a2e9a98
 def scores_of(
@@ -109,6 +112,7 @@ def scores_of(
     Several processes that call this together share the frames, and all get the scores of all frames. `kept` gets the
     predictions of this process by the number of the frame.
     """
+    from cups.model.inference import predict  # with torchvision; labels are scored without it
 
     def pairs() -> Iterator[tuple[PanopticLabel, PanopticLabel]]:
         for number in own_share(len(frames)):

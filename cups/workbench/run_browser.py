@@ -28,8 +28,6 @@ from ..core.records import PanopticLabel
 from ..core.taxonomy import CITYSCAPES_19
 from ..datasets.stereo_folder import StereoFolder
 from ..labels.store import PseudoLabelStore
-from ..model.files import load
-from ..model.inference import predict
 from .frames import matched_colours
 from .widgets import LAB_WIDTH, MONOSPACE, fault_html, png_bytes
 
@@ -363,6 +361,8 @@ def _colours(result: Any) -> np.ndarray | None:
 @lru_cache(maxsize=2)
 def _network(path: Path) -> nn.Module:
     """Return the network of a file, on the CPU; those of the two runs that are compared stay in memory."""
+    from cups.model.files import load  # with torchvision, which takes seconds and 100 MB: only a network needs it
+
     return load(path, "cpu")
 
 
@@ -382,6 +382,8 @@ def run_label(run: Run, name: str, image: Tensor) -> tuple[PanopticLabel, np.nda
             network = _network(path)
             learnt = "stage3" if "stage3" in run.metrics else "stage2"
             result = run.metrics.get(str(run.parameters.get("name", learnt)))
+            from cups.model.inference import predict
+
             return predict(network, image).to("cpu"), _colours(result)
     for path in (located(run, str(run.parameters.get("labels", ""))), run.path / "test_labels", run.path / "labels"):
         if path is not None and (path / "manifest.json").exists():
