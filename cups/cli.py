@@ -105,7 +105,7 @@ def _run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
 def _add_evaluate(commands: _Commands) -> None:
     """Add `cups evaluate`."""
     evaluate = commands.add_parser(
-        "evaluate", help="score pseudo-labels against ground truth; prints JSON", formatter_class=_DEFAULTS
+        "evaluate", help="score pseudo-labels against ground truth; prints tables", formatter_class=_DEFAULTS
     )
     evaluate.add_argument("--labels", required=True, metavar="DIR", help="folder of finished pseudo-labels")
     evaluate.add_argument("--truth", required=True, metavar="DIR", help="ground truth, or a data set that has it")
@@ -114,15 +114,22 @@ def _add_evaluate(commands: _Commands) -> None:
     evaluate.add_argument("--truth-classes", type=int, metavar="N", help="classes the ground truth is read in")
     evaluate.add_argument("--height", type=int, metavar="PX", help="resize the ground truth to this height")
     evaluate.add_argument("--without", nargs="+", default=[], metavar="NAME", help="classes left out of the scores")
+    evaluate.add_argument("--void-missed", action="store_true", help="count what the labels leave void as missed")
+    evaluate.add_argument("--ignore-crowds", action="store_true", help="crowd regions are neither found nor missed")
+    evaluate.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
-def _run_evaluate(options: argparse.Namespace) -> dict[str, Any]:
+def _run_evaluate(options: argparse.Namespace) -> dict[str, Any] | str:
     """Run `cups evaluate`."""
     from cups.evaluation.panoptic import score_store
+    from cups.evaluation.tables import scores_as_text
     from cups.evaluation.truth import evaluated_classes, open_truth
 
     truth = open_truth(options.dataset, options.truth, options.truth_classes, options.height)
-    return score_store(options.labels, truth, evaluated_classes(truth, options.classes), options.without)
+    taxonomy = evaluated_classes(truth, options.classes)
+    counted = {"void_missed": options.void_missed, "ignore_crowds": options.ignore_crowds}
+    scores = score_store(options.labels, truth, taxonomy, options.without, **counted)
+    return scores if options.json else scores_as_text({"labels": scores}, taxonomy)
 
 # %% ../nbs/cli.ipynb #017f32ad
 def _add_export(commands: _Commands) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from scipy.optimize import linear_sum_assignment
 from torch import Tensor
 
@@ -19,7 +20,8 @@ from ..core.records import VOID
 
 # %% auto #0
 __all__ = ['count_overlaps', 'flat_overlaps', 'match_classes', 'count_segments', 'rename_segments', 'segment_scores',
-           'class_confusion', 'pixel_scores', 'class_overlap', 'overlap_scores', 'SegmentScorer', 'plain_scores']
+           'class_confusion', 'pixel_scores', 'class_overlap', 'class_pixels', 'overlap_scores', 'SegmentScorer',
+           'plain_scores']
 
 # %% ../../nbs/evaluation/00_overlaps.ipynb #a1d51b56
 _INSTANCE_BITS = 23
@@ -71,7 +73,9 @@ def flat_overlaps(
     return image, pairs >> _SEGMENT_BITS, pairs & _MAX_SEGMENT, pixels
 
 # %% ../../nbs/evaluation/00_overlaps.ipynb #6529704d
-def match_classes(overlap: np.ndarray, groups: Iterable[tuple[Iterable[int], Iterable[int]]]) -> np.ndarray:
+def match_classes(
+    overlap: np.ndarray, groups: Iterable[tuple[Iterable[int], Iterable[int]]], one_to_one: bool = True
+) -> np.ndarray:
     """Assign every pseudo-class to a ground-truth class by shared pixels.
 
     Parameters
@@ -80,6 +84,8 @@ def match_classes(overlap: np.ndarray, groups: Iterable[tuple[Iterable[int], Ite
         Pixels that pseudo-class p and class k share.
     groups : iterable of (pseudo-classes, classes)
         Matched among themselves, for example things with things and stuff with stuff.
+    one_to_one : bool
+        False to give every pseudo-class its majority class.
 
     Returns
     -------
@@ -93,13 +99,20 @@ def match_classes(overlap: np.ndarray, groups: Iterable[tuple[Iterable[int], Ite
             continue
         shared = overlap[np.ix_(rows, columns)]
         assignments[rows] = columns[shared.argmax(axis=1)]
-        chosen, matched = linear_sum_assignment(shared, maximize=True)
-        assignments[rows[chosen]] = columns[matched]
+        if one_to_one:
+            chosen, matched = linear_sum_assignment(shared, maximize=True)
+            assignments[rows[chosen]] = columns[matched]
     return assignments
 
 # %% ../../nbs/evaluation/00_overlaps.ipynb #60f59dde
 def count_segments(
-    image: np.ndarray, prediction: np.ndarray, target: np.ndarray, pixels: np.ndarray, num_classes: int
+    image: np.ndarray,
+    prediction: np.ndarray,
+    target: np.ndarray,
+    pixels: np.ndarray,
+    num_classes: int,
+    crowds: Sequence[int] = (),
+    void_missed: bool = False,
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Count true positives, false positives and false negatives per class, and sum the IoU of the true positives.
 
@@ -110,6 +123,10 @@ def count_segments(
         numbers on both sides), pixels they share. The same overlap may come in several parts.
     num_classes : int
         K; classes are 0..K-1 or `VOID`.
+    crowds : sequence of int
+        Classes whose true segment with instance 0 is a crowd region.
+    void_missed : bool
+        True if a true segment under predicted void is missed.
 
     Returns
     -------
@@ -126,15 +143,17 @@ def count_segments(
     p, t = np.divmod(pairs, len(true))
     class_p, class_t = (predicted >> _INSTANCE_BITS) & 255, (true >> _INSTANCE_BITS) & 255
     void_p, void_t = class_p == VOID, class_t == VOID
+    crowd_t = np.isin(class_t, crowds) & (true & _MAX_INSTANCE == 0)
 
     area_p, area_t = np.bincount(p, shared), np.bincount(t, shared)
     in_void_p = np.bincount(p, shared * void_t[t])  # pixels of a predicted segment that lie on void ground truth
-    in_void_t = np.bincount(t, shared * void_p[p])
+    in_void_t = np.bincount(t, shared * void_p[p]) * (not void_missed)
+    in_crowd_p = np.bincount(p, shared * (crowd_t[t] & (class_p[p] == class_t[t])))
     union = (area_p - in_void_p)[p] + (area_t - in_void_t)[t] - shared
-    hit = (class_p[p] == class_t[t]) & ~void_t[t] & (shared > 0.5 * union)
-    wrong = ~void_p & (in_void_p <= 0.5 * area_p)
+    hit = (class_p[p] == class_t[t]) & ~void_t[t] & ~crowd_t[t] & (shared > 0.5 * union)
+    wrong = ~void_p & (in_void_p + in_crowd_p <= 0.5 * area_p)
     wrong[p[hit]] = False
-    missed = ~void_t & (in_void_t <= 0.5 * area_t)
+    missed = ~void_t & ~crowd_t & (in_void_t <= 0.5 * area_t)
     missed[t[hit]] = False
 
     iou, iou_class = shared[hit] / union[hit], class_t[t[hit]]
@@ -251,6 +270,17 @@ def class_overlap(
     np.add.at(overlap, (pseudo[known], true[known]), pixels[known])
     return overlap
 
+
+def class_pixels(
+    overlaps: tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray], num_classes: int, predicted: int | None = None
+) -> np.ndarray:
+    """Return the pixels of each class in truth, (K,), int64; only those predicted as a pseudo-class if one is given."""
+    _, prediction, target, pixels = overlaps
+    counted = target >> _INSTANCE_BITS != VOID
+    if predicted is not None:
+        counted = counted & (prediction >> _INSTANCE_BITS == predicted)
+    return np.bincount(target[counted] >> _INSTANCE_BITS, pixels[counted], num_classes).astype(np.int64)
+
 # %% ../../nbs/evaluation/00_overlaps.ipynb #de3410cf
 def _check_partition(what: str, first: set[int], second: set[int], count: int) -> None:
     """Raise InputError unless the two sets share nothing and hold 0..count-1 together."""
@@ -294,6 +324,8 @@ def overlap_scores(
     mask: np.ndarray,
     num_pseudo_classes: int,
     assignments: np.ndarray | None = None,
+    void_missed: bool = False,
+    ignore_crowds: bool = False,
 ) -> dict[str, Any]:
     """Match the classes, and return the scores of `SegmentScorer` (there, also the other parameters).
 
@@ -312,10 +344,14 @@ def overlap_scores(
         rename_segments(target, np.arange(num_classes), is_thing),
         pixels,
         num_classes,
+        np.flatnonzero(is_thing) if ignore_crowds else (),
+        void_missed,
     )
     if assignments is None:  # pixels are matched without regard to things and stuff
         assignments = match_classes(overlap, [(range(num_pseudo_classes), range(num_classes))])
-    iou, accuracy = pixel_scores(class_confusion(overlap, assignments, num_classes))
+    confusion = class_confusion(overlap, assignments, num_classes)
+    confusion[-1] += class_pixels(overlaps, num_classes, VOID) * void_missed
+    iou, accuracy = pixel_scores(confusion)
     occurs = ~np.isnan(iou)
     miou = float(iou[occurs].mean()) if occurs.any() else math.nan
     return {**segment_scores(counts, is_thing, mask), "miou": miou, "accuracy": accuracy, "assignments": matched}
@@ -330,7 +366,7 @@ class SegmentScorer:
         The ground truth's classes; together 0..K-1.
     num_pseudo_classes : int
         P; predictions hold the classes 0..P-1.
-    thing_pseudo_classes, stuff_pseudo_classes, classes_mask, assignments
+    thing_pseudo_classes, stuff_pseudo_classes, classes_mask, assignments, void_missed, ignore_crowds
         As in `PanopticQuality`.
 
     Raises
@@ -343,6 +379,7 @@ class SegmentScorer:
         self, things: Iterable[int], stuff: Iterable[int], num_pseudo_classes: int,
         thing_pseudo_classes: Iterable[int] | None = None, stuff_pseudo_classes: Iterable[int] | None = None,
         classes_mask: Sequence[bool] | None = None, assignments: Sequence[int] | None = None,
+        void_missed: bool = False, ignore_crowds: bool = False,
     ) -> None:  # fmt: skip
         things, stuff = set(things), set(stuff)
         if not 1 <= num_pseudo_classes <= VOID:
@@ -357,6 +394,7 @@ class SegmentScorer:
         self.assignments = None if assignments is None else np.array(list(assignments))
         if self.assignments is not None and self.assignments.shape != (num_pseudo_classes,):
             raise InputError(f"assignments has {self.assignments.size} entries for {num_pseudo_classes} pseudo-classes")
+        self.void_missed, self.ignore_crowds = void_missed, ignore_crowds
 
     def count(self, prediction: Tensor, target: Tensor) -> list[tuple[Tensor, Tensor]]:
         """Return the overlaps of every image of a batch; parameters and errors as of `PanopticQuality.update`."""
@@ -366,10 +404,31 @@ class SegmentScorer:
         target = _checked("target", target, self.num_classes)
         return [count_overlaps(*maps) for maps in zip(prediction, target, strict=True)]
 
-    def scores(self, images: Sequence[tuple[Tensor, Tensor]]) -> dict[str, Any]:
-        """Return what `PanopticQuality.compute` does, in float64, of what `count` returned for all images."""
-        given = self.groups, self.is_thing, self.mask, self.num_pseudo_classes, self.assignments
-        return overlap_scores(flat_overlaps(images), *given)
+# %% ../../nbs/evaluation/00_overlaps.ipynb #5c0e51a2
+@patch
+def scores(self: SegmentScorer, images: Sequence[tuple[Tensor, Tensor]], majority: bool = False) -> dict[str, Any]:
+    """Return what `PanopticQuality.compute` does, in float64, of what `count` returned for all images.
+
+    With `majority` every pseudo-class has its majority class, among things or among stuff.
+    """
+    overlaps, assignments = flat_overlaps(images), self.assignments
+    if majority:
+        overlap = class_overlap(overlaps, self.num_pseudo_classes, self.num_classes)
+        assignments = match_classes(overlap, self.groups, one_to_one=False)
+    given = self.groups, self.is_thing, self.mask, self.num_pseudo_classes, assignments
+    return overlap_scores(overlaps, *given, self.void_missed, self.ignore_crowds)
+
+
+@patch
+def void_shares(self: SegmentScorer, images: Sequence[tuple[Tensor, Tensor]]) -> tuple[float, np.ndarray]:
+    """Return the share of the pixels that have a class in truth and none in the prediction, and that of each class.
+
+    NaN where there is no pixel.
+    """
+    overlaps = flat_overlaps(images)
+    void, pixels = (class_pixels(overlaps, self.num_classes, *which) for which in ((VOID,), ()))
+    per_class = np.where(pixels > 0, void / np.maximum(pixels, 1), np.nan)
+    return float(void.sum() / pixels.sum()) if pixels.any() else math.nan, per_class
 
 # %% ../../nbs/evaluation/00_overlaps.ipynb #4ae07b84
 def plain_scores(scores: Mapping[str, Any]) -> dict[str, Any]:

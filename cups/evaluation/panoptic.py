@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 from torch import Tensor
 
 from ..core.errors import InputError
@@ -43,6 +44,14 @@ def class_mask(taxonomy: Taxonomy, without: Sequence[str]) -> list[bool]:
         raise InputError("every class is left out of the scores")
     return [name not in without for name in taxonomy.names]
 
+
+def _every_class(scores: dict[str, Any], mask: Sequence[bool]) -> dict[str, Any]:
+    """Return the scores with an entry for every class, None for those that are left out."""
+    for key in ("pq_per_class", "sq_per_class", "rq_per_class"):
+        kept = iter(scores[key])
+        scores[key] = [next(kept) if counted else None for counted in mask]
+    return scores
+
 # %% ../../nbs/evaluation/03_panoptic.ipynb #509e8685
 def panoptic_scores(
     pairs: Iterable[tuple[PanopticLabel, PanopticLabel]],
@@ -50,6 +59,8 @@ def panoptic_scores(
     taxonomy: Taxonomy = CITYSCAPES_19,
     without: Sequence[str] = (),
     assignments: Sequence[int] | None = None,
+    void_missed: bool = False,
+    ignore_crowds: bool = False,
 ) -> dict[str, Any]:
     """Score labels in pseudo-classes against ground truth.
 
@@ -66,11 +77,15 @@ def panoptic_scores(
         to them all the same.
     assignments : sequence of int, optional
         The class of each pseudo-class, where it is known; they are matched otherwise.
+    void_missed, ignore_crowds : bool
+        As in `PanopticQuality`.
 
     Returns
     -------
     dict
-        The scores of `PanopticQuality` as plain values, None per class that is left out, and the number of `frames`.
+        The scores of `PanopticQuality` as plain values, None per class that is left out; in `majority` the same where
+        every pseudo-class has its majority class (not with `assignments`); `void_share` of the pixels with a true
+        class, and `void_share_per_class`; and the number of `frames`.
 
     Raises
     ------
@@ -86,6 +101,8 @@ def panoptic_scores(
         stuff_pseudo_classes=list(split.stuff),
         classes_mask=mask,
         assignments=assignments,
+        void_missed=void_missed,
+        ignore_crowds=ignore_crowds,
     )
     overlaps: list[tuple[Tensor, Tensor]] = []
     for prediction, truth in pairs:
@@ -94,10 +111,11 @@ def panoptic_scores(
     overlaps = [frame for part in from_all_processes(overlaps) for frame in part]
     if not overlaps:
         raise InputError("there is no frame to evaluate")
-    scores = plain_scores(scorer.scores(overlaps))
-    for key in ("pq_per_class", "sq_per_class", "rq_per_class"):
-        kept = iter(scores[key])
-        scores[key] = [next(kept) if counted else None for counted in mask]
+    scores = _every_class(plain_scores(scorer.scores(overlaps)), mask)
+    share, per_class = scorer.void_shares(overlaps)
+    scores |= plain_scores({"void_share": share, "void_share_per_class": np.where(mask, per_class, np.nan)})
+    if assignments is None:
+        scores["majority"] = _every_class(plain_scores(scorer.scores(overlaps, majority=True)), mask)
     return {**scores, "frames": len(overlaps)}
 
 # %% ../../nbs/evaluation/03_panoptic.ipynb #1a2e9a98
@@ -131,6 +149,8 @@ def score_store(
     truth: LabelledDataset | TruthFolder,
     taxonomy: Taxonomy | None = None,
     without: Sequence[str] = (),
+    void_missed: bool = False,
+    ignore_crowds: bool = False,
 ) -> dict[str, Any]:
     """Score a pseudo-label store against ground truth.
 
@@ -144,6 +164,8 @@ def score_store(
         Classes to compare in, no finer than the truth's; the truth's if None.
     without : sequence of str
         As in `panoptic_scores`: more classes that are left out.
+    void_missed, ignore_crowds : bool
+        As in `panoptic_scores`.
 
     Raises
     ------
@@ -164,4 +186,5 @@ def score_store(
                 yield prediction, coarsened(true, held, taxonomy)
 
     left_out = {*without, *lacking_in(truth.lacking, held, taxonomy)}
-    return panoptic_scores(pairs(), store.split, taxonomy, sorted(left_out))
+    options = {"void_missed": void_missed, "ignore_crowds": ignore_crowds}
+    return panoptic_scores(pairs(), store.split, taxonomy, sorted(left_out), **options)

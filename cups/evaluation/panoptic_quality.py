@@ -94,6 +94,10 @@ class PanopticQuality(_SegmentOverlaps):
         False for classes that are left out of the scores (but not of the matching).
     assignments : sequence of int, (P,), optional
         The class of every pseudo-class (`VOID`: none), where that is known: nothing is matched then.
+    void_missed : bool
+        Count true segments under predicted void as missed, and their pixels as wrong; published figures leave both out.
+    ignore_crowds : bool
+        Take true pixels of a thing class with instance 0 for a crowd region, to be neither found nor missed.
     **kwargs
         For `torchmetrics.Metric`.
 
@@ -106,10 +110,12 @@ class PanopticQuality(_SegmentOverlaps):
     def __init__(
         self, things: Iterable[int], stuff: Iterable[int], num_pseudo_classes: int,
         thing_pseudo_classes: Iterable[int] | None = None, stuff_pseudo_classes: Iterable[int] | None = None,
-        classes_mask: Sequence[bool] | None = None, assignments: Sequence[int] | None = None, **kwargs: Any,
+        classes_mask: Sequence[bool] | None = None, assignments: Sequence[int] | None = None,
+        void_missed: bool = False, ignore_crowds: bool = False, **kwargs: Any,
     ) -> None:  # fmt: skip
         pseudo_classes = num_pseudo_classes, thing_pseudo_classes, stuff_pseudo_classes
-        super().__init__(SegmentScorer(things, stuff, *pseudo_classes, classes_mask, assignments), **kwargs)
+        options = classes_mask, assignments, void_missed, ignore_crowds
+        super().__init__(SegmentScorer(things, stuff, *pseudo_classes, *options), **kwargs)
 
     def compute(self) -> dict[str, Tensor]:
         """Score everything counted so far.
