@@ -30,7 +30,8 @@ def _assignments(source: str) -> dict[str, ast.expr]:
         if isinstance(node, ast.Assign | ast.AnnAssign) and node.value is not None:
             for target in node.targets if isinstance(node, ast.Assign) else [node.target]:
                 if isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):  # height, width = 192, 384
-                    found |= {t.id: v for t, v in zip(target.elts, node.value.elts) if isinstance(t, ast.Name)}
+                    pairs = zip(target.elts, node.value.elts, strict=False)
+                    found |= {t.id: value for t, value in pairs if isinstance(t, ast.Name)}
                 elif isinstance(target, ast.Name):
                     found[target.id] = node.value
     return found
@@ -76,7 +77,7 @@ def has_type(value: Any, kind: Any) -> bool:
 
 
 def type_of(default: ast.expr) -> Any:
-    """Return the type of a default, `list[float]` where all of a list are such; `object` where it is not written out."""
+    """Return the type of a default, `list[float]` where all of a list are floats; `object` if it is not a literal."""
     try:
         value = ast.literal_eval(default)
     except ValueError:
