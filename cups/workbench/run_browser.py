@@ -157,7 +157,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 def read_run(path: Path, folder: Path) -> Run:
     """Read a run folder below `folder`; what cannot be read is its fault."""
-    name = str(path.relative_to(folder)) if path != folder else path.name
+    name = path.relative_to(folder).as_posix() if path != folder else path.name
     try:
         metrics = read_metrics(path / "metrics.json")
     except InputError as error:

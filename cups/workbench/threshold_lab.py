@@ -421,7 +421,7 @@ class ThresholdLab(widgets.VBox):
 
     def save(self, path: str | Path) -> Path:
         """Write the settings as YAML, for `cups pseudo-labels --settings` and the jobs."""
-        return write_atomically(path, lambda p: p.write_text(self.settings_yaml))
+        return write_atomically(path, lambda p: p.write_text(self.settings_yaml, encoding="utf-8"))
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #d3953d5a
 @patch
