@@ -18,6 +18,8 @@ from cups.evaluation.panoptic import panoptic_scores
 from cups.evaluation.panoptic_quality import PanopticQuality
 from cups.labels.files import write_label
 from cups.labels.store import PseudoLabelStore
+from cups.run.runs import RunFolder
+from cups.workbench.run_browser import find_runs, run_row
 
 THINGS, STUFF = (3, 4), (0, 1, 2)
 TAXONOMY = Taxonomy(("a", "b", "c", "d", "e"), np.zeros((5, 3), np.uint8), np.array([False] * 3 + [True] * 2))
@@ -208,3 +210,10 @@ def test_processes_score_together_what_one_does(tmp_path):
     alone = panoptic_scores(pairs, KNOWN, TAXONOMY)
     for rank in range(2):
         assert json.loads((tmp_path / f"{rank}.json").read_text()) == alone
+
+
+def test_void_stands_beside_the_quality_of_a_run(tmp_path):
+    RunFolder(tmp_path / "new").record(stage2={"pq": 0.351, "void_share": 0.024})
+    RunFolder(tmp_path / "old").record(stage2={"pq": 0.1})  # recorded by an earlier version
+    found = {run.name: run_row(run)["PQ, %"] for run in find_runs(tmp_path)}
+    assert found == {"new": "stage2 35.1 (void 2.4)", "old": "stage2 10.0"}

@@ -207,6 +207,12 @@ def qualities(run: Run) -> dict[str, float]:
     return {name: 100 * pq for name, pq in scored if isinstance(pq, int | float)}
 
 
+def _with_void(run: Run, name: str, pq: float) -> str:
+    """Return a panoptic quality as text, with the share of void beside it where that was recorded."""
+    share = run.metrics[name].get("void_share")
+    return f"{name} {pq:.1f}" + (f" (void {100 * share:.1f})" if isinstance(share, int | float) else "")
+
+
 def run_row(run: Run) -> dict[str, str]:
     """Return the texts of a run in the table, by column."""
     seconds = run.metrics.get("seconds", run.metrics.get("seconds_training"))
@@ -214,7 +220,7 @@ def run_row(run: Run) -> dict[str, str]:
     return {
         "run": run.name,
         "job": run.job or "–",
-        "PQ, %": " ".join(f"{name} {pq:.1f}" for name, pq in qualities(run).items()) or "–",
+        "PQ, %": " ".join(_with_void(run, name, pq) for name, pq in qualities(run).items()) or "–",
         "minutes": f"{seconds / 60:.1f}" if isinstance(seconds, int | float) else "–",
         "commit": str((environment.get("git") if isinstance(environment, dict) else None) or "–"),
         "started": run.started or "–",
