@@ -184,15 +184,18 @@ def test_people_get_tables_and_programs_json(scored, capsys):
     cells = dict(zip(*([cell.strip() for cell in line.split("|")[1:-1]] for line in (head, row)), strict=True))
     assert (cells["PQ"], cells["void"], cells["PQ, majority"], cells["frames"]) == ("100.0", "50.0", "100.0", "1")
     assert re.search(r"^\| sky +\| stuff +\| +– \| 100.0 \|$", said, re.M)
+    assert "leaves void: as published, it costs no PQ." in " ".join(said.split())
     assert main([*scored, "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores["void_share"] == 0.5 and scores["pq"] == scores["majority"]["pq"] == 1
 
 
 def test_the_command_counts_void_as_missed(scored, capsys):
+    assert main([*scored, "--void-missed"]) == 0
+    assert "leaves void: it is counted as missed." in " ".join(capsys.readouterr().out.split())
     assert main([*scored, "--json", "--void-missed"]) == 0
     scores = json.loads(capsys.readouterr().out)
-    assert scores["pq"] == scores["accuracy"] == 0.5
+    assert scores["pq"] == scores["accuracy"] == 0.5 and scores["void_missed"] and not scores["ignore_crowds"]
 
 
 def score_in_one_process(rank: int, folder: str) -> None:

@@ -85,7 +85,7 @@ def panoptic_scores(
     dict
         The scores of `PanopticQuality` as plain values, None per class that is left out; in `majority` the same where
         every pseudo-class has its majority class (not with `assignments`); `void_share` of the pixels with a true
-        class, and `void_share_per_class`; and the number of `frames`.
+        class, and `void_share_per_class`; the number of `frames`; and `void_missed` and `ignore_crowds`.
 
     Raises
     ------
@@ -116,7 +116,7 @@ def panoptic_scores(
     scores |= plain_scores({"void_share": share, "void_share_per_class": np.where(mask, per_class, np.nan)})
     if assignments is None:
         scores["majority"] = _every_class(plain_scores(scorer.scores(overlaps, majority=True)), mask)
-    return {**scores, "frames": len(overlaps)}
+    return {**scores, "frames": len(overlaps), "void_missed": void_missed, "ignore_crowds": ignore_crowds}
 
 # %% ../../nbs/evaluation/03_panoptic.ipynb #1a2e9a98
 def scores_of(

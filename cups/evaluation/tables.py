@@ -79,10 +79,14 @@ def class_table(results: dict[str, dict[str, Any]], taxonomy: Taxonomy = CITYSCA
 # %% ../../nbs/evaluation/05_tables.ipynb #7ab1e002
 _MEANING = """\
 In percent. Each pseudo-class is matched to a class as published, one to one; in "PQ, majority" each has its majority
-class. "void" is the share of the pixels with a true class that the prediction leaves void; as published, it costs no PQ
-(unless it is counted as missed)."""
+class. "void" is the share of the pixels with a true class that the prediction leaves void: {void}. Crowd
+regions {crowds}."""
+_VOID = {False: "as published, it costs no PQ", True: "it is counted as missed"}
+_CROWDS = {False: "count as an object, as published", True: "are neither found nor missed"}
 
 
 def scores_as_text(results: dict[str, dict[str, Any]], taxonomy: Taxonomy = CITYSCAPES_19) -> str:
     """Return both tables, and below them what the numbers mean."""
-    return f"{score_table(results)}\n\n{class_table(results, taxonomy)}\n\n{_MEANING}"
+    missed, ignored = (any(s.get(key) for s in results.values()) for key in ("void_missed", "ignore_crowds"))
+    meaning = _MEANING.format(void=_VOID[missed], crowds=_CROWDS[ignored])
+    return f"{score_table(results)}\n\n{class_table(results, taxonomy)}\n\n{meaning}"
