@@ -9,6 +9,7 @@ import hashlib
 import time
 import urllib.error
 import urllib.request
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache, wraps
@@ -25,7 +26,7 @@ from torch import nn
 from tqdm.auto import tqdm
 
 from .core.errors import InputError
-from .core.files import cache_folder
+from .core.files import cache_folder, write_bytes
 
 _Network = TypeVar("_Network", bound=nn.Module)
 
@@ -48,7 +49,7 @@ class Weights:
     purpose : str
         The stage that uses it, and the network.
     sha256 : str
-        Of the content; empty where it is not known.
+        Of the content, in hexadecimal digits; empty where it is not known.
     """
 
     file: str
@@ -65,14 +66,15 @@ _DINOV2 = "https://dl.fbaipublicfiles.com/dinov2"
 """Where the files are that the authors of CUPS, DINO and DINOv2 offer."""
 
 
-def _backbone(folder: str, name: str, megabytes: int, network: str) -> Weights:
+def _backbone(folder: str, name: str, megabytes: int, network: str, sha256: str = "") -> Weights:
     """Return the entry of a vision transformer that DINO or DINOv2 offers.
 
     The authors of DINOv2 put code and weights under Apache-2.0; those of DINO the repository that links the weights.
     """
     of, licence = ("DINOv2", "Apache-2.0") if folder.startswith(_DINOV2) else ("DINO", "Apache-2.0 (repository)")
     file = f"{name}_pretrain.pth"
-    return Weights(file, f"{folder}/{file}", megabytes, licence, f"semantics: {of} {network}, trained without labels")
+    purpose = f"semantics: {of} {network}, trained without labels"
+    return Weights(file, f"{folder}/{file}", megabytes, licence, purpose, sha256)
 
 # %% ../nbs/weights.ipynb #a1b2c302
 REGISTRY: dict[str, Weights] = {
@@ -95,12 +97,27 @@ REGISTRY: dict[str, Weights] = {
     "dino_vits8": _backbone(f"{_DINO}/dino_deitsmall8_pretrain", "dino_deitsmall8", 87, "ViT-S/8"),
     "dino_vitb8": _backbone(f"{_DINO}/dino_vitbase8_pretrain", "dino_vitbase8", 343, "ViT-B/8"),
     "dino_vits16": _backbone(f"{_DINO}/dino_deitsmall16_pretrain", "dino_deitsmall16", 87, "ViT-S/16"),
-    "dinov2_vits14": _backbone(f"{_DINOV2}/dinov2_vits14", "dinov2_vits14", 88, "ViT-S/14"),
-    "dinov2_vits14_reg4": _backbone(f"{_DINOV2}/dinov2_vits14", "dinov2_vits14_reg4", 88, "ViT-S/14 with registers"),
-    "dinov2_vitb14": _backbone(f"{_DINOV2}/dinov2_vitb14", "dinov2_vitb14", 346, "ViT-B/14"),
-    "dinov2_vitb14_reg4": _backbone(f"{_DINOV2}/dinov2_vitb14", "dinov2_vitb14_reg4", 346, "ViT-B/14 with registers"),
+    "dinov2_vits14": _backbone(
+        f"{_DINOV2}/dinov2_vits14", "dinov2_vits14", 88, "ViT-S/14",
+        "b938bf1bc15cd2ec0feacfe3a1bb553fe8ea9ca46a7e1d8d00217f29aef60cd9",
+    ),
+    "dinov2_vits14_reg4": _backbone(
+        f"{_DINOV2}/dinov2_vits14", "dinov2_vits14_reg4", 88, "ViT-S/14 with registers",
+        "f433177089a681826f849f194ece3bb48f4d63fb38d32fc837e3dc7a4e5641fb",
+    ),
+    "dinov2_vitb14": _backbone(
+        f"{_DINOV2}/dinov2_vitb14", "dinov2_vitb14", 346, "ViT-B/14",
+        "0b8b82f85de91b424aded121c7e1dcc2b7bc6d0adeea651bf73a13307fad8c73",
+    ),
+    "dinov2_vitb14_reg4": _backbone(
+        f"{_DINOV2}/dinov2_vitb14", "dinov2_vitb14_reg4", 346, "ViT-B/14 with registers",
+        "73182a088cf94833c94b1666d1c99e02fe87e2007bff57b564fb6206e25dba71",
+    ),
 }  # fmt: skip
-"""Names that stages and commands know; sizes other than SMURF's are computed from the shapes of the weights."""
+"""Names that stages and commands know; sizes other than SMURF's are computed from the shapes of the weights.
+
+The authors publish no hashes. Those of DINOv2 are what many independent projects (Refiners among them) found.
+"""
 
 
 def weights_folder() -> Path:
@@ -174,13 +191,28 @@ def _receive_all(url: str, part: Path) -> None:
     raise InputError(f"{url}: broke off {TRIES} times ({fault}); the same call goes on from here")
 
 # %% ../nbs/weights.ipynb #f69f58c3
-def _check_sha256(path: Path, sha256: str, url: str) -> None:
-    """Check the SHA-256 of a file that was received, and delete it if it is another."""
+def _check_sha256(path: Path, sha256: str, url: str) -> str:
+    """Return the SHA-256 of a file that was received, and delete it if another is expected."""
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if sha256 and found != sha256:
         path.unlink()
         raise InputError(f"{url}: its SHA-256 is {found}, expected {sha256}; what was received is deleted")
+    return found
+
+
+def _check_as_before(part: Path, path: Path, url: str) -> None:
+    """Check a file whose SHA-256 is not known against what was fetched first; the first time, keep it and say so."""
+    record = path.with_name(path.name + ".sha256")
+    before = record.read_text(encoding="ascii").partition(" ")[0] if record.exists() else ""
+    try:
+        found = _check_sha256(part, before, url)
+    except InputError as error:
+        raise InputError(f"{error} (expected is what was fetched first; delete {record} to take another)") from None
+    if not before:
+        write_bytes(record, f"{found}  {path.name}\n".encode())
+        said = f"{url}: no SHA-256 of this file is known, so it could not be checked; it is {found}"
+        warnings.warn(f"{said}, and will be compared with {record} when it is fetched again", stacklevel=3)
 
 # %% ../nbs/weights.ipynb #f7360dc3
 def fetch(name: str, folder: str | Path | None = None) -> Path:
@@ -196,7 +228,8 @@ def fetch(name: str, folder: str | Path | None = None) -> Path:
     Raises
     ------
     InputError
-        If there are no such weights, they cannot be downloaded, or their content is not as expected.
+        If there are no such weights, they cannot be downloaded, or their content is not as expected: as published, or
+        where nothing is published, as it was when the file was fetched first (`FILE.sha256` beside it).
     """
     if name not in REGISTRY:
         raise InputError(f"weights {name!r} are not known; there are {', '.join(REGISTRY)}")
@@ -210,7 +243,10 @@ def fetch(name: str, folder: str | Path | None = None) -> Path:
             if not path.is_file():  # another process may have fetched it meanwhile
                 part = path.with_name(path.name + ".part")
                 _receive_all(offered.url, part)
-                _check_sha256(part, offered.sha256, offered.url)
+                if offered.sha256:
+                    _check_sha256(part, offered.sha256, offered.url)
+                else:
+                    _check_as_before(part, path, offered.url)
                 part.replace(path)
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
@@ -274,14 +310,15 @@ def loaded_once(load: Callable[..., _Network]) -> Callable[..., _Network]:
 
 # %% ../nbs/weights.ipynb #78cc1dee
 def listing() -> str:
-    """Return a table of all weights: name, size, licence, whether the file is here, source and purpose."""
-    rows = [("NAME", "MB", "LICENCE", "HERE", "FROM", "FOR")]
+    """Return a table of all weights: name, size, licence, whether the file is here, hash, source and purpose."""
+    rows = [("NAME", "MB", "LICENCE", "HERE", "SHA-256", "FROM", "FOR")]
     for name, offered in REGISTRY.items():
         here, host = "yes" if weights_here(name) else "no", urlsplit(offered.url).hostname or ""
-        rows.append((name, f"{offered.megabytes}", offered.licence, here, host, offered.purpose))
+        hashed = offered.sha256[:8] or "not known"
+        rows.append((name, f"{offered.megabytes}", offered.licence, here, hashed, host, offered.purpose))
     for name in _SHIPPED:
         size = f"{_shipped_file(name).stat().st_size / 1e6:.0f}"
-        rows.append((name, size, "Apache-2.0", "yes", "this package", "start of the small preset's training"))
+        rows.append((name, size, "Apache-2.0", "yes", "–", "this package", "start of the small preset's training"))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
     return "\n".join([*lines, f"kept in {weights_folder()}"])

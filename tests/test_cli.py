@@ -117,7 +117,7 @@ def test_labels_are_stored_with_split_and_settings(made):
 
 
 def test_evaluation_prints_the_scores(made, capsys):
-    assert main(["evaluate", "--labels", f"{made}/labels", "--truth", f"{made}/scenes"]) == 0
+    assert main(["evaluate", "--json", "--labels", f"{made}/labels", "--truth", f"{made}/scenes"]) == 0
     scores = json.loads(capsys.readouterr().out, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
     keys = {"pq", "sq", "rq", "pq_per_class", "pq_things", "pq_stuff", "miou", "accuracy", "assignments"}
     assert keys <= scores.keys()

@@ -495,7 +495,8 @@ def test_command_evaluates_on_any_labelled_data_set(miniatures, name, tmp_path, 
     for frame in data.names:
         store.write(frame, as_numbered(data.truth(frame), data.taxonomy))
     store.finish()
-    command = ["evaluate", "--dataset", name, "--labels", f"{tmp_path}/labels", "--truth", str(miniatures[name])]
+    command = ["evaluate", "--json", "--dataset", name, "--labels", f"{tmp_path}/labels"]
+    command += ["--truth", str(miniatures[name])]
     assert main(command) == 0
     scores = json.loads(capsys.readouterr().out)
     assert len(scores["pq_per_class"]) == len(data.taxonomy) and scores["frames"] == 2 and scores["accuracy"] == 1

@@ -151,7 +151,7 @@ def test_command_evaluates_in_other_classes(count, tmp_path, capsys):
     store.finish()
     write_label(tmp_path / "truth", "a_0", truth_27())
     command = ["evaluate", "--labels", f"{tmp_path}/labels", "--truth", f"{tmp_path}", "--classes", f"{count}"]
-    assert main([*command, "--truth-classes", "27", "--without", "sky"]) == 0
+    assert main([*command, "--truth-classes", "27", "--without", "sky", "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
     assert scores["pq"] == scores["pq_things"] == 1
     assert [k for k, value in enumerate(scores["pq_per_class"]) if value is None] == [taxonomy.names.index("sky")]

@@ -12,7 +12,8 @@ from shared import shared_folder
 
 from cups.core.errors import InputError
 from cups.core.records import VOID
-from cups.evaluation.panoptic_quality import PanopticQuality, plain_scores
+from cups.evaluation.overlaps import plain_scores
+from cups.evaluation.panoptic_quality import PanopticQuality
 
 SPLIT = {"thing_pseudo_classes": range(10, 16), "stuff_pseudo_classes": range(10)}
 MASK = [True] * 5 + [False] * 2 + [True] * 3 + [False]

@@ -1,6 +1,9 @@
 """Published weights arrive whole from a server that misbehaves, or the command says in one line why not."""
 
+import re
+import sys
 import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from hashlib import sha256
@@ -13,6 +16,7 @@ from cups import weights
 from cups.cli import main
 from cups.core.errors import InputError
 
+pytestmark = pytest.mark.filterwarnings("ignore:.*no SHA-256 of this file is known")
 CONTENT = bytes(range(256)) * 2000
 
 
@@ -109,6 +113,39 @@ def test_other_content_is_said_and_deleted(offered, tmp_path):
     with pytest.raises(InputError, match=r"its SHA-256 is .* expected 000"):
         weights.fetch("here")
     assert not list((tmp_path / "weights").glob("here.ckpt*part"))
+
+
+def test_a_file_without_a_hash_says_so_and_is_compared_with_what_came_first(offered, tmp_path, monkeypatch):
+    offered("whole")
+    digest = sha256(CONTENT).hexdigest()
+    with pytest.warns(UserWarning, match=f"no SHA-256 of this file is known, .* it is {digest}") as said:
+        path = weights.fetch("here")
+    assert len(said) == 1 and "\n" not in str(said[0].message)
+    record = path.with_name("here.ckpt.sha256")
+    assert record.read_text() == f"{digest}  here.ckpt\n"  # as `sha256sum --check` reads it
+    path.unlink()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        weights.fetch("here")  # the same again: nothing to say
+    path.unlink()
+    monkeypatch.setattr(sys.modules[__name__], "CONTENT", CONTENT[::-1])
+    with pytest.raises(InputError, match=f"expected {digest}.* what was fetched first; delete .*here.ckpt.sha256"):
+        weights.fetch("here")
+    assert not path.exists() and not path.with_name("here.ckpt.part").exists()
+    record.unlink()
+    with pytest.warns(UserWarning, match=sha256(CONTENT).hexdigest()):
+        assert weights.fetch("here").read_bytes() == CONTENT
+
+
+def test_every_hash_that_is_pinned_is_one(capsys):
+    pinned = {name: entry.sha256 for name, entry in weights.REGISTRY.items() if entry.sha256}
+    assert {name for name in weights.REGISTRY if name.startswith("dinov2")} == pinned.keys()
+    assert all(re.fullmatch("[0-9a-f]{64}", digest) for digest in pinned.values())
+    assert len(set(pinned.values())) == len(pinned)
+    assert main(["weights", "list"]) == 0
+    rows = {row.split()[0]: row for row in capsys.readouterr().out.splitlines()}
+    assert all(digest[:8] in rows[name] for name, digest in pinned.items())
+    assert all("not known" in rows[name] for name in weights.REGISTRY.keys() - pinned.keys())
 
 
 def test_commands(offered, capsys, tmp_path):

@@ -9,6 +9,7 @@ import json
 import os
 import platform
 import re
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -99,6 +100,10 @@ _DAY_S = 24 * 60 * 60
 
 def _is_running(process: int) -> bool:
     """Return whether this host has a process of that number."""
+    if sys.platform == "win32":  # where signal 0 is Ctrl+C
+        import psutil
+
+        return psutil.pid_exists(process)
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -146,7 +151,7 @@ def read_json(path: str | Path) -> Any:
         If the file is missing or not JSON; the message names it.
     """
     try:
-        return json.loads(Path(path).read_text())
+        return json.loads(Path(path).read_text(encoding="utf-8-sig"))  # Windows' editors begin with a byte order mark
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:

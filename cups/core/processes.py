@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 from torch import distributed as dist
 
 # %% auto #0
-__all__ = ['together', 'process_count', 'process_index', 'own_share', 'mean_over_processes', 'shared_count',
+__all__ = ['together', 'process_count', 'process_index', 'usable_cores', 'own_share', 'mean_over_processes', 'shared_count',
            'largest_over_processes', 'from_all_processes', 'from_next_process']
 
 # %% ../../nbs/core/13_processes.ipynb #46d42114
@@ -31,6 +32,11 @@ def process_count() -> int:
 def process_index() -> int:
     """Return the number of this process; 0 is the first."""
     return dist.get_rank() if together() else 0
+
+# %% ../../nbs/core/13_processes.ipynb #0c04e502
+def usable_cores() -> int:
+    """Return how many CPU cores this process may use; all of the machine where the system does not tell."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 # %% ../../nbs/core/13_processes.ipynb #9299618d
 def own_share(count: int) -> range:

@@ -160,7 +160,7 @@ def load_settings(cls: type[_Settings], path: str | Path) -> _Settings:
         If the file is missing or no YAML, or a setting is wrong; the message names the file.
     """
     try:
-        values = yaml.safe_load(Path(path).read_text())
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, yaml.YAMLError) as error:

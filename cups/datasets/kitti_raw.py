@@ -90,7 +90,7 @@ def read_calibration(path: str | Path) -> Calibration:
         If the file is missing or unreadable, or a value is missing or wrong.
     """
     try:
-        lines = Path(path).read_text().splitlines()
+        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError) as error:
@@ -126,7 +126,7 @@ def write_calibration(path: str | Path, camera: Calibration) -> None:
         projection = [camera.fx, 0, camera.cx, -camera.fx * place_m, 0, camera.fy, camera.cy, 0, 0, 0, 1, 0]
         for key, values in (("S_rect", (camera.width, camera.height)), ("P_rect", projection)):
             lines.append(f"{key}_0{number}: " + " ".join(f"{value:.6e}" for value in values))
-    write_atomically(path, lambda p: p.write_text("\n".join(lines) + "\n"))
+    write_atomically(path, lambda p: p.write_text("\n".join(lines) + "\n", encoding="utf-8"))
 
 # %% ../../nbs/datasets/09_kitti_raw.ipynb #ba0e2d51
 _DAY, _DRIVE, _FRAME = "????_??_??", "????_??_??_drive_????_sync", "??????????.png"

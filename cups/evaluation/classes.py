@@ -18,7 +18,7 @@ from ..core.errors import InputError
 from ..core.records import VOID, ClassScores
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
 from .panoptic import class_mask
-from .panoptic_quality import class_confusion, match_classes, pixel_scores
+from .overlaps import class_confusion, match_classes, pixel_scores
 from .tables import percent
 from ..stages.semantics.crf import CrfSettings, dense_crf
 

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.processes import from_all_processes, own_share
@@ -16,11 +19,12 @@ from ..core.records import PanopticLabel
 from ..core.splits import ThingStuffSplit, claimed_segments
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy, coarsened, lacking_in
 from ..datasets.labelled_frames import LabelledFrames
-from .panoptic_quality import PanopticQuality, plain_scores
+from .overlaps import SegmentScorer, plain_scores
 from .truth import TruthFolder, true_label
 from ..labels.store import PseudoLabelStore
-from ..model.inference import predict
-from ..model.network import PanopticCascade
+
+if TYPE_CHECKING:
+    from cups.model.network import PanopticCascade
 
 # %% auto #0
 __all__ = ['class_mask', 'panoptic_scores', 'scores_of', 'score_store']
@@ -40,6 +44,14 @@ def class_mask(taxonomy: Taxonomy, without: Sequence[str]) -> list[bool]:
         raise InputError("every class is left out of the scores")
     return [name not in without for name in taxonomy.names]
 
+
+def _every_class(scores: dict[str, Any], mask: Sequence[bool]) -> dict[str, Any]:
+    """Return the scores with an entry for every class, None for those that are left out."""
+    for key in ("pq_per_class", "sq_per_class", "rq_per_class"):
+        kept = iter(scores[key])
+        scores[key] = [next(kept) if counted else None for counted in mask]
+    return scores
+
 # %% ../../nbs/evaluation/03_panoptic.ipynb #509e8685
 def panoptic_scores(
     pairs: Iterable[tuple[PanopticLabel, PanopticLabel]],
@@ -47,6 +59,8 @@ def panoptic_scores(
     taxonomy: Taxonomy = CITYSCAPES_19,
     without: Sequence[str] = (),
     assignments: Sequence[int] | None = None,
+    void_missed: bool = False,
+    ignore_crowds: bool = False,
 ) -> dict[str, Any]:
     """Score labels in pseudo-classes against ground truth.
 
@@ -63,11 +77,15 @@ def panoptic_scores(
         to them all the same.
     assignments : sequence of int, optional
         The class of each pseudo-class, where it is known; they are matched otherwise.
+    void_missed, ignore_crowds : bool
+        As in `PanopticQuality`.
 
     Returns
     -------
     dict
-        The scores of `PanopticQuality` as plain values, None per class that is left out, and the number of `frames`.
+        The scores of `PanopticQuality` as plain values, None per class that is left out; in `majority` the same where
+        every pseudo-class has its majority class (not with `assignments`); `void_share` of the pixels with a true
+        class, and `void_share_per_class`; the number of `frames`; and `void_missed` and `ignore_crowds`.
 
     Raises
     ------
@@ -75,7 +93,7 @@ def panoptic_scores(
         If there is no frame, or no class has such a name.
     """
     mask = class_mask(taxonomy, without)
-    metric = PanopticQuality(
+    scorer = SegmentScorer(
         taxonomy.thing_classes,
         taxonomy.stuff_classes,
         len(split.things) + len(split.stuff),
@@ -83,19 +101,22 @@ def panoptic_scores(
         stuff_pseudo_classes=list(split.stuff),
         classes_mask=mask,
         assignments=assignments,
+        void_missed=void_missed,
+        ignore_crowds=ignore_crowds,
     )
-    frames = 0
+    overlaps: list[tuple[Tensor, Tensor]] = []
     for prediction, truth in pairs:
-        metric.update(claimed_segments(prediction, split).stacked()[None], truth.stacked()[None])
-        frames += 1
-    frames = sum(from_all_processes(frames))
-    if not frames:
+        maps = claimed_segments(prediction, split).stacked()[None], truth.stacked()[None]
+        overlaps += [(segments.cpu(), pixels.cpu()) for segments, pixels in scorer.count(*maps)]
+    overlaps = [frame for part in from_all_processes(overlaps) for frame in part]
+    if not overlaps:
         raise InputError("there is no frame to evaluate")
-    scores = plain_scores(metric.compute())
-    for key in ("pq_per_class", "sq_per_class", "rq_per_class"):
-        kept = iter(scores[key])
-        scores[key] = [next(kept) if counted else None for counted in mask]
-    return {**scores, "frames": frames}
+    scores = _every_class(plain_scores(scorer.scores(overlaps)), mask)
+    share, per_class = scorer.void_shares(overlaps)
+    scores |= plain_scores({"void_share": share, "void_share_per_class": np.where(mask, per_class, np.nan)})
+    if assignments is None:
+        scores["majority"] = _every_class(plain_scores(scorer.scores(overlaps, majority=True)), mask)
+    return {**scores, "frames": len(overlaps), "void_missed": void_missed, "ignore_crowds": ignore_crowds}
 
 # %% ../../nbs/evaluation/03_panoptic.ipynb #1a2e9a98
 def scores_of(
@@ -109,6 +130,7 @@ def scores_of(
     Several processes that call this together share the frames, and all get the scores of all frames. `kept` gets the
     predictions of this process by the number of the frame.
     """
+    from cups.model.inference import predict  # with torchvision; labels are scored without it
 
     def pairs() -> Iterator[tuple[PanopticLabel, PanopticLabel]]:
         for number in own_share(len(frames)):
@@ -127,6 +149,8 @@ def score_store(
     truth: LabelledDataset | TruthFolder,
     taxonomy: Taxonomy | None = None,
     without: Sequence[str] = (),
+    void_missed: bool = False,
+    ignore_crowds: bool = False,
 ) -> dict[str, Any]:
     """Score a pseudo-label store against ground truth.
 
@@ -140,6 +164,8 @@ def score_store(
         Classes to compare in, no finer than the truth's; the truth's if None.
     without : sequence of str
         As in `panoptic_scores`: more classes that are left out.
+    void_missed, ignore_crowds : bool
+        As in `panoptic_scores`.
 
     Raises
     ------
@@ -160,4 +186,5 @@ def score_store(
                 yield prediction, coarsened(true, held, taxonomy)
 
     left_out = {*without, *lacking_in(truth.lacking, held, taxonomy)}
-    return panoptic_scores(pairs(), store.split, taxonomy, sorted(left_out))
+    options = {"void_missed": void_missed, "ignore_crowds": ignore_crowds}
+    return panoptic_scores(pairs(), store.split, taxonomy, sorted(left_out), **options)

@@ -19,8 +19,8 @@ from .confusion import frame_accuracy
 from .tables import percent
 
 # %% auto #0
-__all__ = ['still_masks', 'objects_found', 'still_found', 'void_share', 'frame_accuracies', 'result_table', 'still_rises',
-           'next_step', 'what_happened']
+__all__ = ['still_masks', 'objects_found', 'still_found', 'frame_accuracies', 'result_table', 'still_rises', 'next_step',
+           'what_happened']
 
 # %% ../../nbs/evaluation/09_summary.ipynb #b1b59048
 _SMALLEST_PX = 64  # 8 x 8: below it, a pixel more or less at the border decides about the IoU
@@ -57,12 +57,6 @@ def still_found(labels: Iterable[PanopticLabel], frames: LabelledFrames) -> floa
             return None
         hits += objects_found(label, still_masks(frames.dataset.truth(name), numbers))
     return sum(hits) / len(hits) if hits else None
-
-
-def void_share(labels: Iterable[PanopticLabel]) -> float:
-    """Return the share of the pixels of all labels that have no class."""
-    counts = [((label.semantic == VOID).sum().item(), label.semantic.numel()) for label in labels]
-    return sum(void for void, _ in counts) / max(sum(pixels for _, pixels in counts), 1)
 
 
 def frame_accuracies(

@@ -10,33 +10,83 @@ from typing import Any
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
 
 # %% auto #0
-__all__ = ['percent', 'score_table', 'class_table']
+__all__ = ['percent', 'score_table', 'class_table', 'scores_as_text']
 
 # %% ../../nbs/evaluation/05_tables.ipynb #eb8e33b1
 def percent(value: float | None) -> str:
     """Return a share in percent, a dash where there is none."""
     return "–" if value is None else f"{100 * value:.1f}"
 
+
+def _table(rows: list[list[str]], names: int = 1) -> str:
+    """Return a Markdown table of which the first columns hold names; it is aligned, to be read as text, too."""
+    widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
+    ruler = ["-" * width if i < names else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
+    lines = []
+    for row in (rows[0], ruler, *rows[1:]):
+        cells = [
+            f"{cell:<{w}}" if i < names else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    return "\n".join(lines)
+
 # %% ../../nbs/evaluation/05_tables.ipynb #3301d08a
+_COLUMNS = {
+    "PQ": "pq",
+    "PQ, majority": "pq_majority",
+    "void": "void_share",
+    "SQ": "sq",
+    "RQ": "rq",
+    "PQ things": "pq_things",
+    "PQ stuff": "pq_stuff",
+    "mIoU": "miou",
+    "accuracy": "accuracy",
+}
+
+
 def score_table(results: dict[str, dict[str, Any]]) -> str:
-    """Return a Markdown table of the scores in percent, one row per entry of `results`."""
+    """Return a Markdown table of the scores in percent, one row per entry of `results`.
+
+    A column that none of them has is left out.
+    """
+    results = {name: {"pq_majority": s.get("majority", {}).get("pq")} | s for name, s in results.items()}
     columns = {
-        "PQ": "pq", "SQ": "sq", "RQ": "rq", "PQ things": "pq_things", "PQ stuff": "pq_stuff", "mIoU": "miou",
-        "accuracy": "accuracy",
-    }  # fmt: skip
-    rows = [f"| | {' | '.join(columns)} | frames |", f"| --- |{' ---: |' * (len(columns) + 1)}"]
+        title: key for title, key in _COLUMNS.items() if any(key in s and s[key] is not None for s in results.values())
+    }
+    rows = [["", *columns, "frames"]]
     for name, scores in results.items():
-        cells = [percent(scores[key]) for key in columns.values()]
-        rows.append(f"| {name} | {' | '.join(cells)} | {scores['frames']} |")
-    return "\n".join(rows)
+        rows.append([name, *(percent(scores.get(key)) for key in columns.values()), str(scores["frames"])])
+    return _table(rows)
 
 # %% ../../nbs/evaluation/05_tables.ipynb #f3864793
 def class_table(results: dict[str, dict[str, Any]], taxonomy: Taxonomy = CITYSCAPES_19) -> str:
-    """Return a Markdown table of the PQ of every class that occurs, in percent, one column per entry of `results`."""
-    rows = [f"| class | | {' | '.join(results)} |", f"| --- | --- |{' ---: |' * len(results)}"]
+    """Return a Markdown table of the PQ of every class that occurs, in percent, one column per entry of `results`.
+
+    Beside it, where it is known, the share of the class that is void in the prediction.
+    """
+    columns: list[tuple[str, list[float | None]]] = []
+    for title, scores in results.items():
+        columns.append((title, scores["pq_per_class"]))
+        if "void_share_per_class" in scores:
+            columns.append(("void", scores["void_share_per_class"]))
+    rows = [["class", "", *(title for title, _ in columns)]]
     for index, name in enumerate(taxonomy.names):
-        values = [scores["pq_per_class"][index] for scores in results.values()]
+        values = [column[index] for _, column in columns]
         if any(value is not None for value in values):
-            kind = "thing" if taxonomy.things[index] else "stuff"
-            rows.append(f"| {name} | {kind} | {' | '.join(map(percent, values))} |")
-    return "\n".join(rows)
+            rows.append([name, "thing" if taxonomy.things[index] else "stuff", *map(percent, values)])
+    return _table(rows, names=2)
+
+# %% ../../nbs/evaluation/05_tables.ipynb #7ab1e002
+_MEANING = """\
+In percent. Each pseudo-class is matched to a class as published, one to one; in "PQ, majority" each has its majority
+class. "void" is the share of the pixels with a true class that the prediction leaves void: {void}. Crowd
+regions {crowds}."""
+_VOID = {False: "as published, it costs no PQ", True: "it is counted as missed"}
+_CROWDS = {False: "count as an object, as published", True: "are neither found nor missed"}
+
+
+def scores_as_text(results: dict[str, dict[str, Any]], taxonomy: Taxonomy = CITYSCAPES_19) -> str:
+    """Return both tables, and below them what the numbers mean."""
+    missed, ignored = (any(s.get(key) for s in results.values()) for key in ("void_missed", "ignore_crowds"))
+    meaning = _MEANING.format(void=_VOID[missed], crowds=_CROWDS[ignored])
+    return f"{score_table(results)}\n\n{class_table(results, taxonomy)}\n\n{meaning}"

@@ -42,6 +42,7 @@ from fastcore.basics import patch
 from ..core.errors import InputError
 from ..core.memory import keep_freed_memory, release_memory
 from ..core.parallel import use_one_thread
+from ..core.processes import usable_cores
 from .workers import Failure, Workers
 
 _Item = TypeVar("_Item")
@@ -105,7 +106,7 @@ def _process(number: int, workers: Workers) -> dict[str, Any]:
         ids = os.environ.get("CUDA_VISIBLE_DEVICES") or ",".join(map(str, range(devices)))
         sharing = -(-workers.processes // devices)
         free, _ = torch.cuda.mem_get_info(number % devices)
-        cores = len(os.sched_getaffinity(0)) // workers.processes
+        cores = usable_cores() // workers.processes
         options["nthreads"] = frames_in_flight(free // sharing, cores)
         options["env"] = {"CUDA_VISIBLE_DEVICES": ids.split(",")[number % devices]}
     return {"cls": Nanny, "options": options}
@@ -154,7 +155,7 @@ def read_cluster(path: str | Path) -> tuple[str, int, dict[str, Any]]:
         If the file is missing or unreadable, the kind is not known or the number of jobs not positive.
     """
     try:
-        content = yaml.safe_load(Path(path).read_text())
+        content = yaml.safe_load(Path(path).read_text(encoding="utf-8-sig"))
     except FileNotFoundError:
         raise InputError(f"{path}: no such file") from None
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -291,8 +292,8 @@ def _kill(cluster: SpecCluster | None) -> None:
     for nanny in [worker for worker in nannies if isinstance(worker, Nanny)]:
         nanny.close_gracefully()  # lest it starts another process
         if nanny.pid:
-            with suppress(ProcessLookupError):
-                os.kill(nanny.pid, signal.SIGKILL)
+            with suppress(OSError):  # it has ended
+                os.kill(nanny.pid, getattr(signal, "SIGKILL", signal.SIGTERM))  # on Windows, SIGTERM ends it as hard
 
 
 def _close_cluster(cluster: SpecCluster) -> None:

@@ -5,7 +5,6 @@
 # %% ../../nbs/run/06_generate.ipynb #25cd5c90
 from __future__ import annotations
 
-import fcntl
 import os
 import random
 import shutil
@@ -30,6 +29,11 @@ from ..stages.labels.pseudo_classes import FrameDescription, PseudoClasses
 from ..stages.pipeline import PseudoLabelSettings, analyse, describe, find_pseudo_classes, known_clusters
 from ..stages.semantics.clusters import Clusters
 from ..weights import device_called, weights_file
+
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
 
 # %% auto #0
 __all__ = ['Frame', 'uses_gpu', 'clustering_frames', 'find_classes', 'label_one', 'generate']
@@ -58,7 +62,10 @@ def _check_networks(settings: PseudoLabelSettings, here: bool = True) -> None:
 # %% ../../nbs/run/06_generate.ipynb #955bed03
 @contextmanager
 def _locked_folder(root: str | Path) -> Iterator[bool]:
-    """Lock a folder; yield whether another run had locked it before."""
+    """Lock a folder; yield whether another run had locked it before, False where folders cannot be locked."""
+    if fcntl is None:
+        yield False
+        return
     folder = os.open(root, os.O_RDONLY)
     try:
         try:

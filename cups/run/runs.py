@@ -5,7 +5,6 @@
 # %% ../../nbs/run/01_runs.ipynb #95280ba6
 from __future__ import annotations
 
-import os
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 
 from ..core.errors import InputError
 from ..core.files import read_json, write_json
+from ..core.processes import usable_cores
 from ..core.settings import package_versions
 
 # %% auto #0
@@ -42,7 +42,7 @@ def environment() -> dict[str, Any]:
         "packages": package_versions(),
         "git": _git_state(),
         "platform": platform.platform(),
-        "cpus": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "cpus": usable_cores(),
         "gpus": gpus,
     }
 

@@ -6,11 +6,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from os import sched_getaffinity
 
 import torch
 
 from ..core.errors import InputError
+from ..core.processes import usable_cores
 
 # %% auto #0
 __all__ = ['Workers', 'Failure']
@@ -65,7 +65,7 @@ class Workers:
     @property
     def processes(self) -> int:
         """Number of processes on this machine."""
-        return self.count or self.devices or len(sched_getaffinity(0))
+        return self.count or self.devices or usable_cores()
 
     @property
     def alone(self) -> bool:

@@ -30,6 +30,7 @@ from torch import distributed as dist
 
 from ..core.errors import InputError
 from ..core.files import write_json
+from ..core.processes import usable_cores
 from .shared_norms import SharedNorms
 
 # %% auto #0
@@ -56,7 +57,7 @@ def device_count(devices: int | str, accelerator: str = "auto") -> int:
         return gpus or 1
     if type(devices) is not int or devices < 1:
         raise InputError(f'devices must be a positive whole number or "auto", got {devices!r}')
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    cores = usable_cores()
     if devices > (gpus or cores):
         there = [f"{n} {name}{'' if n == 1 else 's'}" for n, name in ((gpus, "GPU"), (cores, "CPU core")) if n]
         raise InputError(f"devices: {devices} asked for, this node has {there[0]}{'' if gpus else ' and no GPU'}")
@@ -197,7 +198,7 @@ def _ended(processes: list[subprocess.Popen], grace_s: float = _GRACE_S) -> list
 def _fault(folder: Path, codes: list[int | None]) -> Exception:
     """Return the cause: bad input in any process, else a process that was killed, else the first exception."""
     faults = sorted(folder.glob("fault_*.json"), key=lambda path: path.stat().st_mtime_ns)
-    told = [json.loads(path.read_text()) for path in faults]
+    told = [json.loads(path.read_text(encoding="utf-8")) for path in faults]
     for fault in told:
         if fault["input"]:
             return InputError(fault["message"])

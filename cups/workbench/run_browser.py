@@ -28,8 +28,6 @@ from ..core.records import PanopticLabel
 from ..core.taxonomy import CITYSCAPES_19
 from ..datasets.stereo_folder import StereoFolder
 from ..labels.store import PseudoLabelStore
-from ..model.files import load
-from ..model.inference import predict
 from .frames import matched_colours
 from .widgets import LAB_WIDTH, MONOSPACE, fault_html, png_bytes
 
@@ -159,7 +157,7 @@ def read_metrics(path: Path) -> dict[str, Any]:
 
 def read_run(path: Path, folder: Path) -> Run:
     """Read a run folder below `folder`; what cannot be read is its fault."""
-    name = str(path.relative_to(folder)) if path != folder else path.name
+    name = path.relative_to(folder).as_posix() if path != folder else path.name
     try:
         metrics = read_metrics(path / "metrics.json")
     except InputError as error:
@@ -209,6 +207,12 @@ def qualities(run: Run) -> dict[str, float]:
     return {name: 100 * pq for name, pq in scored if isinstance(pq, int | float)}
 
 
+def _with_void(run: Run, name: str, pq: float) -> str:
+    """Return a panoptic quality as text, with the share of void beside it where that was recorded."""
+    share = run.metrics[name].get("void_share")
+    return f"{name} {pq:.1f}" + (f" (void {100 * share:.1f})" if isinstance(share, int | float) else "")
+
+
 def run_row(run: Run) -> dict[str, str]:
     """Return the texts of a run in the table, by column."""
     seconds = run.metrics.get("seconds", run.metrics.get("seconds_training"))
@@ -216,7 +220,7 @@ def run_row(run: Run) -> dict[str, str]:
     return {
         "run": run.name,
         "job": run.job or "–",
-        "PQ, %": " ".join(f"{name} {pq:.1f}" for name, pq in qualities(run).items()) or "–",
+        "PQ, %": " ".join(_with_void(run, name, pq) for name, pq in qualities(run).items()) or "–",
         "minutes": f"{seconds / 60:.1f}" if isinstance(seconds, int | float) else "–",
         "commit": str((environment.get("git") if isinstance(environment, dict) else None) or "–"),
         "started": run.started or "–",
@@ -363,6 +367,8 @@ def _colours(result: Any) -> np.ndarray | None:
 @lru_cache(maxsize=2)
 def _network(path: Path) -> nn.Module:
     """Return the network of a file, on the CPU; those of the two runs that are compared stay in memory."""
+    from cups.model.files import load  # with torchvision, which takes seconds and 100 MB: only a network needs it
+
     return load(path, "cpu")
 
 
@@ -382,6 +388,8 @@ def run_label(run: Run, name: str, image: Tensor) -> tuple[PanopticLabel, np.nda
             network = _network(path)
             learnt = "stage3" if "stage3" in run.metrics else "stage2"
             result = run.metrics.get(str(run.parameters.get("name", learnt)))
+            from cups.model.inference import predict
+
             return predict(network, image).to("cpu"), _colours(result)
     for path in (located(run, str(run.parameters.get("labels", ""))), run.path / "test_labels", run.path / "labels"):
         if path is not None and (path / "manifest.json").exists():

@@ -246,7 +246,7 @@ def frame_quality(
     if truth is None:
         return {}
     scores = panoptic_scores([(analysis.label, truth)], split_of(classes, settings), taxonomy)
-    names = {"PQ, %": "pq", "PQ of things, %": "pq_things", "PQ of stuff, %": "pq_stuff"}
+    names = {"PQ, %": "pq", "PQ of things, %": "pq_things", "PQ of stuff, %": "pq_stuff", "void, %": "void_share"}
     return {name: 100 * scores[key] for name, key in names.items() if scores[key] is not None}
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #f4fc3b77
@@ -421,7 +421,7 @@ class ThresholdLab(widgets.VBox):
 
     def save(self, path: str | Path) -> Path:
         """Write the settings as YAML, for `cups pseudo-labels --settings` and the jobs."""
-        return write_atomically(path, lambda p: p.write_text(self.settings_yaml))
+        return write_atomically(path, lambda p: p.write_text(self.settings_yaml, encoding="utf-8"))
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #d3953d5a
 @patch
