@@ -105,7 +105,7 @@ def _run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
 def _add_evaluate(commands: _Commands) -> None:
     """Add `cups evaluate`."""
     evaluate = commands.add_parser(
-        "evaluate", help="score pseudo-labels against ground truth; prints JSON", formatter_class=_DEFAULTS
+        "evaluate", help="score pseudo-labels against ground truth; prints tables", formatter_class=_DEFAULTS
     )
     evaluate.add_argument("--labels", required=True, metavar="DIR", help="folder of finished pseudo-labels")
     evaluate.add_argument("--truth", required=True, metavar="DIR", help="ground truth, or a data set that has it")
@@ -114,15 +114,22 @@ def _add_evaluate(commands: _Commands) -> None:
     evaluate.add_argument("--truth-classes", type=int, metavar="N", help="classes the ground truth is read in")
     evaluate.add_argument("--height", type=int, metavar="PX", help="resize the ground truth to this height")
     evaluate.add_argument("--without", nargs="+", default=[], metavar="NAME", help="classes left out of the scores")
+    evaluate.add_argument("--void-missed", action="store_true", help="count what the labels leave void as missed")
+    evaluate.add_argument("--ignore-crowds", action="store_true", help="crowd regions are neither found nor missed")
+    evaluate.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
-def _run_evaluate(options: argparse.Namespace) -> dict[str, Any]:
+def _run_evaluate(options: argparse.Namespace) -> dict[str, Any] | str:
     """Run `cups evaluate`."""
     from cups.evaluation.panoptic import score_store
+    from cups.evaluation.tables import scores_as_text
     from cups.evaluation.truth import evaluated_classes, open_truth
 
     truth = open_truth(options.dataset, options.truth, options.truth_classes, options.height)
-    return score_store(options.labels, truth, evaluated_classes(truth, options.classes), options.without)
+    taxonomy = evaluated_classes(truth, options.classes)
+    counted = {"void_missed": options.void_missed, "ignore_crowds": options.ignore_crowds}
+    scores = score_store(options.labels, truth, taxonomy, options.without, **counted)
+    return scores if options.json else scores_as_text({"labels": scores}, taxonomy)
 
 # %% ../nbs/cli.ipynb #017f32ad
 def _add_export(commands: _Commands) -> None:
@@ -303,6 +310,70 @@ def _run_weights(options: argparse.Namespace) -> dict[str, Any] | str:
 
     return listing() if options.action == "list" else {"name": options.name, "path": str(fetch(options.name))}
 
+# %% ../nbs/cli.ipynb #ca11b001
+_UNITS_M = {"m": 1.0, "cm": 0.01, "mm": 0.001}
+
+
+def _add_unit(command: argparse.ArgumentParser) -> None:
+    """Add the options for lengths that a calibration file lacks or has in another unit."""
+    command.add_argument("--baseline", type=float, metavar="M", help="distance of the cameras in metres")
+    command.add_argument("--unit", choices=list(_UNITS_M), help="of the file's lengths, if its format does not say it")
+
+
+def _add_calibration(commands: _Commands) -> None:
+    """Add `cups calibration`."""
+    calibration = commands.add_parser(
+        "calibration",
+        help="read a calibration of KITTI, Middlebury, OpenCV, ROS, Kalibr or a K.txt, and write calibration.json",
+    )
+    calibration.add_argument("files", nargs="+", metavar="FILE", help="one; or two: left right, intrinsics extrinsics")
+    calibration.add_argument("--out", metavar="JSON", help="file to write, calibration.json of a stereo folder")
+    calibration.add_argument("--width", type=int, metavar="PX", help="width of the images, if the file lacks it")
+    calibration.add_argument("--height", type=int, metavar="PX", help="height of the images, if the file lacks it")
+    calibration.add_argument("--grey", action="store_true", help="KITTI: the grey cameras 0 and 1, not the colour ones")
+    _add_unit(calibration)
+
+
+def _run_calibration(options: argparse.Namespace) -> str:
+    """Run `cups calibration`."""
+    from cups.core.files import write_json
+    from cups.datasets.calibration_files import read_pair
+
+    if (options.width is None) != (options.height is None):
+        raise InputError("give both --width and --height")
+    size = None if options.width is None else (options.width, options.height)
+    pair = read_pair(*options.files, unit_m=_UNITS_M.get(options.unit), grey=options.grey)
+    camera = pair.calibration(size, options.baseline)
+    if options.out:
+        write_json(options.out, camera.to_dict())
+    return pair.sentence(camera)
+
+# %% ../nbs/cli.ipynb #ca11b002
+def _add_rectify(commands: _Commands) -> None:
+    """Add `cups rectify`."""
+    rectify = commands.add_parser(
+        "rectify", help="make a stereo folder out of raw pairs, by their calibration", formatter_class=_DEFAULTS
+    )
+    rectify.add_argument("raw", metavar="RAW", help="folder with the raw images in left/ and right/")
+    rectify.add_argument("--out", required=True, metavar="DIR", help="folder to write; a started one is completed")
+    rectify.add_argument(
+        "--calibration", nargs="+", default=[], metavar="FILE", help="one or two files; else those that lie in RAW"
+    )
+    _add_unit(rectify)
+    _add_workers(rectify)
+
+
+def _run_rectify(options: argparse.Namespace) -> dict[str, Any]:
+    """Run `cups rectify`."""
+    from cups.run.rectify import offset_advice, rectify_folder
+
+    report = rectify_folder(
+        options.raw, options.out, options.calibration, _UNITS_M.get(options.unit), options.baseline, options.workers
+    )
+    if advice := offset_advice(report["rows_apart_before_px"], report["rows_apart_after_px"]):
+        print(f"cups: {options.out}: {advice}", file=sys.stderr)
+    return report
+
 # %% ../nbs/cli.ipynb #c952b375
 _COMMANDS = {
     "scenes": (_add_scenes, _run_scenes),
@@ -312,6 +383,8 @@ _COMMANDS = {
     "import": (_add_import, _run_import),
     "predict": (_add_predict, _run_predict),
     "data": (_add_data, _run_data),
+    "calibration": (_add_calibration, _run_calibration),
+    "rectify": (_add_rectify, _run_rectify),
     "store": (_add_store, _run_store),
     "weights": (_add_weights, _run_weights),
 }

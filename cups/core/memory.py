@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import ctypes
-import resource
 import sys
 from pathlib import Path
 
@@ -49,7 +48,13 @@ def peak_memory_bytes() -> int:
     """Return the most resident memory that this process ever had."""
     status = Path("/proc/self/status")
     if status.exists():
-        held = next(line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
+        held = next(line for line in status.read_text(encoding="ascii").splitlines() if line.startswith("VmHWM:"))
         return 1024 * int(held.split()[1])
-    # Elsewhere in kB, and never less than what the process that started this one had.
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    if sys.platform == "win32":
+        import psutil
+
+        return psutil.Process().memory_info().peak_wset
+    import resource
+
+    # Never less than what the process that started this one had; in kB, on macOS in bytes.
+    return (1 if sys.platform == "darwin" else 1024) * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
