@@ -199,7 +199,7 @@ def check_dataset(name: str, root: str | Path, full: bool = False, map: Mapper =
     for part in parts:
         splits.setdefault(part.split, []).append(part)
     here = {split: found for split, found in splits.items() if any(part.files for part in found if part.partners)}
-    counts = {split: ", ".join(map(_count, found)) for split, found in here.items()}
+    counts = {split: ", ".join(_count(part) for part in found) for split, found in here.items()}
     faults = {split: _split_faults(name, root, found, full, map) for split, found in here.items()}
     if not here:
         needed = getattr(dataset_reader(name), "default_split", parts[0].split)

@@ -158,7 +158,7 @@ def write_lists(path: Path, parts: dict[str, Any]) -> Path:
     """Write an object of JSON, whole or not at all; no iterator among its values is held in memory."""
 
     def write(temporary: Path) -> None:
-        with temporary.open("w") as file:
+        with temporary.open("w", encoding="utf-8") as file:
             for number, (name, value) in enumerate(parts.items()):
                 file.write((",\n" if number else "{") + f"{json.dumps(name)}: ")
                 _write_value(file, value)
