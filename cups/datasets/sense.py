@@ -224,7 +224,7 @@ def _baseline_line(camera: Calibration, disparity_px: float) -> list[str]:
     smaller = {name: k for name, k in _UNITS.items() if _BASELINE_M[0] <= baseline / k <= _BASELINE_M[1]}
     if not smaller or baseline < _BASELINE_M[0] or depth < _MEDIAN_DEPTH_M[0]:
         return [f"{line}; expected metres, and fx in pixels"]
-    likely = {name: k for name, k in smaller.items() if not (depth / k < 1 or depth / k > _MEDIAN_DEPTH_M[1])} or smaller
+    likely = {name: k for name, k in smaller.items() if not (depth < k or depth > k * _MEDIAN_DEPTH_M[1])} or smaller
     written = " or ".join(f"{baseline / k:g}" for k in likely.values())
     return [f"{line}; in {' or '.join(likely)}? Then write {written}"]
 
@@ -245,8 +245,8 @@ def calibration_lines(camera: Calibration, disparity_px: float = math.nan) -> li
         return [
             *lines,
             f"cx {camera.cx:g} and cy {camera.cy:g} are {factor:.2g} times the middle of {camera.width} x "
-            f"{camera.height} pixels: the calibration is of images {factor:.2g} times as large; divide fx, fy, cx and cy "
-            f"by {factor:.2g}",
+            f"{camera.height} pixels: the calibration is of images {factor:.2g} times as large; divide fx, fy, cx and "
+            f"cy by {factor:.2g}",
         ]
     view = math.degrees(2 * math.atan(camera.width / 2 / camera.fx))
     if not _VIEW_DEG[0] <= view <= _VIEW_DEG[1]:
@@ -377,26 +377,22 @@ def _spread(count: int, wanted: int) -> list[int]:
     return sorted(set(np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()))
 
 
-def _run(dataset: StereoDataset, start: int, step: int) -> list[int]:
+def _run(dataset: StereoDataset, start: int) -> list[int]:
     """Return the indices of samples that follow each other from `start` on."""
-    indices, names = [start], dataset.names
-    try:
-        clip, number = frame_number(names[start])
-        for index in range(start + 1, min(start + _RUN_FRAMES, len(names))):
-            if frame_number(names[index]) != (clip, number + step * len(indices)):
-                break
-            indices.append(index)
-    except InputError:
-        pass
+    indices, pairs = [start], getattr(dataset, "pairs", None)
+    for index in range(start + 1, min(start + _RUN_FRAMES, len(dataset)) if pairs else 0):
+        if pairs[index - 1][1] != pairs[index][0]:
+            break
+        indices.append(index)
     return indices
 
 
 def _time_lines(dataset: StereoDataset, samples: Sequence[StereoSample]) -> list[str]:
     """Return a line for repeated frames, and one for frames that are missing though their numbers are not."""
     same = {sample.name: is_repeated(sample.left_0, sample.left_1) for sample in samples}
-    step, leaps, looked_at = _step(dataset), {}, 0
+    leaps, looked_at = {}, 0
     for start in _spread(len(dataset), _RUNS):
-        indices = _run(dataset, max(min(start, len(dataset) - _RUN_FRAMES), 0), step)
+        indices = _run(dataset, max(min(start, len(dataset) - _RUN_FRAMES), 0))
         try:
             frames, last = [dataset.left(index) for index in indices[:-1]], dataset[indices[-1]]
             frames += [last.left_0, last.left_1]
