@@ -265,7 +265,7 @@ at rest, at least 20% of the pixels do."""
 
 
 _MAX_GAP = 10
-"""Longer gaps in the numbers are between clips, not in them."""
+"""Longer gaps in the numbers are between clips, not in them; frames left out on purpose are more."""
 
 
 def is_repeated(first: Tensor, second: Tensor) -> bool:
