@@ -10,6 +10,7 @@ import torch
 from shared import shared_folder
 
 from cups.cli import main
+from cups.core.errors import InputError
 from cups.core.files import read_image, write_json, write_png
 from cups.core.images import to_array
 from cups.core.records import Calibration, StereoSample
@@ -220,3 +221,13 @@ def test_the_explorer_shows_it_above_the_picture(tmp_path):
     explorer.sensing.join(30)
     assert "baseline_m 500 is implausible" in explorer.view.notice and explorer.view.message == ""
     explorer.close()
+
+
+@pytest.mark.parametrize(("size", "words"), [((96, 48), "images are 0.5 times as large"), ((192, 90), "says 192 x 96")])
+def test_a_calibration_of_another_resolution_is_refused_with_the_factor(tmp_path, size, words):
+    folder = write_folder(tmp_path / "video", rendered_clip(0, 2, height=96))
+    path = folder.root / "left" / "0000.png"
+    write_png(path, cv2.resize(read_image(path), size))
+    with pytest.raises(InputError) as fault:
+        folder[0]
+    assert words in str(fault.value) and ("times" in str(fault.value)) == ("times" in words)

@@ -224,14 +224,16 @@ class FrameExplorer:
             explorer.sensing.start()
         return explorer
 
-    def _sense(self) -> None:
-        """Say above the picture what is wrong with the data set as a whole; takes seconds."""
-        self.view.notice = "\n".join(sense(self.source.dataset))
-
     def close(self) -> None:
         """Close the widget and forget the frames."""
         self.view.close()
         self._latest, self.source = None, None
+
+# %% ../../nbs/workbench/07_explorer.ipynb #7c1a0e32
+@patch
+def _sense(self: FrameExplorer) -> None:
+    """Say above the picture what is wrong with the data set as a whole."""
+    self.view.notice = "\n".join(sense(self.source.dataset))
 
 # %% ../../nbs/workbench/07_explorer.ipynb #75dc14bd
 @patch
