@@ -390,7 +390,7 @@ def _run(dataset: StereoDataset, start: int) -> list[int]:
 def _time_lines(dataset: StereoDataset, samples: Sequence[StereoSample]) -> list[str]:
     """Return a line for repeated frames, and one for frames that are missing though their numbers are not."""
     same = {sample.name: is_repeated(sample.left_0, sample.left_1) for sample in samples}
-    leaps, looked_at = {}, 0
+    all_names, leaps, looked_at = dataset.names, {}, 0
     for start in _spread(len(dataset), _RUNS):
         indices = _run(dataset, max(min(start, len(dataset) - _RUN_FRAMES), 0))
         try:
@@ -398,7 +398,7 @@ def _time_lines(dataset: StereoDataset, samples: Sequence[StereoSample]) -> list
             frames += [last.left_0, last.left_1]
         except InputError:
             continue
-        names = [dataset.names[index] for index in indices]
+        names = [all_names[index] for index in indices]
         same |= {name: is_repeated(*pair) for name, pair in zip(names, pairwise(frames), strict=False)}
         for k in range(len(frames) - 3):
             looked_at += 1
