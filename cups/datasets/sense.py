@@ -390,9 +390,9 @@ def _run(dataset: StereoDataset, start: int) -> list[int]:
 def _time_lines(dataset: StereoDataset, samples: Sequence[StereoSample]) -> list[str]:
     """Return a line for repeated frames, and one for frames that are missing though their numbers are not."""
     same = {sample.name: is_repeated(sample.left_0, sample.left_1) for sample in samples}
-    all_names, leaps, looked_at = dataset.names, {}, 0
-    for start in _spread(len(dataset), _RUNS):
-        indices = _run(dataset, max(min(start, len(dataset) - _RUN_FRAMES), 0))
+    all_names, times, last_start = dataset.names, {}, max(len(dataset) - _RUN_FRAMES, 0)
+    for start in sorted({min(start, last_start) for start in _spread(len(dataset), _RUNS)}):
+        indices = _run(dataset, start)
         try:
             frames, last = [dataset.left(index) for index in indices[:-1]], dataset[indices[-1]]
             frames += [last.left_0, last.left_1]
@@ -401,18 +401,16 @@ def _time_lines(dataset: StereoDataset, samples: Sequence[StereoSample]) -> list
         names = [all_names[index] for index in indices]
         same |= {name: is_repeated(*pair) for name, pair in zip(names, pairwise(frames), strict=False)}
         for k in range(len(frames) - 3):
-            looked_at += 1
-            if (times := leap(frames[k : k + 4])) > _LEAP:
-                leaps[names[k + 1]] = times
+            if names[k + 1] not in times:
+                times[names[k + 1]] = leap(frames[k : k + 4])
     lines = []
     if repeats := [name for name, repeated in same.items() if repeated]:
         first = f"the frame after {min(repeats)} is a copy of it"
         lines.append(f"frames are repeated{_share(repeats, same)}, the first: {first}; nothing moves between copies")
-    if leaps:
-        name = min(leaps)
+    if leaps := [name for name, found in times.items() if found > _LEAP]:
         lines.append(
-            f"frames seem to be dropped after {len(leaps)} of {looked_at} frames looked at, the first: things move "
-            f"{leaps[name]:.1f} times as far after {name} as before and later"
+            f"frames seem to be dropped{_share(leaps, times)}, the first: things move {times[min(leaps)]:.1f} times as "
+            f"far after {min(leaps)} as before and later"
         )
     return lines
 
