@@ -8,7 +8,9 @@ from __future__ import annotations
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+import warnings
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, NoReturn
 
 from . import __version__
@@ -400,6 +402,22 @@ def parser() -> Parser:
         add(commands)
     return top
 
+# %% ../nbs/cli.ipynb #7c1a0e22
+@contextmanager
+def _plain_warnings() -> Iterator[None]:
+    """Print our own warnings, which are plain `UserWarning`, as one line each."""
+    with warnings.catch_warnings():
+        usual = warnings.showwarning
+
+        def show(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> None:
+            if category is UserWarning:
+                print(f"cups: warning: {message}", file=sys.stderr)
+            else:
+                usual(message, category, *place, **more)
+
+        warnings.showwarning = show
+        yield
+
 # %% ../nbs/cli.ipynb #822815c8
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line.
@@ -418,7 +436,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     options = parser().parse_args(arguments)
     _, run = _COMMANDS[options.command]
     try:
-        said = run(options)
+        with _plain_warnings():
+            said = run(options)
         print(said if isinstance(said, str) else json.dumps(said, indent=1))
     except InputError as error:
         print(f"cups: error: {error}", file=sys.stderr)

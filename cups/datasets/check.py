@@ -6,10 +6,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from inspect import signature
 from pathlib import Path
+from typing import Any
 
 from ..core.errors import InputError
 from ..core.files import open_image, read_json
@@ -18,6 +19,7 @@ from ..core.protocols import LabelledDataset
 from ..core.records import VOID
 from .inventory import Part, lonely
 from .registry import DATASETS, dataset_inventory, dataset_reader, open_dataset
+from .sense import sense
 
 # %% auto #0
 __all__ = ['CheckReport', 'missing_files', 'frame_faults', 'check_dataset']
@@ -39,11 +41,14 @@ class CheckReport:
         What there is of each split that has any files.
     faults : dict of str to list of str
         One line for each fault, by split.
+    warnings : dict of str to list of str
+        One line for what makes results doubtful though every file can be read, by split: see `cups.datasets.sense`.
     """
 
     name: str
     counts: dict[str, str]
     faults: dict[str, list[str]]
+    warnings: dict[str, list[str]] = field(default_factory=dict)
 
     @property
     def usable(self) -> list[str]:
@@ -58,13 +63,16 @@ class CheckReport:
         if not self.usable:
             return f"{self.name}: cannot be used, {faults}"
         splits = ", ".join(self.usable)
-        return f"{self.name}: can be used, split {splits}" + (f"; {faults} elsewhere" if count else "")
+        doubts = sum(map(len, self.warnings.values()))
+        warned = f"; {doubts} warning{'s' if doubts != 1 else ''}" if doubts else ""
+        return f"{self.name}: can be used, split {splits}" + (f"; {faults} elsewhere" if count else "") + warned
 
     @property
     def lines(self) -> list[str]:
-        """Counts and faults, a line each, without the verdict."""
+        """Counts, faults and warnings, a line each, without the verdict."""
         counted = [f"{split}: {count}" for split, count in self.counts.items()]
-        return counted + [line for lines in self.faults.values() for line in lines]
+        warned = [f"{split}: warning: {line}" for split, lines in self.warnings.items() for line in lines]
+        return counted + [line for lines in self.faults.values() for line in lines] + warned
 
 # %% ../../nbs/datasets/19_check.ipynb #b8dc94d8
 def _count(part: Part) -> str:
@@ -148,18 +156,18 @@ def _sampled(names: Sequence[str], full: bool) -> list[str]:
     return names if full else names[::step][:_SAMPLE]
 
 
-def _reader(name: str, root: str | Path, split: str, incomplete: bool) -> LabelledDataset | None:
-    """Open the data set as its user would, or what is whole of it; return it if it has ground truth."""
+def _reader(name: str, root: str | Path, split: str, incomplete: bool) -> Any:
+    """Open the data set as its user would, or what is whole of it."""
     known, wanted = signature(dataset_reader(name)).parameters, {"split": split, "incomplete": incomplete}
-    dataset = open_dataset(name, root, **{key: value for key, value in wanted.items() if key in known})
-    return dataset if DATASETS[name].labelled else None
+    return open_dataset(name, root, **{key: value for key, value in wanted.items() if key in known})
 
 # %% ../../nbs/datasets/19_check.ipynb #8f2ed5bb
 def _split_faults(name: str, root: str | Path, parts: list[Part], full: bool, map: Mapper) -> list[str]:
     """Return a line for each fault of a split."""
     faults, dataset = missing_files(parts), None
     try:
-        dataset = _reader(name, root, parts[0].split, incomplete=bool(faults))
+        found = _reader(name, root, parts[0].split, incomplete=bool(faults))
+        dataset = found if DATASETS[name].labelled else None
     except InputError as error:
         faults = faults or [str(error)]
     names = sorted({key for part in parts for key in _sampled(list(part.files), full)})
@@ -167,6 +175,11 @@ def _split_faults(name: str, root: str | Path, parts: list[Part], full: bool, ma
     task = partial(frame_faults, parts=parts, dataset=dataset)
     found = map(task, names, f"opening {parts[0].split}")
     return list(dict.fromkeys(faults + [line for lines in found for line in lines]))
+
+
+def _split_warnings(name: str, root: str | Path, split: str) -> list[str]:
+    """Return a line for each thing that makes results of stereo video doubtful, none for single images."""
+    return sense(_reader(name, root, split, incomplete=False)) if DATASETS[name].stereo else []
 
 # %% ../../nbs/datasets/19_check.ipynb #c24ccd89
 def check_dataset(name: str, root: str | Path, full: bool = False, map: Mapper = serial_map) -> CheckReport:
@@ -201,7 +214,8 @@ def check_dataset(name: str, root: str | Path, full: bool = False, map: Mapper =
     here = {split: found for split, found in splits.items() if any(part.files for part in found if part.partners)}
     counts = {split: ", ".join(_count(part) for part in found) for split, found in here.items()}
     faults = {split: _split_faults(name, root, found, full, map) for split, found in here.items()}
+    warned = {split: _split_warnings(name, root, split) for split in here if not faults[split]}
     if not here:
         needed = getattr(dataset_reader(name), "default_split", parts[0].split)
         faults = {needed: missing_files(splits[needed])}
-    return CheckReport(name, counts, faults)
+    return CheckReport(name, counts, faults, warned)

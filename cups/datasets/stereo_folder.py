@@ -159,6 +159,14 @@ class StereoFolder:
     def __len__(self) -> int:
         return len(self.pairs)
 
+# %% ../../nbs/datasets/05_stereo_folder.ipynb #7c1a0e42
+def _scale_hint(camera: Calibration, height: int, width: int) -> str:
+    """Return what to do with a calibration of images that differ from these in scale alone; else nothing."""
+    factor = width / camera.width
+    if round(factor * camera.height) not in range(height - 1, height + 2):
+        return ""
+    return f": the images are {factor:.4g} times as large; multiply fx, fy, cx, cy, width and height by it"
+
 # %% ../../nbs/datasets/05_stereo_folder.ipynb #8c5fd10f
 @patch
 def image(self: StereoFolder, side: str, name: str) -> torch.Tensor:
@@ -176,7 +184,7 @@ def image(self: StereoFolder, side: str, name: str) -> torch.Tensor:
     if array.shape[:2] != (self.calibration.height, self.calibration.width):
         raise InputError(
             f"{path}: {array.shape[1]} x {array.shape[0]} pixels, but calibration.json says "
-            f"{self.calibration.width} x {self.calibration.height}"
+            f"{self.calibration.width} x {self.calibration.height}{_scale_hint(self.calibration, *array.shape[:2])}"
         )
     return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import shutil
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -21,12 +22,14 @@ from ..core.files import write_bytes
 from ..core.parallel import serial_map
 from ..core.protocols import StereoDataset
 from ..core.settings import settings_to_dict
+from ..datasets.sense import sense
 from ..labels.store import PseudoLabelStore
 from .engine import Engine
 from .features import with_features
 from .workers import Failure, Workers
 from ..stages.labels.pseudo_classes import FrameDescription, PseudoClasses
 from ..stages.pipeline import PseudoLabelSettings, analyse, describe, find_pseudo_classes, known_clusters
+from ..stages.scene_flow import trust_lines
 from ..stages.semantics.clusters import Clusters
 from ..weights import device_called, weights_file
 
@@ -58,6 +61,12 @@ def _check_networks(settings: PseudoLabelSettings, here: bool = True) -> None:
             weights_file(stage.weights)
             if here:
                 device_called(stage.device)
+
+# %% ../../nbs/run/06_generate.ipynb #7c1a0e12
+def _warn(lines: Iterable[str]) -> None:
+    """Warn of each line."""
+    for line in lines:
+        warnings.warn(line, stacklevel=3)
 
 # %% ../../nbs/run/06_generate.ipynb #955bed03
 @contextmanager
@@ -171,7 +180,9 @@ def find_classes(
     if len(failed) == len(frames):
         raise _none_labelled(len(frames), failed)
     good = [frame for frame in frames if frame[1] not in failed]
-    return find_pseudo_classes(_read_descriptions(folder, good), settings, known)
+    described = _read_descriptions(folder, good)
+    _warn(trust_lines(FrameDescription.joined(described).trust, settings.scene_flow))
+    return find_pseudo_classes(described, settings, known)
 
 # %% ../../nbs/run/06_generate.ipynb #fbcfc835
 def label_one(
@@ -272,6 +283,7 @@ def generate(
         with Engine(Workers(workers, gpus=uses_gpu(settings))) as engine:
             return generate(dataset, root, settings, engine, classes, strict)
     _check_networks(settings, here=not workers.workers.elsewhere)
+    _warn(sense(dataset))
     known = None if classes or (root / "classes.safetensors").exists() else known_clusters(settings)
     PseudoLabelStore.create(root, made_with := settings_to_dict(settings))
     with _locked_folder(root) as shuffled:

@@ -17,13 +17,14 @@ from ..core.errors import InputError
 from ..core.protocols import Matcher
 from ..core.records import VOID, ClassScores, Matches, PanopticLabel, Proposals, Record, SceneFlow, StereoSample
 from ..core.splits import THING_THRESHOLD
+from ..datasets.sense import sample_faults
 from .labels.fusion import fuse
 from .labels.objects import describe_objects
 from .labels.pseudo_classes import FrameDescription, PseudoClasses, classify_objects, fit_pseudo_classes
 from .matching.classical import ClassicalMatcher, ClassicalMatcherSettings
 from .matching.smurf import SmurfMatcher, SmurfSettings
 from .motion.propose import MotionSettings, propose
-from .scene_flow import SceneFlowSettings, scene_flow
+from .scene_flow import SceneFlowSettings, range_lines, scene_flow, trust_facts
 from .semantics.clusters import Clusters, FeatureSource, class_scores
 from .semantics.crf import CrfSettings, dense_crf
 from .semantics.depthg import DepthGFeatures, DepthGSettings
@@ -209,8 +210,12 @@ def frame_seed(seed: int, name: str) -> int:
 
 
 def _propose(settings: PseudoLabelSettings, sample: StereoSample, flow: SceneFlow) -> Proposals:
-    """Return the moving objects."""
-    return propose(sample, flow, settings.motion, seed=frame_seed(settings.seed, sample.name))
+    """Return the moving objects; if there are none, the diagnostics hold the faults of the sample that explain it."""
+    found = propose(sample, flow, settings.motion, seed=frame_seed(settings.seed, sample.name))
+    if len(found.motions):
+        return found
+    faults = sample_faults(sample.to("cpu")) + range_lines(trust_facts(flow)[None], settings.scene_flow)
+    return found.replace(diagnostics=found.diagnostics | {"faults": faults}) if faults else found
 
 # %% ../../nbs/stages/03_pipeline.ipynb #2ceccea6
 def _regions(settings: PseudoLabelSettings, sample: StereoSample, matches: Matches, features: Tensor) -> Regions:
@@ -260,7 +265,7 @@ STAGES = (
     Stage("matching", ("sample",), "matches", ("matcher",), lambda s, sample: matcher(s)(sample)),
     Stage("scene flow", ("sample", "matches"), "flow", ("scene_flow",),
           lambda s, sample, matches: scene_flow(sample, matches, s.scene_flow)),
-    Stage("motion", ("sample", "flow"), "proposals", ("motion", "seed"), _propose),
+    Stage("motion", ("sample", "flow"), "proposals", ("motion", "scene_flow", "seed"), _propose),
     Stage("features", ("sample", "matches"), "features", ("features",),
           lambda s, sample, matches: feature_source(s)(sample, matches)),
     Stage("regions", ("sample", "matches", "features"), "regions", ("features", "handcrafted"), _regions),
@@ -322,7 +327,8 @@ def describe(sample: StereoSample, settings: PseudoLabelSettings) -> FrameDescri
     records = run_stages({"sample": sample}, settings, ("regions", "proposals"))
     proposals = records["proposals"]
     objects = _describe_objects(settings, records["flow"], proposals, records["features"])
-    return FrameDescription.of(records["regions"], proposals, objects)
+    trust = trust_facts(records["flow"])[None]
+    return FrameDescription.of(records["regions"], proposals, objects).replace(trust=trust)
 
 
 def find_pseudo_classes(

@@ -15,7 +15,8 @@ from ..core.geometry import back_project, depth_from_disparity, pixel_grid, warp
 from ..core.records import Matches, SceneFlow, StereoSample
 
 # %% auto #0
-__all__ = ['SceneFlowSettings', 'truncated_deviation', 'noise_scales', 'disparity_edges', 'finite_matches', 'scene_flow']
+__all__ = ['SceneFlowSettings', 'truncated_deviation', 'noise_scales', 'disparity_edges', 'finite_matches', 'scene_flow',
+           'trust_facts', 'range_lines', 'trust_lines']
 
 # %% ../../nbs/stages/01_scene_flow.ipynb #b2a7380b
 @dataclass(frozen=True)
@@ -195,3 +196,39 @@ def scene_flow(sample: StereoSample, matches: Matches, settings: SceneFlowSettin
         matches.disparity_0, disparity_1, matches.flow_forward, trusted, flow_seen, depth_seen_0, depth_seen_1, noise,
         camera, diagnostics,
     )  # fmt: skip
+
+# %% ../../nbs/stages/01_scene_flow.ipynb #7c1a0e02
+_NEARLY_ALL, _NEARLY_NONE = 0.9, 0.05
+
+
+def trust_facts(flow: SceneFlow) -> Tensor:
+    """Return the share of trusted pixels, that of pixels out of the depth range, and the median depth in metres.
+
+    Returns
+    -------
+    Tensor, (3,), float32
+        The depth is 0 where no pixel has one.
+    """
+    depth = flow.points_0[..., 2]
+    middle = depth[depth > 0].median().item() if (depth > 0).any() else 0.0
+    shares = flow.diagnostics["trusted_share"], flow.diagnostics["distrusted_share"]["depth range"]
+    return torch.tensor([*shares, middle], device=depth.device)
+
+
+def range_lines(facts: Tensor, settings: SceneFlowSettings) -> list[str]:
+    """Return a line if nearly all points lie outside the depth range, by the `trust_facts` of some frames, (F, 3)."""
+    if not len(facts) or (share := facts[:, 1].median().item()) < _NEARLY_ALL:
+        return []
+    nearest, farthest, middle = settings.min_depth_m, settings.max_depth_m, facts[:, 2].median().item()
+    return [
+        f"{share:.0%} of the points lie outside the depth range of {nearest:g} to {farthest:g} m, their median depth "
+        f"is {middle:,.1f} m: check baseline_m and fx, or set min_depth_m and max_depth_m of scene_flow"
+    ]
+
+
+def trust_lines(facts: Tensor, settings: SceneFlowSettings) -> list[str]:
+    """Return a line if nearly no points of some frames are trusted, with the reason if it is the depth range."""
+    lines = range_lines(facts, settings)
+    if lines or not len(facts) or (share := facts[:, 0].median().item()) >= _NEARLY_NONE:
+        return [f"{line} (median of {len(facts)} frames)" for line in lines]
+    return [f"only {share:.1%} of the points are trusted (median of {len(facts)} frames): hardly any object is found"]

@@ -23,12 +23,13 @@ from ..core.memory import release_memory, use_one_heap
 from ..core.pictures import image_rgb, panel
 from ..core.records import PanopticLabel, StereoSample
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
+from ..datasets.sense import sense
 from ..stages.pipeline import FrameAnalysis, analyse
 from .layers import LAYERS, Packet, class_names, frame_layers, pack
 from .reports import motion_report
 from .segments import history, segment_facts
 from .showing import has_front_end
-from .sources import Frame, FrameSource, neighbours, open_source
+from .sources import DatasetSource, Frame, FrameSource, neighbours, open_source
 from .view.frame_view import FrameView
 
 # %% auto #0
@@ -185,7 +186,11 @@ class FrameExplorer:
     ----------
     view : FrameView
         The widget.
+    sensing : Thread, optional
+        Looks at the data set of `open` meanwhile; `view.notice` is its result.
     """
+
+    sensing: threading.Thread | None = None
 
     def __init__(
         self, source: FrameSource | None, taxonomy: Taxonomy = CITYSCAPES_19, max_width: int = 1024,
@@ -212,14 +217,24 @@ class FrameExplorer:
         """Return an explorer of what `open_source` opens; one that shows the fault if it cannot be opened."""
         use_one_heap()  # before the first of the threads that come and go
         try:
-            return cls(open_source(dataset, data_root, store, fps, **options))
+            explorer = cls(open_source(dataset, data_root, store, fps, **options))
         except InputError as error:
             return cls(None, message=str(error))
+        if isinstance(explorer.source, DatasetSource):
+            explorer.sensing = threading.Thread(target=explorer._sense, daemon=True)
+            explorer.sensing.start()
+        return explorer
 
     def close(self) -> None:
         """Close the widget and forget the frames."""
         self.view.close()
         self._latest, self.source = None, None
+
+# %% ../../nbs/workbench/07_explorer.ipynb #7c1a0e32
+@patch
+def _sense(self: FrameExplorer) -> None:
+    """Say above the picture what is wrong with the data set as a whole."""
+    self.view.notice = "\n".join(sense(self.source.dataset))
 
 # %% ../../nbs/workbench/07_explorer.ipynb #75dc14bd
 @patch

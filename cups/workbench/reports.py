@@ -54,7 +54,9 @@ def motion_report(diagnostics: dict[str, Any]) -> str:
     proposals = diagnostics.get("proposals", {})
     objects = proposals.get("objects", [])
     found = proposals.get("why_empty", f"{len(objects)} moving objects")
-    lines = [f"**{found}**", trust_sentence(diagnostics["flow"]), camera_sentence(proposals), drops_sentence(proposals)]
+    faults = [f"**Doubtful: {fault}**" for fault in proposals.get("faults", [])]
+    lines = [f"**{found}**", *faults, trust_sentence(diagnostics["flow"])]
+    lines += [camera_sentence(proposals), drops_sentence(proposals)]
     if objects:
         columns = {"area_px": "pixels", "moved_px": "moved, px", "shift_m": "moved, m", "surface_m2": "surface, m²",
                    "confidence": "confidence"}  # fmt: skip

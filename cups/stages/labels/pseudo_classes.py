@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
@@ -46,6 +46,8 @@ class FrameDescription(Record):
         Mean of the descriptions of the regions that each object covers.
     areas : Tensor, (M,), float32
         Pixels of each object.
+    trust : Tensor, (F, 3), float32
+        `trust_facts` of each frame; the classes do not depend on it.
     """
 
     regions: Tensor
@@ -54,6 +56,7 @@ class FrameDescription(Record):
     objects: Tensor
     looks: Tensor
     areas: Tensor
+    trust: Tensor = field(default_factory=lambda: torch.zeros(0, 3))
 
     @classmethod
     def of(cls, regions: Regions, proposals: Proposals, objects: Tensor) -> FrameDescription:

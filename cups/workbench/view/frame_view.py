@@ -57,6 +57,8 @@ class FrameView(anywidget.AnyWidget):
         Names and values of the segment that was clicked.
     report, message, help : str
         A text on the frame in HTML, a line over the picture, and what the keys do (that of the explorer if empty).
+    notice : str
+        Lines above the picture that stay: what is wrong with all frames.
     marks : list of (int, int)
         Points (x, y) to draw, joined by lines.
     edition : int
@@ -84,7 +86,7 @@ class FrameView(anywidget.AnyWidget):
     swipe = traitlets.Float(0.5).tag(sync=True)
     opacities = traitlets.Dict({"A": {"left": 1, "panoptic": 0.6}, "B": {"left": 1, "truth": 0.6}}).tag(sync=True)
     panel = traitlets.List().tag(sync=True)
-    report, message, help = (traitlets.Unicode().tag(sync=True) for _ in range(3))
+    report, message, help, notice = (traitlets.Unicode().tag(sync=True) for _ in range(4))
     marks = traitlets.List().tag(sync=True)
     edition = traitlets.Int(0).tag(sync=True)
     play_fps = traitlets.Float(4.0).tag(sync=True)

@@ -80,6 +80,7 @@ class View {
       }),
     );
     this.message = this.stage.appendChild(make("div", {class: "cups-message", role: "alert"}));
+    this.notice = make("div", {class: "cups-notice", role: "status"});
     this.status = this.stage.appendChild(make("div", {class: "cups-status", role: "status"}));
     this.table = new LayerTable(titles, m.get("layer_keys"), (stack, name, value) =>
       this.setOpacity(stack, name, value),
@@ -102,6 +103,7 @@ class View {
     this.main = make("div", {class: "cups-main"}, this.stage, side);
     this.root.append(
       this.bar,
+      this.notice,
       this.main,
       ...(compact ? [this.help] : [...values, this.strip.element, this.help, this.texts]),
     );
@@ -155,6 +157,7 @@ class View {
       "change:panel": () => this.showTexts(),
       "change:report": () => this.showTexts(),
       "change:message": () => this.showTexts(),
+      "change:notice": () => this.showTexts(),
       "change:marks": () => {
         this.picture.marks = m.get("marks");
         this.draw();
@@ -372,6 +375,7 @@ class View {
   }
 
   showTexts() {
+    this.notice.textContent = this.model.get("notice");
     const text = this.fault || this.error || this.model.get("message");
     this.message.textContent = text;
     this.message.style.display = text ? "" : "none";
