@@ -181,8 +181,9 @@ def export_onnx(network: PanopticCascade, path: str | Path, size: tuple[int, int
     was_training = network.training
     try:
         with _quiet(), torch.no_grad():
+            graph.eval()(image)  # constants that are kept for later calls become numbers, not the exporter's symbols
             program = torch.onnx.export(
-                graph.eval(), (image,), input_names=[ONNX_INPUT], output_names=ONNX_OUTPUTS, dynamo=True, verbose=False
+                graph, (image,), input_names=[ONNX_INPUT], output_names=ONNX_OUTPUTS, dynamo=True, verbose=False
             )
     finally:
         network.train(was_training)
