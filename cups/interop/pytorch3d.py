@@ -67,5 +67,5 @@ def to_pointclouds(flows: Sequence[SceneFlow], images: Sequence[Tensor]) -> Any:
         structures = import_module("pytorch3d.structures")
     except ImportError as error:
         raise InputError(f"needs PyTorch3D ({error}): {PYTORCH3D_LINE}") from None
-    points, features = zip(*map(moving_points, flows, images, strict=True), strict=True)
-    return structures.Pointclouds(list(points), features=list(features))
+    clouds = [moving_points(*frame) for frame in zip(flows, images, strict=True)]
+    return structures.Pointclouds([points for points, _ in clouds], features=[features for _, features in clouds])
