@@ -187,12 +187,17 @@ def test_the_small_network_has_the_same_numbers_there(detectron2, scenes):
 
 def test_the_published_architecture_has_the_same_numbers_there(detectron2, scenes):
     torch.manual_seed(0)
-    network = panoptic_cascade(3, 8, proposals_test=100).eval()
+    network, image = panoptic_cascade(3, 8, proposals_test=100), scenes["scene_0"].sample.left_0
     network.split = numbered_split(3, 8)
-    for predictor in network.roi_heads.box_predictor:
-        predictor.cls_score.weight.data *= 30  # scores far enough apart that rounding does not change their order
+    for norm in (module for module in network.modules() if isinstance(module, torch.nn.BatchNorm2d)):
+        norm.momentum = 1.0
+    with torch.no_grad():
+        network.backbone(network.normalise([image]))  # statistics of the image: fresh ones make all scores alike
+    for predictor in network.eval().roi_heads.box_predictor:
+        predictor.cls_score.weight.data *= 10  # scores far enough apart that rounding does not change their order
+    assert len(network([image])[0].scores.unique()) > 50
     assert detectron2_config(network).MODEL.BACKBONE.NAME == "build_resnet_fpn_backbone"
-    assert same_numbers(network, [scenes["scene_0"].sample.left_0]) > 0
+    assert same_numbers(network, [image]) > 50
 
 
 @pytest.mark.parametrize("changes", [{"preset": "small"}, {"depth": 18, "max_overlap": 0.25}])

@@ -19,7 +19,7 @@ from ..core.pictures import distinct_colours
 from ..core.records import VOID, PanopticLabel
 from ..core.splits import ThingStuffSplit, claimed_segments
 from .detectron2_network import detectron2_module
-from ..labels.coco import coco_categories, coco_segments, label_segments, read_names, write_panoptic
+from ..labels.coco import coco_categories, coco_segments, label_segments, read_names
 from ..labels.store import PseudoLabelStore
 from ..training.targets import training_target
 
@@ -109,13 +109,20 @@ def _metadata(split: ThingStuffSplit, names: dict[int, str] | None) -> dict[str,
     }
 
 
-def _categories(metadata: dict[str, Any]) -> list[dict[str, Any]]:
-    """Return COCO's categories of the classes; stuff class 0, "things", is none."""
-    return [
+def _coco_panoptic(frames: list[dict[str, Any]], metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return the JSON file of COCO's panoptic format that detectron2's evaluator reads."""
+    images, annotations = [], []
+    for frame in frames:
+        size = {key: frame[key] for key in ("height", "width")}
+        images.append({"id": frame["image_id"], "file_name": Path(frame["file_name"]).name, **size})
+        drawn = {"file_name": Path(frame["pan_seg_file_name"]).name, "segments_info": frame["segments_info"]}
+        annotations.append({"image_id": frame["image_id"], **drawn})
+    categories = [  # stuff class 0, "things", is none
         {"id": number, "name": metadata[f"{kind}_classes"][index], "isthing": int(kind == "thing")}
         for kind in ("thing", "stuff")
         for number, index in metadata[f"{kind}_dataset_id_to_contiguous_id"]
     ]
+    return {"images": images, "annotations": annotations, "categories": categories}
 
 # %% ../../nbs/interop/02_detectron2_data.ipynb #ca4e9ebe
 def write_detectron2(
@@ -156,8 +163,7 @@ def write_detectron2(
             write_png(out / folder / f"{name}.png", frame.pop(kind))
         frames.append(frame | {"image_id": len(frames) + 1})
     write_json(out / "detectron2.json", {"metadata": metadata, "frames": frames})
-    coco = [f | {"map": Path(f["pan_seg_file_name"]).name, "file_name": Path(f["file_name"]).name} for f in frames]
-    write_panoptic(out, coco, _categories(metadata))
+    write_json(out / "panoptic.json", _coco_panoptic(frames, metadata))
     return out
 
 # %% ../../nbs/interop/02_detectron2_data.ipynb #737be960
