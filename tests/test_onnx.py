@@ -16,7 +16,7 @@ from cups.core.errors import InputError
 from cups.core.images import read_rgb
 from cups.model.config import VisionTransformerSettings
 from cups.model.files import load, numbered_split, save_network
-from cups.model.inference import predict
+from cups.model.inference import network_output, predict
 from cups.model.network import panoptic_cascade
 from cups.run.export_network import MIN_SAME_PIXELS, checked_agreement, onnx_agreement
 from cups.street.scenes import street_scene
@@ -97,19 +97,31 @@ def test_other_weights_are_told_apart(exported):
         checked_agreement(other, exported["written"], [street_scene(0, *SIZE).sample.left_0])
 
 
-def test_a_vision_transformer_that_detects_nothing(tmp_path):
-    """And a network in training mode is left as it was."""
+def test_an_image_without_detections(network, session):
+    image = torch.full((3, *SIZE), 128, dtype=torch.uint8)
+    outputs, ours = onnx_output(session, image), network_output(network, image)
+    assert len(ours.scores) == 0 and outputs.boxes.shape == (0, 4) and outputs.masks.shape == (0, 28, 28)
+    assert torch.equal(onnx_map(session, outputs).semantic, predict(network, image).semantic)
+
+
+def test_a_vision_transformer_computes_the_same(tmp_path):
+    """Its smoothed bicubic resizing of images and positions has operators of its own; the heads are those above."""
     torch.manual_seed(0)
     sizes = VisionTransformerSettings(channels=64, depth=1, grid=7, registers=2)
-    changes = {"vision_transformer": sizes, "detection_min_score": 0.9, "min_stuff_area_px": 1}
-    fresh = panoptic_cascade(2, 3, preset="small", **changes)
-    fresh.split = numbered_split(2, 3)
-    before = {name: value.clone() for name, value in fresh.state_dict().items()}
-    session = open_onnx(export_onnx(fresh, tmp_path / "network.onnx", (64, 96)))
-    assert fresh.training and all(torch.equal(value, before[name]) for name, value in fresh.state_dict().items())
-    agreement = onnx_agreement(fresh, session, [street_scene(seed, 64, 96).sample.left_0 for seed in range(2)])
-    assert agreement["same_pixels"] >= MIN_SAME_PIXELS and agreement["differences"]["semantic"] < 1e-3
-    assert agreement["detections"] == 0 and agreement["differences"]["masks"] == 0
+    fresh = panoptic_cascade(2, 3, preset="small", vision_transformer=sizes).eval()
+    image = fresh.normalise([street_scene(0, 64, 96).sample.left_0])
+    torch.onnx.export(fresh.backbone, (image,), tmp_path / "backbone.onnx", input_names=["x"], verbose=False)
+    session = onnxruntime.InferenceSession(tmp_path / "backbone.onnx", providers=["CPUExecutionProvider"])
+    with torch.no_grad():
+        for ours, theirs in zip(fresh.backbone(image), session.run(None, {"x": image.numpy()}), strict=True):
+            torch.testing.assert_close(torch.from_numpy(theirs), ours, rtol=1e-4, atol=1e-4)
+
+
+def test_the_exporter_leaves_the_network_as_it_was(exported, network):
+    """Constants that are kept between calls are no symbols of the exporter afterwards."""
+    again = load("street_scenes")
+    image = street_scene(2, *SIZE).sample.left_0
+    assert torch.equal(predict(again, image).semantic, predict(network, image).semantic)
 
 
 def test_what_cannot_be_used_is_said_in_one_line(network, session, tmp_path):
