@@ -226,6 +226,26 @@ def _run_predict(options: argparse.Namespace) -> dict[str, Any]:
     )  # fmt: skip
     return {"written": str(written)}
 
+# %% ../nbs/cli.ipynb #5d0c41e7
+def _add_export_network(commands: _Commands) -> None:
+    """Add `cups export-network`."""
+    export = commands.add_parser(
+        "export-network", help="write a network as an ONNX file; needs the extra `onnx`", formatter_class=_DEFAULTS
+    )
+    export.add_argument("weights", metavar="WEIGHTS", help="a network, or a name of `cups weights list`")
+    export.add_argument("--out", required=True, metavar="FILE", help="the file to write: network.onnx")
+    export.add_argument("--height", type=int, default=192, metavar="PX", help="height of the images in pixels")
+    export.add_argument("--width", type=int, default=384, metavar="PX", help="width of the images in pixels")
+    about = "images of that size to compare file and network on; else street scenes"
+    export.add_argument("--images", nargs="+", default=[], metavar="IMAGE", help=about)
+
+
+def _run_export_network(options: argparse.Namespace) -> dict[str, Any]:
+    """Run `cups export-network`."""
+    from cups.run.export_network import export_network
+
+    return export_network(options.weights, options.out, options.height, options.width, options.images)
+
 # %% ../nbs/cli.ipynb #08903c29
 def _add_data(commands: _Commands) -> None:
     """Add `cups data`."""
@@ -384,6 +404,7 @@ _COMMANDS = {
     "export": (_add_export, _run_export),
     "import": (_add_import, _run_import),
     "predict": (_add_predict, _run_predict),
+    "export-network": (_add_export_network, _run_export_network),
     "data": (_add_data, _run_data),
     "calibration": (_add_calibration, _run_calibration),
     "rectify": (_add_rectify, _run_rectify),

@@ -29,6 +29,7 @@ FOLDERS = {
     "training": "Targets, augmentation, training, self-training and fine-tuning.",
     "evaluation": "Panoptic quality, classes and objects against ground truth.",
     "run": "The method on many frames: workers, Dask, generation and prediction.",
+    "interop": "To detectron2 and back, and to PyTorch3D.",
     "labels": "The pseudo-label store, its check, labels fixed by hand, COCO export.",
     "datasets": "Readers of data sets in their official layouts, their check, and miniatures.",
     "street": "The embedded world: street scenes with exact ground truth, and no download.",

@@ -5,10 +5,15 @@
 # %% ../../../nbs/stages/semantics/06_clusters.ipynb #a252f77a
 from __future__ import annotations
 
+import warnings
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib import import_module
+from importlib.metadata import packages_distributions
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -22,7 +27,7 @@ from ...core.parallel import one_thread
 from ...core.records import ClassScores, Matches, Record, StereoSample
 
 # %% auto #0
-__all__ = ['FeatureSource', 'sample_features', 'Clusters', 'fit_clusters', 'class_scores']
+__all__ = ['FeatureSource', 'sample_features', 'Clusters', 'cuml_fault', 'fit_clusters', 'class_scores']
 
 # %% ../../../nbs/stages/semantics/06_clusters.ipynb #f1dfc727
 class FeatureSource(Protocol):
@@ -109,18 +114,53 @@ class Clusters(Record):
         except (OSError, SafetensorError, TypeError) as error:
             raise InputError(f"{path}: does not hold clusters ({error})") from None
 
+# %% ../../../nbs/stages/semantics/06_clusters.ipynb #7b1f02de
+def cuml_fault(packages: Sequence[str], torch_cuda: str | None) -> str | None:
+    """Return why the installed cuML cannot run beside PyTorch, and what to do; None if it can.
+
+    Parameters
+    ----------
+    packages : sequence of str
+        Names of the packages that hold cuML: `cuml-cu12`, `cuml-cu13`; empty where it is built from source.
+    torch_cuda : str or None
+        `torch.version.cuda`: "13.0"; None for a PyTorch without CUDA.
+    """
+    versions = {name.lower().rpartition("-cu")[2]: name for name in packages if "-cu" in name.lower()}
+    wanted = torch_cuda.split(".")[0] if torch_cuda else None
+    if wanted is None:
+        return "PyTorch is installed without CUDA, cuML is not used: k-means runs on the CPU"
+    if not versions or set(versions) == {wanted}:
+        return None
+    found = " and ".join(sorted(name for version, name in versions.items() if version != wanted))
+    fix = f"pip uninstall {found} && pip install cuml-cu{wanted}"
+    return f"PyTorch is for CUDA {wanted}, {found} is not: k-means runs on the CPU; {fix}"
+
+
+def _kmeans() -> Any:
+    """Return cuML's k-means if it is there and there is a GPU, else scikit-learn's; say so if cuML cannot be used."""
+    from sklearn.cluster import KMeans
+
+    if find_spec("cuml") is None:
+        return KMeans
+    if fault := cuml_fault(packages_distributions().get("cuml", []), torch.version.cuda):
+        warnings.warn(fault, stacklevel=2)
+        return KMeans
+    if not torch.cuda.is_available():
+        return KMeans
+    try:
+        return import_module("cuml.cluster").KMeans
+    except (ImportError, OSError, RuntimeError) as error:
+        warnings.warn(f"cuML cannot be imported ({error}): k-means runs on the CPU", stacklevel=2)
+        return KMeans
+
 # %% ../../../nbs/stages/semantics/06_clusters.ipynb #ad713d9d
 def _joined_centres(rows: np.ndarray, num_centres: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
     """Return centres (M, C) of k-means clusters of rows (N, C), and which of K classes each belongs to, (M,)."""
     # Imported here, since these packages take memory that processes which only label frames do not need.
     from sklearn.cluster import AgglomerativeClustering
 
-    try:
-        from cuml.cluster import KMeans
-    except ImportError:
-        from sklearn.cluster import KMeans
     # 50 iterations: a few hundred centres need not be exact, since they are joined afterwards.
-    kmeans = KMeans(n_clusters=num_centres, n_init=1, max_iter=50, random_state=seed).fit(rows)
+    kmeans = _kmeans()(n_clusters=num_centres, n_init=1, max_iter=50, random_state=seed).fit(rows)
     centres = np.asarray(kmeans.cluster_centers_, dtype=np.float32)
     if num_centres == num_classes:
         return centres, np.arange(num_centres)
