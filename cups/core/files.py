@@ -24,8 +24,9 @@ from PIL import Image, TiffImagePlugin
 from .errors import InputError
 
 # %% auto #0
-__all__ = ['write_atomically', 'write_bytes', 'json_bytes', 'write_json', 'png_file', 'write_png', 'remove_left_over',
-           'cache_folder', 'read_json', 'open_image', 'upright_size', 'declared_bits', 'read_image']
+__all__ = ['IMAGE_SUFFIXES', 'write_atomically', 'write_bytes', 'json_bytes', 'write_json', 'png_file', 'write_png',
+           'remove_left_over', 'name_fault', 'cache_folder', 'read_json', 'open_image', 'upright_size', 'declared_bits',
+           'read_image']
 
 # %% ../../nbs/core/05_files.ipynb #72b7b256
 def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> Path:
@@ -130,6 +131,25 @@ def remove_left_over(folder: str | Path, written_now: str | Path) -> None:
                 path.unlink()
         except OSError:  # gone already, or another user's; it does no harm
             continue
+
+# %% ../../nbs/core/05_files.ipynb #4560071d
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".ppm")
+"""Of the images that a folder of them may hold, in lower case."""
+_LONGEST_NAME = 200
+"""Bytes: of the 255 that file systems take, some are left for endings."""
+
+
+def name_fault(name: str) -> str:
+    """Return why no file can be named after a frame of this name; empty if one can."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return "it is not UTF-8"
+    if not name or name[0] == "." or name != name.strip() or not name.isprintable():
+        return "it is empty, begins with a point, or has spaces at its ends or characters that do not show"
+    if set(name) & set("/\\"):
+        return "it has a slash"
+    return f"it is longer than {_LONGEST_NAME} bytes" if size > _LONGEST_NAME else ""
 
 # %% ../../nbs/core/05_files.ipynb #35b714ef
 def cache_folder() -> Path:

@@ -12,7 +12,7 @@ from inspect import signature
 from pathlib import Path
 
 from ..core.errors import InputError
-from ..core.files import open_image, read_json
+from ..core.files import IMAGE_SUFFIXES, open_image, read_image, read_json
 from ..core.parallel import Mapper, serial_map
 from ..core.protocols import LabelledDataset
 from ..core.records import VOID
@@ -86,16 +86,19 @@ def missing_files(parts: list[Part]) -> list[str]:
 # %% ../../nbs/datasets/19_check.ipynb #258a7d20
 def _opened(path: Path, modes: Sequence[str]) -> tuple[int, int] | None:
     """Read a file; return the size of an image, None for other files. Raise InputError with the fault."""
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
         if path.suffix == ".json":
             read_json(path)
         elif not path.is_file() or not path.stat().st_size:
             raise InputError(f"{path}: {'empty' if path.is_file() else 'no such file'}")
         return None
+    if not modes:  # a photo, not a map of numbers
+        height, width = read_image(path).shape[:2]
+        return width, height
     with open_image(path) as image:
         image.load()
         mode, size = image.mode, image.size
-    if modes and mode not in modes:
+    if mode not in modes:
         raise InputError(f"{path}: an image of mode {mode}, expected {' or '.join(modes)}")
     return size
 

@@ -21,10 +21,10 @@ from ..core.images import to_array
 from ..core.records import Calibration, PanopticLabel
 from ..core.taxonomy import CITYSCAPES_LABELS
 from .cityscapes import FRAMES, read_instance_ids
+from .frame_names import frame_number
 from .inventory import Part, list_files
 from .miniatures import ids_of
 from .stereo_clips import Fit, StereoClips
-from .stereo_folder import frame_number
 from ..street.scenes import StreetScene, street_clip
 
 # %% auto #0
@@ -149,6 +149,8 @@ class CityscapesSequences(StereoClips):
         "train", "val" or "test".
     height : int, optional
         Images higher than this are scaled down to it; 640 is 0.625 of the official size. None keeps their size.
+    frame_step : int
+        Every n-th frame is used.
 
     Raises
     ------
@@ -159,7 +161,9 @@ class CityscapesSequences(StereoClips):
 
     fps = 17.0
 
-    def __init__(self, root: str | Path, split: str = "train", height: int | None = 640) -> None:
+    def __init__(
+        self, root: str | Path, split: str = "train", height: int | None = 640, frame_step: int = 1
+    ) -> None:
         if split not in FRAMES:
             raise InputError(f"Cityscapes has the splits {', '.join(FRAMES)}, not {split!r}")
         root, self.split = Path(root), split
@@ -172,7 +176,7 @@ class CityscapesSequences(StereoClips):
         frames = frame_files(left, root, "_leftImg8bit.png").keys()
         right = {folder: names for folder, names in right.items() if f"left{folder[5:]}" in left}
         frames |= frame_files(right, root, "_rightImg8bit.png").keys()
-        super().__init__(root, frames, Fit(height=height))
+        super().__init__(root, frames, Fit(height=height), frame_step)
         self.nearest = NearestCamera(list(frame_files(cameras, root, "_camera.json")))
         if all(self.nearest(name) is None for name in self.names):
             self.camera_file(self.names[0])  # says what is missing
