@@ -152,7 +152,8 @@ def _runs(times: Sequence[int], longest: float) -> list[list[int]]:
 
 def _warn_of_thinned(by_place: Iterable[tuple[str, int]], interval: int) -> None:
     """Warn if what is taken for time stamps may be every n-th frame of a video."""
-    if 1 < interval < _LEAST_PACE and not any(each % interval for each in _intervals(by_place)):
+    small = max((place for _, place in by_place), default=0) < _LEAST_TIME
+    if small and 1 < interval < _LEAST_PACE and not any(each % interval for each in _intervals(by_place)):
         warnings.warn(f"frames are numbered {interval} apart and taken for neighbours in time", stacklevel=3)
 
 # %% ../../nbs/datasets/00_frame_names.ipynb #96ab5771
