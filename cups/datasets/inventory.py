@@ -120,7 +120,7 @@ class Part:
     partners : bool
         Whether every key must be in the other parts of the split that say so, too.
     modes : tuple of str
-        What the images may be, in PIL's words ("RGB", "I;16", ...); not checked if empty.
+        What label images may be, in PIL's words ("RGB", "I;16", ...); empty for photos, which may be of any kind.
     """
 
     split: str
