@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from ..core.errors import InputError
@@ -161,9 +162,7 @@ class CityscapesSequences(StereoClips):
 
     fps = 17.0
 
-    def __init__(
-        self, root: str | Path, split: str = "train", height: int | None = 640, frame_step: int = 1
-    ) -> None:
+    def __init__(self, root: str | Path, split: str = "train", height: int | None = 640, frame_step: int = 1) -> None:
         if split not in FRAMES:
             raise InputError(f"Cityscapes has the splits {', '.join(FRAMES)}, not {split!r}")
         root, self.split = Path(root), split
@@ -201,10 +200,12 @@ class CityscapesSequences(StereoClips):
         """Return the pixels of images of this size in the file that show the scene, (H, W), bool."""
         return valid_pixels(height, width)
 
-    def stored_truth(self, name: str) -> PanopticLabel | None:
-        """Read the ground truth of a frame in 27 classes at the size of its file; None if it has none."""
-        path = self.root / "gtFine" / self.split / city_of(name) / f"{name}_gtFine_instanceIds.png"
-        return PanopticLabel(*read_instance_ids(path, 27)) if path.exists() else None
+# %% ../../nbs/datasets/08_cityscapes_sequences.ipynb #38ee5ee0
+@patch
+def stored_truth(self: CityscapesSequences, name: str) -> PanopticLabel | None:
+    """Read the ground truth of a frame in 27 classes at the size of its file; None if it has none."""
+    path = self.root / "gtFine" / self.split / city_of(name) / f"{name}_gtFine_instanceIds.png"
+    return PanopticLabel(*read_instance_ids(path, 27)) if path.exists() else None
 
 # %% ../../nbs/datasets/08_cityscapes_sequences.ipynb #9bb29a66
 _KINDS = (

@@ -148,7 +148,7 @@ def _frames(root: Path, listed: dict[str, list[str]]) -> dict[str, str]:
             files[frame] = f"{folder}/{name}"
     return files
 
-
+# %% ../../nbs/datasets/09_kitti_raw.ipynb #3ebfd110
 class KittiRaw(StereoClips):
     """KITTI's raw recordings (Geiger et al., IJRR 2013), a sequence of `StereoSample`.
 

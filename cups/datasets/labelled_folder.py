@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
@@ -88,11 +87,6 @@ class LabelledFolder(ABC):
     def decode(self, name: str, *paths: Path) -> tuple[Tensor, Tensor]:
         """Return classes and instances (H, W), int64, of the label files of an image."""
 
-    @cached_property
-    def bits(self) -> int:
-        """Bits that white takes in images of more than 8, the same for all."""
-        return common_bits(list(self.parts[0].files.values()))
-
     def __len__(self) -> int:
         return len(self.names)
 
@@ -153,6 +147,14 @@ def _size(self: LabelledFolder, pixels: Tensor) -> tuple[int, int]:
     return self.height, max(1, round(pixels.shape[-1] * self.height / pixels.shape[-2]))
 
 
+@patch(as_prop=True)
+def bits(self: LabelledFolder) -> int:
+    """Bits that white takes in images of more than 8, the same for all."""
+    if "_bits" not in vars(self):
+        vars(self)["_bits"] = common_bits(list(self.parts[0].files.values()))
+    return self._bits
+
+
 @patch
 def left(self: LabelledFolder, index: int) -> Tensor:
     """Read an image, (3, H, W), uint8."""
@@ -161,7 +163,7 @@ def left(self: LabelledFolder, index: int) -> Tensor:
         return image
     return interpolate(image[None], self._size(image), mode="bilinear", antialias=True)[0]
 
-
+# %% ../../nbs/datasets/11_labelled_folder.ipynb #277f7545
 @patch
 def truth(self: LabelledFolder, name: str) -> PanopticLabel:
     """Read the ground truth of an image, in the classes of `taxonomy`."""

@@ -163,23 +163,30 @@ class StereoFolder:
         return _sides(self.root)
 
     @cached_property
-    def bits(self) -> int:
-        """Bits that white takes in images of more than 8, the same for all: `bits` of calibration.json, or measured."""
-        return _bits(self.root, [path for images in self.sides.values() for path in images.values()])
-
-    @cached_property
     def pairs(self) -> list[tuple[str, str]]:
         """Names of the frames at t and t + 1 of every sample."""
         self.calibration  # noqa: B018
         return _pairs(self.root, list(self.files), self.frame_step)
 
-    @property
-    def names(self) -> list[str]:
-        """Names of the samples (of their frames at t), without opening an image."""
-        return [name for name, _ in self.pairs]
 
-    def __len__(self) -> int:
-        return len(self.pairs)
+# %% ../../nbs/datasets/05_stereo_folder.ipynb #81cafee9
+@patch(as_prop=True)
+def names(self: StereoFolder) -> list[str]:
+    """Names of the samples (of their frames at t), without opening an image."""
+    return [name for name, _ in self.pairs]
+
+
+@patch
+def __len__(self: StereoFolder) -> int:
+    return len(self.pairs)
+
+
+@patch(as_prop=True)
+def bits(self: StereoFolder) -> int:
+    """Bits that white takes in images of more than 8, the same for all: `bits` of calibration.json, or measured."""
+    if "_bits" not in vars(self):
+        vars(self)["_bits"] = _bits(self.root, [path for images in self.sides.values() for path in images.values()])
+    return self._bits
 
 # %% ../../nbs/datasets/05_stereo_folder.ipynb #8c5fd10f
 @patch
