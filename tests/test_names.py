@@ -217,6 +217,14 @@ def test_few_frames_at_random_are_no_video():
     assert frame_places(map(str, numbers))[1] == 0 and not consecutive_pairs(map(str, numbers))
 
 
+@pytest.mark.parametrize("per_second", [10**3, 10**6, 10**9])
+def test_photos_taken_now_and_then_are_no_video(per_second):
+    times = 1_403_636_579 + np.random.default_rng(0).integers(0, 100_000, 30)
+    with pytest.raises(InputError, match=r"frames are [\de+.]* s apart by their time stamps, too far"):
+        consecutive_pairs([str(int(time) * per_second) for time in times])
+    assert len(consecutive_pairs([str(int(times[0] * per_second + per_second // 2 * n)) for n in range(9)])) == 8
+
+
 def test_thinned_videos_are_taken_with_a_warning():
     with pytest.warns(UserWarning, match="frames are numbered 5 apart and taken for neighbours in time"):
         assert len(consecutive_pairs([f"{5 * n:04d}" for n in range(8)])) == 7

@@ -126,6 +126,8 @@ def frame_places(stems: Iterable[str]) -> tuple[dict[tuple[str, int], str], int]
 # %% ../../nbs/datasets/00_frame_names.ipynb #e66d50d2
 _GAP = 1.5
 """Of median intervals: between the one of two neighbours and the two across a dropped frame."""
+_SLOWEST_S = 2.0
+"""Between frames of a video: at half of it, a car in town has driven on by its length and more."""
 _LEAST_PACE = 1000
 """Numbers this far apart count time: nobody keeps every thousandth frame of a video."""
 
@@ -150,6 +152,14 @@ def _runs(times: Sequence[int], longest: float) -> list[list[int]]:
     return runs
 
 
+def _check_pace(by_place: Iterable[tuple[str, int]], interval: int) -> None:
+    """Raise InputError if frames with times since 1970 are too far apart for a video."""
+    first = min((place for _, place in by_place), default=0)
+    unit = next((1 / per_s for per_s in (10**3, 10**6, 10**9) if first < 10**10 * per_s), 1e-9)  # a second
+    if first >= _LEAST_TIME and interval * unit > _SLOWEST_S:
+        raise InputError(f"frames are {interval * unit:.3g} s apart by their time stamps, too far to follow what moves")
+
+
 def _warn_of_thinned(by_place: Iterable[tuple[str, int]], interval: int) -> None:
     """Warn if what is taken for time stamps may be every n-th frame of a video."""
     small = max((place for _, place in by_place), default=0) < _LEAST_TIME
@@ -170,11 +180,12 @@ def consecutive_pairs(stems: Iterable[str], frame_step: int = 1) -> list[tuple[s
     Raises
     ------
     InputError
-        If a name has neither number nor time, two have the same, or the step is not positive.
+        If a name has neither number nor time, two have the same, frames are seconds apart, or the step is not positive.
     """
     if frame_step < 1:
         raise InputError(f"frame_step must be positive, got {frame_step}")
     by_place, interval = frame_places(stems)
+    _check_pace(by_place, interval)
     _warn_of_thinned(by_place, interval)
     clips, pairs = defaultdict(list), []
     for clip, place in sorted(by_place):
