@@ -12,7 +12,7 @@ import re
 import struct
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -208,13 +208,12 @@ _SPECIAL = {b"acTL", b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
 """Chunks of a PNG that animate it, or that may say how the camera was held."""
 
 
-def _read_rgb_png(path: str | Path) -> np.ndarray | None:
+def _read_rgb_png(file: BinaryIO) -> np.ndarray | None:
     """Read a PNG of 8-bit RGB, (H, W, 3); None if the file is any other, or not whole."""
-    with open(path, "rb") as file:
-        head = file.read(26)
-        if head[:8] != _PNG_START or head[12:16] != b"IHDR" or head[24:] != b"\x08\x02":
-            return None
-        data = head + file.read()
+    head = file.read(26)
+    if head[:8] != _PNG_START or head[12:16] != b"IHDR" or head[24:] != b"\x08\x02":
+        return None
+    data = head + file.read()
     if data[-8:-4] != b"IEND" or _SPECIAL & _png_chunks(BytesIO(data)).keys():  # cut off, or more than an image
         return None
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
@@ -312,13 +311,12 @@ def _not_turned(data: bytes) -> tuple[bytes, int]:
     return data, 1
 
 
-def _read_deep(path: str | Path) -> np.ndarray | None:
+def _read_deep(path: str | Path, file: BinaryIO) -> np.ndarray | None:
     """Read a TIFF of more than 8 bits or a PNG of 16-bit colours, uint16; None if the file is any other."""
-    with open(path, "rb") as file:
-        if not _is_deep(path, file):
-            return None
-        file.seek(0)
-        data, orientation = _not_turned(file.read())
+    if not _is_deep(path, file):
+        return None
+    file.seek(0)
+    data, orientation = _not_turned(file.read())
     whole = data[:4] in _TIFF_STARTS or data[-8:-4] == b"IEND"  # OpenCV fills in what a PNG lacks
     level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the error below is enough
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if whole else None
@@ -375,8 +373,11 @@ def _as_levels(path: str | Path, array: np.ndarray) -> np.ndarray:
 def _read_photo(path: str | Path) -> np.ndarray:
     """Read an image as people see it, (H, W) or (H, W, 3) of uint8 or uint16."""
     try:
-        for read in (_read_rgb_png, _read_deep):
-            if (photo := read(path)) is not None:
+        with open(path, "rb") as file:
+            if (photo := _read_rgb_png(file)) is not None:
+                return photo
+            file.seek(0)
+            if (photo := _read_deep(path, file)) is not None:
                 return photo
     except InputError:
         raise
@@ -412,12 +413,10 @@ def read_image(path: str | Path, *modes: str) -> np.ndarray:
     """
     if not modes:
         return _read_photo(path)
-    try:
-        photo = _read_rgb_png(path) if "RGB" in modes else None
-    except OSError:  # Pillow tells what is wrong
-        photo = None
-    if photo is not None:
-        return photo
+    if "RGB" in modes:
+        with suppress(OSError), open(path, "rb") as file:  # Pillow tells what is wrong
+            if (photo := _read_rgb_png(file)) is not None:
+                return photo
     with open_image(path) as image:
         mode = {"I": "I;16"}.get(image.mode, image.mode)  # 16 bits were "I" before Pillow 10.3
         array = np.array(image)
