@@ -151,7 +151,7 @@ def _runs(times: Sequence[int], longest: float) -> list[list[int]]:
         runs[-1].append(time)
     return runs
 
-
+# %% ../../nbs/datasets/00_frame_names.ipynb #ae9deab3
 def _check_pace(by_place: Iterable[tuple[str, int]], interval: int) -> None:
     """Raise InputError if frames with times since 1970 are too far apart for a video."""
     first = min((place for _, place in by_place), default=0)
