@@ -73,6 +73,7 @@ def _add_pseudo_labels(commands: _Commands) -> None:
     labels.add_argument("--dataset", default="stereo_folder", metavar="NAME", help="kind of data set")
     labels.add_argument("--root", required=True, metavar="DIR", help="folder the data set lies in")
     labels.add_argument("--out", required=True, metavar="DIR", help="folder to write; a started one is completed")
+    labels.add_argument("--frame-step", type=int, default=1, metavar="N", help="use every n-th frame of a fast camera")
     labels.add_argument("--settings", metavar="YAML", help="file of settings that differ from the defaults")
     labels.add_argument("--scheduler", default="", metavar="ADDR", help="Dask scheduler that is there: tcp://host:8786")
     labels.add_argument("--cluster", default="", metavar="YAML", help="file of the jobs to start: kind: slurm, jobs: 8")
@@ -94,7 +95,7 @@ def _run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
     settings = with_features(given, options.out)
     if settings != given:
         print(f"cups: {features_sentence(settings)}", file=sys.stderr)
-    dataset = open_stereo_dataset(options.dataset, options.root)
+    dataset = open_stereo_dataset(options.dataset, options.root, frame_step=options.frame_step)
     with Engine(Workers(options.workers, options.scheduler, options.cluster, gpus=uses_gpu(settings))) as engine:
         store = generate(dataset, options.out, settings, engine, strict=options.strict)
     failed = len(store.failures)

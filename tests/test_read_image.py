@@ -81,8 +81,10 @@ def test_what_else_a_png_holds_changes_no_value(tmp_path):
     rgb.save(tmp_path / "turned.png", exif=exif)
     rgb.save(tmp_path / "transparent.png", transparency=tuple(PHOTO[0, 0].tolist()))
     rgb.save(tmp_path / "moving.png", save_all=True, append_images=[Image.fromarray(255 - PHOTO)])
-    for name in ("chunks", "turned", "transparent", "moving"):
+    for name in ("chunks", "transparent", "moving"):
         assert np.array_equal(read_image(tmp_path / f"{name}.png"), PHOTO), name
+    assert np.array_equal(read_image(tmp_path / "turned.png"), np.rot90(PHOTO, -1))
+    assert np.array_equal(read_image(tmp_path / "turned.png", "RGB"), PHOTO)  # numbers of a label image stay in place
     rows = interlaced(tmp_path / "interlaced.png")
     assert np.array_equal(read_image(tmp_path / "interlaced.png"), rows)
 

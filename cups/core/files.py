@@ -9,23 +9,25 @@ import json
 import os
 import platform
 import re
+import struct
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import BytesIO
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import cv2
 import numpy as np
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from .errors import InputError
 
 # %% auto #0
-__all__ = ['write_atomically', 'write_bytes', 'json_bytes', 'write_json', 'png_file', 'write_png', 'remove_left_over',
-           'cache_folder', 'read_json', 'open_image', 'read_image']
+__all__ = ['IMAGE_SUFFIXES', 'write_atomically', 'write_bytes', 'json_bytes', 'write_json', 'png_file', 'write_png',
+           'remove_left_over', 'name_fault', 'cache_folder', 'read_json', 'open_image', 'upright_size', 'declared_bits',
+           'read_image']
 
 # %% ../../nbs/core/05_files.ipynb #72b7b256
 def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> Path:
@@ -135,6 +137,25 @@ def remove_left_over(folder: str | Path, written_now: str | Path) -> None:
         except OSError:  # gone already, or another user's; it does no harm
             continue
 
+# %% ../../nbs/core/05_files.ipynb #4560071d
+IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".webp", ".pgm", ".ppm")
+"""Of the images that a folder of them may hold, in lower case."""
+_LONGEST_NAME = 200
+"""Bytes: of the 255 that file systems take, some are left for endings."""
+
+
+def name_fault(name: str) -> str:
+    """Return why no file can be named after a frame of this name; empty if one can."""
+    try:
+        size = len(name.encode())
+    except UnicodeEncodeError:
+        return "it is not UTF-8"
+    if not name or name[0] == "." or name != name.strip() or not name.isprintable():
+        return "it is empty, begins with a point, or has spaces at its ends or characters that do not show"
+    if set(name) & set("/\\"):
+        return "it has a slash"
+    return f"it is longer than {_LONGEST_NAME} bytes" if size > _LONGEST_NAME else ""
+
 # %% ../../nbs/core/05_files.ipynb #35b714ef
 def cache_folder() -> Path:
     """Return the folder of what can be made or fetched again: `$CUPS_HOME`, by default `~/.cache/cups`."""
@@ -176,23 +197,203 @@ def open_image(path: str | Path) -> Iterator[Image.Image]:
         raise InputError(f"{path}: not readable as an image ({error})") from None
 
 # %% ../../nbs/core/05_files.ipynb #93d70e8b
-def _read_rgb_png(path: str | Path) -> np.ndarray | None:
+_PNG_START = b"\x89PNG\r\n\x1a\n"
+
+
+def _png_chunks(file: BinaryIO) -> dict[bytes, bytes]:
+    """Return the first bytes of the chunks of a PNG file by their kind, without reading pixels."""
+    chunks, place = {}, file.seek(len(_PNG_START))
+    while len(head := file.read(40)) >= 8:
+        chunks.setdefault(head[4:8], head[8:])
+        place = file.seek(place + 12 + int.from_bytes(head[:4], "big"))
+    return chunks
+
+
+_SPECIAL = {b"acTL", b"eXIf", b"tEXt", b"zTXt", b"iTXt"}
+"""Chunks of a PNG that animate it, or that may say how the camera was held."""
+
+
+def _read_rgb_png(file: BinaryIO) -> np.ndarray | None:
     """Read a PNG of 8-bit RGB, (H, W, 3); None if the file is any other, or not whole."""
-    with open(path, "rb") as file:
-        head = file.read(26)
-        if head[:8] != b"\x89PNG\r\n\x1a\n" or head[12:16] != b"IHDR" or head[24:] != b"\x08\x02":
-            return None
-        data = head + file.read()
-    if data[-8:-4] != b"IEND" or b"acTL" in data:  # cut off, or animated
+    head = file.read(26)
+    if head[:8] != _PNG_START or head[12:16] != b"IHDR" or head[24:] != b"\x08\x02":
+        return None
+    data = head + file.read()
+    if data[-8:-4] != b"IEND" or _SPECIAL & _png_chunks(BytesIO(data)).keys():  # cut off, or more than an image
         return None
     image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION)
     return image if image is not None and image.dtype == np.uint8 else None
 
 
+
 # %% ../../nbs/core/05_files.ipynb #b4cc244f
-_CONVERTED = {"RGBA": "RGB", "P": "RGB", "CMYK": "RGB", "LA": "RGB", "1": "L"}
+_ORIENTATION = 0x0112  # of EXIF
+_UPRIGHT: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: lambda image: image[:, ::-1],
+    3: lambda image: image[::-1, ::-1],
+    4: lambda image: image[::-1],
+    5: lambda image: image.swapaxes(0, 1),
+    6: lambda image: np.rot90(image, -1),
+    7: lambda image: image[::-1, ::-1].swapaxes(0, 1),
+    8: lambda image: np.rot90(image),
+}
+"""How rows and columns become those that people see, by the EXIF orientation (CIPA DC-008, 4.6.5)."""
 
 
+def _orientation(image: Image.Image) -> int:
+    """Return the EXIF orientation that is left to turn by, 1 if there is none."""
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except (OSError, ValueError, SyntaxError, KeyError):  # damaged notes do no harm to the picture
+        return 1
+
+
+def upright_size(image: Image.Image) -> tuple[int, int]:
+    """Return width and height in pixels as people see a photo that `open_image` opened, from its header."""
+    width, height = image.size
+    if image.format == "TIFF":  # turned by Pillow
+        return width, height
+    if image.format == "PNG":  # Pillow would decode it to look behind the pixels, too
+        place = image.fp.tell()
+        special = _SPECIAL & _png_chunks(image.fp).keys()
+        image.fp.seek(place)
+        if not special:
+            return width, height
+    return (height, width) if _orientation(image) in (5, 6, 7, 8) else (width, height)
+
+# %% ../../nbs/core/05_files.ipynb #31a605a7
+_TIFF_STARTS = (b"II*\0", b"MM\0*")
+_BITS, _PHOTOMETRIC, _MAXIMUM, _PLANAR, _KIND = 258, 262, 281, 284, 339
+
+
+def _tiff_tags(file: BinaryIO) -> dict[int, Any]:
+    """Return the tags of the first image of a TIFF file (TIFF 6.0, part 2)."""
+    file.seek(0)
+    tags = TiffImagePlugin.ImageFileDirectory_v2(file.read(8))
+    file.seek(tags.next)
+    tags.load(file)
+    return dict(tags)
+
+
+def _deep_tiff_fault(tags: dict[int, Any]) -> str:
+    """Return why the pixels of a TIFF of more than 8 bits cannot be read, empty if they can."""
+    kinds, bits = set(tags.get(_KIND, (1,))), max(tags.get(_BITS, (1,)))
+    if 3 in kinds:
+        return "floating-point numbers, expected whole numbers of 8 to 16 bits; scale and convert them first"
+    if bits > 16:
+        return f"{bits} bits a channel, expected 8 to 16; scale and convert them first"
+    if kinds != {1}:
+        return "signed numbers, expected unsigned ones of 8 to 16 bits; convert them first"
+    if tags.get(_PLANAR) == 2 and len(tags[_BITS]) > 1:
+        return "each channel is stored by itself; store them by pixel"
+    return "white is 0; store black as 0" if tags.get(_PHOTOMETRIC) == 0 else ""
+
+# %% ../../nbs/core/05_files.ipynb #da9ee0d1
+def _is_deep(path: str | Path, file: BinaryIO) -> bool:
+    """Return whether a file is a PNG of 16-bit colours or a TIFF of more than 8 bits that can be read."""
+    head = file.read(26)
+    if head[:8] == _PNG_START:
+        return head[24:25] == b"\x10" and head[25:] != b"\0"  # Pillow keeps all bits of grey
+    if head[:4] not in _TIFF_STARTS:
+        return False
+    tags = _tiff_tags(file)
+    if max(tags.get(_BITS, (1,))) > 8 and (fault := _deep_tiff_fault(tags)):
+        raise InputError(f"{path}: {fault}")
+    return max(tags.get(_BITS, (1,))) > 8
+
+
+def _not_turned(data: bytes) -> tuple[bytes, int]:
+    """Return a file without its orientation, and that: OpenCV turns a TIFF or not by its version, and never a PNG."""
+    if data[:4] not in _TIFF_STARTS:
+        return data, _orientation(Image.open(BytesIO(data)))
+    order = "little" if data[:2] == b"II" else "big"
+    first = int.from_bytes(data[4:8], order) + 2
+    count = int.from_bytes(data[first - 2 : first], order)
+    for place in range(first, first + 12 * count, 12):  # tag, type, number and value of two, two, four and four bytes
+        if int.from_bytes(data[place : place + 2], order) == _ORIENTATION:
+            value = slice(place + 8, place + 10)
+            return data[: value.start] + (1).to_bytes(2, order) + data[value.stop :], int.from_bytes(data[value], order)
+    return data, 1
+
+
+def _read_deep(path: str | Path, file: BinaryIO) -> np.ndarray | None:
+    """Read a TIFF of more than 8 bits or a PNG of 16-bit colours, uint16; None if the file is any other."""
+    if not _is_deep(path, file):
+        return None
+    file.seek(0)
+    data, orientation = _not_turned(file.read())
+    whole = data[:4] in _TIFF_STARTS or data[-8:-4] == b"IEND"  # OpenCV fills in what a PNG lacks
+    level = cv2.utils.logging.setLogLevel(cv2.utils.logging.LOG_LEVEL_SILENT)  # the error below is enough
+    image = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED) if whole else None
+    cv2.utils.logging.setLogLevel(level)
+    if image is None or image.dtype != np.uint16:
+        raise InputError(f"{path}: not readable as an image (damaged, or packed in a way that OpenCV does not know)")
+    image = image[..., 2::-1] if image.ndim == 3 else image  # from BGR, without alpha
+    return np.ascontiguousarray(_UPRIGHT.get(orientation, np.asarray)(image))
+
+# %% ../../nbs/core/05_files.ipynb #43d1beb4
+def declared_bits(path: str | Path) -> int:
+    """Return how many bits white takes at least in what `read_image` returns, as the header says; 0 if it says nothing.
+
+    What a TIFF packs in 10, 12 or 14 bits, and all that a PGM or PPM holds, is read as 16.
+
+    Source
+    ------
+    PNG specification, 11.3.3.4 (sBIT); TIFF 6.0, section 8 (MaxSampleValue).
+    """
+    try:
+        with open(path, "rb") as file:
+            head = file.read(8)
+            if head == _PNG_START:
+                chunks = _png_chunks(file)
+                channels = {0: 1, 4: 1}.get(chunks[b"IHDR"][9], 3)  # alpha comes last and does not count
+                return max(chunks[b"sBIT"][:channels]) if b"sBIT" in chunks else 0
+            if head[:4] in _TIFF_STARTS:
+                tags = _tiff_tags(file)
+                packed = 8 < max(tags.get(_BITS, (1,))) < 16
+                return 16 if packed else max(int(value).bit_length() for value in tags.get(_MAXIMUM, (0,)))
+            return 16 if head[:1] == b"P" and head[1:2] in b"2356" else 0
+    except (OSError, ValueError, SyntaxError, KeyError, IndexError, struct.error):  # reading the pixels says why
+        return 0
+
+# %% ../../nbs/core/05_files.ipynb #aa51d1a4
+_AS_STORED = ("L", "RGB", "I;16", "I;16B", "I;16L", "I", "F")
+
+
+def _pixels(image: Image.Image) -> np.ndarray:
+    """Return the grey levels or colours of an image that Pillow reads, (H, W) or (H, W, 3)."""
+    return np.array(image if image.mode in _AS_STORED else image.convert("L" if image.mode == "1" else "RGB"))
+
+
+def _as_levels(path: str | Path, array: np.ndarray) -> np.ndarray:
+    """Return whole numbers of 8 to 16 bits as uint8 or uint16 of the machine's byte order."""
+    if array.dtype == np.uint8:
+        return array
+    if array.dtype.kind == "f" or array.min(initial=0) < 0 or array.max(initial=0) > 0xFFFF:
+        kind = "floating-point numbers" if array.dtype.kind == "f" else f"numbers from {array.min()} to {array.max()}"
+        raise InputError(f"{path}: {kind}, expected whole numbers of 8 to 16 bits; scale and convert them first")
+    return array.astype(np.uint16)
+
+
+def _read_photo(path: str | Path) -> np.ndarray:
+    """Read an image as people see it, (H, W) or (H, W, 3) of uint8 or uint16."""
+    try:
+        with open(path, "rb") as file:
+            if (photo := _read_rgb_png(file)) is not None:
+                return photo
+            file.seek(0)
+            if (photo := _read_deep(path, file)) is not None:
+                return photo
+    except InputError:
+        raise
+    except (OSError, ValueError, SyntaxError, KeyError, struct.error):  # Pillow tells what is wrong
+        pass
+    with open_image(path) as image:
+        array = _pixels(image)
+        orientation = _orientation(image)  # now, as Pillow turns a TIFF while it reads it
+    return np.ascontiguousarray(_UPRIGHT.get(orientation, np.asarray)(_as_levels(path, array)))
+
+# %% ../../nbs/core/05_files.ipynb #edaed29e
 def read_image(path: str | Path, *modes: str) -> np.ndarray:
     """Read an image file.
 
@@ -201,27 +402,29 @@ def read_image(path: str | Path, *modes: str) -> np.ndarray:
     path : str or Path
     *modes : str
         What the file may be, in PIL's words: "L" (8 bits), "I;16" (16 bits), "P", "RGB", "RGBA". Its numbers are
-        returned as they are stored then. By default it may be anything, and is returned as grey levels or colours.
+        returned as they are stored then. By default it may be anything, and is returned as grey levels or colours, the
+        right way up.
 
     Returns
     -------
-    ndarray, (H, W) of uint8 or uint16, or (H, W, 3) of uint8
+    ndarray, (H, W) or (H, W, 3) of uint8 or uint16
         By default; (H, W, C) of one of the `modes` with C channels.
 
     Raises
     ------
     InputError
-        If the file is missing, truncated, no image or of another mode; the message names it.
+        If the file is missing, truncated, no image, of another mode, or holds floating-point numbers or more than 16
+        bits a channel; the message names it.
     """
-    try:
-        photo = None if modes and "RGB" not in modes else _read_rgb_png(path)
-    except OSError:  # Pillow tells what is wrong
-        photo = None
-    if photo is not None:
-        return photo
+    if not modes:
+        return _read_photo(path)
+    if "RGB" in modes:
+        with suppress(OSError), open(path, "rb") as file:  # Pillow tells what is wrong
+            if (photo := _read_rgb_png(file)) is not None:
+                return photo
     with open_image(path) as image:
         mode = {"I": "I;16"}.get(image.mode, image.mode)  # 16 bits were "I" before Pillow 10.3
-        array = np.array(image if modes or mode not in _CONVERTED else image.convert(_CONVERTED[mode]))
-    if modes and mode not in modes:
+        array = np.array(image)
+    if mode not in modes:
         raise InputError(f"{path}: an image of mode {mode}, expected {' or '.join(modes)}")
-    return array.astype(np.uint16) if array.dtype == np.int32 and not modes else array
+    return array

@@ -5,7 +5,8 @@
 # %% ../../nbs/core/06_images.ipynb #24a44643
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import cv2
@@ -13,11 +14,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .files import read_image
+from .errors import InputError
+from .files import declared_bits, read_image
 
 # %% auto #0
-__all__ = ['IMAGENET_MEAN', 'IMAGENET_DEVIATION', 'to_array', 'read_rgb', 'normalised', 'root_colour', 'image_difference',
-           'guided_filter']
+__all__ = ['IMAGENET_MEAN', 'IMAGENET_DEVIATION', 'to_array', 'used_bits', 'common_bits', 'read_rgb', 'normalised', 'root_colour',
+           'image_difference', 'guided_filter']
 
 # %% ../../nbs/core/06_images.ipynb #828f9578
 def to_array(image: Tensor) -> np.ndarray:
@@ -25,20 +27,66 @@ def to_array(image: Tensor) -> np.ndarray:
     return np.ascontiguousarray(image.permute(1, 2, 0).cpu().numpy())
 
 # %% ../../nbs/core/06_images.ipynb #6aaa7535
-def read_rgb(path: str | Path) -> Tensor:
-    """Read an image as RGB of 8 bits, (3, H, W), uint8: grey is repeated, of 16 bits the upper 8 are kept.
+_SENSOR_BITS = (8, 10, 12, 14, 16)
+"""Bits a channel of camera sensors (GenICam's pixel formats Mono8 to Mono16)."""
+_SAMPLED = 24
+"""Images that tell how bright white is: enough that one of them shows the sky or a lamp."""
+
+
+def used_bits(path: str | Path, array: np.ndarray) -> int:
+    """Return the bits that white takes in an image file with these pixels, as far as this file tells."""
+    if array.dtype == np.uint8:
+        return 8
+    needed = max(int(array.max(initial=0)).bit_length(), min(declared_bits(path), _SENSOR_BITS[-1]))
+    return min(bits for bits in _SENSOR_BITS if bits >= needed)
+
+
+def common_bits(paths: Sequence[str | Path]) -> int:
+    """Return the bits that white takes in image files of one kind of camera, in order of time.
+
+    Parameters
+    ----------
+    paths : sequence of str or Path
+        Up to 24 of them are read, evenly spaced; those that are damaged do not count.
+
+    Returns
+    -------
+    int
+        8, 10, 12, 14 or 16.
+    """
+    places, found = np.linspace(0, len(paths) - 1, min(len(paths), _SAMPLED)).round().astype(int).tolist(), [8]
+    for place in places:
+        with suppress(InputError):
+            found.append(used_bits(paths[place], read_image(paths[place])))
+    return max(found)
+
+# %% ../../nbs/core/06_images.ipynb #ba5649b3
+def read_rgb(path: str | Path, bits: Callable[[], int] | None = None) -> Tensor:
+    """Read an image as RGB of 8 bits, (3, H, W), uint8, the right way up; grey is repeated.
+
+    Parameters
+    ----------
+    path : str or Path
+    bits : callable, optional
+        Returns the bits that white takes in all images of the data set (`common_bits`); called if this one has more
+        than 8 bits. By default this image alone decides.
 
     Raises
     ------
     InputError
-        If the file is missing or unreadable; the message names it.
+        If the file is missing or unreadable, or brighter than white; the message names it.
     """
     array = read_image(path)
     if array.dtype == np.uint16:
-        array = (array >> 8).astype(np.uint8)
+        here = used_bits(path, array)
+        white = here if bits is None else bits()
+        if here > white:
+            fault = f"holds {array.max()}, but all images that were sampled fit {white} bits"
+            raise InputError(f'{path}: {fault}; if the camera has more, write "bits": {here} into calibration.json')
+        array = (array >> (white - 8)).astype(np.uint8)
     if array.ndim == 2:
         array = np.stack([array] * 3, -1)
-    return torch.from_numpy(array).permute(2, 0, 1)
+    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
 
 # %% ../../nbs/core/06_images.ipynb #a38f90ad
 IMAGENET_MEAN, IMAGENET_DEVIATION = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

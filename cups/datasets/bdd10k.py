@@ -42,7 +42,7 @@ class Bdd10k(LabelledFolder):
             left, maps = files_by_key(images, "*.jpg", ".jpg"), files_by_key(labels, "*.png", ".png")
             source = f"10k_images_{split}.zip from {_SITE}"
             parts += [
-                Part(split, "images", images, left, source, expected, modes=("RGB",)),
+                Part(split, "images", images, left, source, expected),
                 Part(split, "bitmasks", labels, maps, _LABELS, expected, modes=("RGBA",)),
             ]
         return parts

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError
-from ..core.files import open_image, read_json
+from ..core.files import IMAGE_SUFFIXES, open_image, read_json
+from ..core.images import read_rgb
 from ..core.parallel import Mapper, serial_map
 from ..core.protocols import LabelledDataset
 from ..core.records import VOID
@@ -92,18 +93,21 @@ def missing_files(parts: list[Part]) -> list[str]:
     return faults + [f"{path}: no partner among the {other.kind} in {other.folder}" for path, other in alone]
 
 # %% ../../nbs/datasets/19_check.ipynb #258a7d20
-def _opened(path: Path, modes: Sequence[str]) -> tuple[int, int] | None:
+def _opened(path: Path, modes: Sequence[str], dataset: LabelledDataset | None) -> tuple[int, int] | None:
     """Read a file; return the size of an image, None for other files. Raise InputError with the fault."""
-    if path.suffix.lower() not in (".png", ".jpg", ".jpeg"):
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
         if path.suffix == ".json":
             read_json(path)
         elif not path.is_file() or not path.stat().st_size:
             raise InputError(f"{path}: {'empty' if path.is_file() else 'no such file'}")
         return None
+    if not modes:  # a photo, not a map of numbers
+        height, width = read_rgb(path, (lambda: dataset.bits) if hasattr(type(dataset), "bits") else None).shape[1:]
+        return width, height
     with open_image(path) as image:
         image.load()
         mode, size = image.mode, image.size
-    if modes and mode not in modes:
+    if mode not in modes:
         raise InputError(f"{path}: an image of mode {mode}, expected {' or '.join(modes)}")
     return size
 
@@ -130,7 +134,7 @@ def frame_faults(name: str, parts: list[Part], dataset: LabelledDataset | None) 
         if (path := part.files.get(name)) is None:
             continue
         try:
-            found = _opened(path, part.modes)
+            found = _opened(path, part.modes, dataset)
         except InputError as error:
             faults.append(str(error))
             continue
@@ -138,6 +142,10 @@ def frame_faults(name: str, parts: list[Part], dataset: LabelledDataset | None) 
             first, size = path, found
         elif found and found != size:
             faults.append(f"{path}: {found[0]} x {found[1]} pixels, but {first} has {size[0]} x {size[1]}")
+    camera = getattr(dataset, "calibration", None)
+    if first and camera and size != (camera.width, camera.height):
+        here = f"{size[0]} x {size[1]} pixels, but calibration.json says {camera.width} x {camera.height}"
+        faults.append(f"{first}: {here}")
     if faults or dataset is None or name not in dataset.names:
         return faults
     try:

@@ -56,7 +56,7 @@ class Cityscapes(LabelledFolder):
             left = files_by_key(images, "*/*.png", "_leftImg8bit.png")
             instances, ids = found
             parts += [
-                Part(split, "images", images, left, _IMAGES, expected, modes=("RGB",)),
+                Part(split, "images", images, left, _IMAGES, expected),
                 Part(split, "instance maps", labels, instances, _LABELS, expected, modes=("I;16", "I")),
                 Part(split, "label maps", labels, ids, _LABELS, expected, partners=False, modes=("L",)),
             ]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from ..core.errors import InputError
@@ -21,10 +22,10 @@ from ..core.images import to_array
 from ..core.records import Calibration, PanopticLabel
 from ..core.taxonomy import CITYSCAPES_LABELS
 from .cityscapes import FRAMES, read_instance_ids
+from .frame_names import frame_number
 from .inventory import Part, list_files
 from .miniatures import ids_of
 from .stereo_clips import Fit, StereoClips
-from .stereo_folder import frame_number
 from ..street.scenes import StreetScene, street_clip
 
 # %% auto #0
@@ -149,6 +150,8 @@ class CityscapesSequences(StereoClips):
         "train", "val" or "test".
     height : int, optional
         Images higher than this are scaled down to it; 640 is 0.625 of the official size. None keeps their size.
+    frame_step : int
+        Every n-th frame is used.
 
     Raises
     ------
@@ -159,7 +162,7 @@ class CityscapesSequences(StereoClips):
 
     fps = 17.0
 
-    def __init__(self, root: str | Path, split: str = "train", height: int | None = 640) -> None:
+    def __init__(self, root: str | Path, split: str = "train", height: int | None = 640, frame_step: int = 1) -> None:
         if split not in FRAMES:
             raise InputError(f"Cityscapes has the splits {', '.join(FRAMES)}, not {split!r}")
         root, self.split = Path(root), split
@@ -172,7 +175,7 @@ class CityscapesSequences(StereoClips):
         frames = frame_files(left, root, "_leftImg8bit.png").keys()
         right = {folder: names for folder, names in right.items() if f"left{folder[5:]}" in left}
         frames |= frame_files(right, root, "_rightImg8bit.png").keys()
-        super().__init__(root, frames, Fit(height=height))
+        super().__init__(root, frames, Fit(height=height), frame_step)
         self.nearest = NearestCamera(list(frame_files(cameras, root, "_camera.json")))
         if all(self.nearest(name) is None for name in self.names):
             self.camera_file(self.names[0])  # says what is missing
@@ -197,10 +200,12 @@ class CityscapesSequences(StereoClips):
         """Return the pixels of images of this size in the file that show the scene, (H, W), bool."""
         return valid_pixels(height, width)
 
-    def stored_truth(self, name: str) -> PanopticLabel | None:
-        """Read the ground truth of a frame in 27 classes at the size of its file; None if it has none."""
-        path = self.root / "gtFine" / self.split / city_of(name) / f"{name}_gtFine_instanceIds.png"
-        return PanopticLabel(*read_instance_ids(path, 27)) if path.exists() else None
+# %% ../../nbs/datasets/08_cityscapes_sequences.ipynb #38ee5ee0
+@patch
+def stored_truth(self: CityscapesSequences, name: str) -> PanopticLabel | None:
+    """Read the ground truth of a frame in 27 classes at the size of its file; None if it has none."""
+    path = self.root / "gtFine" / self.split / city_of(name) / f"{name}_gtFine_instanceIds.png"
+    return PanopticLabel(*read_instance_ids(path, 27)) if path.exists() else None
 
 # %% ../../nbs/datasets/08_cityscapes_sequences.ipynb #9bb29a66
 _KINDS = (

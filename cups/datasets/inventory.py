@@ -69,7 +69,7 @@ def list_files(root: str | Path, *patterns: str) -> list[dict[str, list[str]]]:
 
 # %% ../../nbs/datasets/03_inventory.ipynb #29336ecb
 def files_by_key(folder: Path, pattern: str, suffix: str) -> dict[str, Path]:
-    """Return the files below a folder by their name without a suffix, sorted.
+    """Return the files below a folder by their name without a suffix, sorted, without hidden ones.
 
     Parameters
     ----------
@@ -80,12 +80,12 @@ def files_by_key(folder: Path, pattern: str, suffix: str) -> dict[str, Path]:
     suffix : str
         What is cut off the end of a name: "_leftImg8bit.png".
     """
-    paths = sorted(path for path in folder.glob(pattern) if path.name.endswith(suffix))
+    paths = sorted(path for path in folder.glob(pattern) if path.name.endswith(suffix) and path.name[0] != ".")
     return {path.name.removesuffix(suffix): path for path in paths}
 
 
 def files_by_scene(folder: Path, suffix: str) -> dict[str, Path]:
-    """Return the files `<scene>/<frame><suffix>` below a folder by `<scene>_<frame>`, sorted.
+    """Return the files `<scene>/<frame><suffix>` below a folder by `<scene>_<frame>`, sorted, without hidden ones.
 
     Parameters
     ----------
@@ -95,7 +95,7 @@ def files_by_scene(folder: Path, suffix: str) -> dict[str, Path]:
         What follows the frame, with `*` for parts of it that differ: "_image.*".
     """
     stem = suffix.rpartition(".")[0]
-    paths = sorted(folder.glob(f"*/*{suffix}"))
+    paths = sorted(path for path in folder.glob(f"*/*{suffix}") if "." not in (path.name[0], path.parent.name[0]))
     return {f"{path.parent.name}_{path.stem.removesuffix(stem)}": path for path in paths}
 
 # %% ../../nbs/datasets/03_inventory.ipynb #dd9b31b5
@@ -120,7 +120,7 @@ class Part:
     partners : bool
         Whether every key must be in the other parts of the split that say so, too.
     modes : tuple of str
-        What the images may be, in PIL's words ("RGB", "I;16", ...); not checked if empty.
+        What label images may be, in PIL's words ("RGB", "I;16", ...); empty for photos, which may be of any kind.
     """
 
     split: str

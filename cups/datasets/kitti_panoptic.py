@@ -33,7 +33,7 @@ class KittiPanoptic(LabelledFolder):
         images, labels = (Path(root) / "validation" / kind for kind in ("images", "cityscapes_instance_format"))
         left, maps = (files_by_key(folder, "*.png", ".png") for folder in (images, labels))
         return [
-            Part("val", "images", images, left, _SOURCE, 200, modes=("RGB",)),
+            Part("val", "images", images, left, _SOURCE, 200),
             Part("val", "instance maps", labels, maps, _CONVERTED, 200, modes=("I;16", "I")),
         ]
 

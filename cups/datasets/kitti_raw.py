@@ -129,20 +129,26 @@ def write_calibration(path: str | Path, camera: Calibration) -> None:
     write_atomically(path, lambda p: p.write_text("\n".join(lines) + "\n", encoding="utf-8"))
 
 # %% ../../nbs/datasets/09_kitti_raw.ipynb #ba0e2d51
-_DAY, _DRIVE, _FRAME = "????_??_??", "????_??_??_drive_????_sync", "??????????.png"
+_DAY, _DRIVE, _FRAME = "????_??_??", "????_??_??_drive_????_sync", "??????????.*"
+_SUFFIXES = (".png", ".jpg", ".jpeg")  # many keep copies as JPEG, a tenth of the size
 _CAMERAS = {"left": "image_02", "right": "image_03"}
 _IMAGES = [f"{_DAY}/{_DRIVE}/{camera}/data/{_FRAME}" for camera in _CAMERAS.values()]
 
 
-def _frames(listed: dict[str, list[str]]) -> dict[str, str]:
+def _frames(root: Path, listed: dict[str, list[str]]) -> dict[str, str]:
     """Return the files, as paths relative to the root, by the name of the frame: `<drive>_<number>`."""
-    return {
-        f"{folder.split('/')[1]}_{name.removesuffix('.png')}": f"{folder}/{name}"
-        for folder, names in listed.items()
-        for name in names
-    }
+    files: dict[str, str] = {}
+    for folder, names in listed.items():
+        for name in names:
+            frame = f"{folder.split('/')[1]}_{name[:10]}"
+            if name[10:].lower() not in _SUFFIXES:
+                continue
+            if frame in files:
+                raise InputError(f"{root / folder / name}: {root / files[frame]} has the same name; keep one of them")
+            files[frame] = f"{folder}/{name}"
+    return files
 
-
+# %% ../../nbs/datasets/09_kitti_raw.ipynb #3ebfd110
 class KittiRaw(StereoClips):
     """KITTI's raw recordings (Geiger et al., IJRR 2013), a sequence of `StereoSample`.
 
@@ -153,6 +159,8 @@ class KittiRaw(StereoClips):
     height, width : int
         Size in pixels of the window that is cut out of the middle of the images, whose size differs from day to day;
         a side that is shorter stays whole.
+    frame_step : int
+        Every n-th frame is used.
 
     Raises
     ------
@@ -163,9 +171,10 @@ class KittiRaw(StereoClips):
 
     fps = 10.0
 
-    def __init__(self, root: str | Path, height: int = 368, width: int = 1104) -> None:
+    def __init__(self, root: str | Path, height: int = 368, width: int = 1104, frame_step: int = 1) -> None:
         root = Path(root)
-        left, right = (_frames(listed) for listed in list_files(root, *_IMAGES))
+        left, right = (_frames(root, listed) for listed in list_files(root, *_IMAGES))
+        self.images = {"left": left, "right": right}
         if not left:
             raise InputError(f"{root}: no images <day>/<drive>_sync/image_02/data/*.png of KITTI's raw recordings")
         kept = {name for name in left | right if not left_out(name[:21], int(name[-10:]))}
@@ -173,13 +182,15 @@ class KittiRaw(StereoClips):
         if missing := drives[0] - drives[1]:
             drive = min(missing)
             raise InputError(f"{root / drive[:10] / drive / 'image_03'}: no right images, but there are left ones")
-        super().__init__(root, (name for name in kept if name[:-11] in drives[0]), Fit(crop=(height, width)))
+        frames = (name for name in kept if name[:-11] in drives[0])
+        super().__init__(root, frames, Fit(crop=(height, width)), frame_step)
         days = sorted({name[:10] for name in self.names})
         self.cameras = {day: read_calibration(root / day / "calib_cam_to_cam.txt") for day in days}
 
     def path(self, side: str, name: str) -> Path:
         """Return the file of a frame; the side is "left" or "right"."""
-        return self.root / name[:10] / name[:-11] / _CAMERAS[side] / "data" / f"{name[-10:]}.png"
+        other = f"{name[:10]}/{name[:-11]}/{_CAMERAS[side]}/data/{name[-10:]}.png"
+        return self.root / self.images[side].get(name, other)
 
     def camera(self, name: str, height: int, width: int) -> Calibration:
         """Return the calibration of a frame, whose image in the file has this size."""
@@ -196,7 +207,7 @@ def inventory(root: str | Path) -> list[Part]:
     left, right, days = list_files(root, *_IMAGES, f"{_DAY}/calib_cam_to_cam.txt")
     source = "synced+rectified data, https://www.cvlibs.net/datasets/kitti/raw_data.php"
     images = [
-        Part("train", kind, root, {name: root / file for name, file in _frames(listed).items()}, source)
+        Part("train", kind, root, {name: root / file for name, file in _frames(root, listed).items()}, source)
         for kind, listed in (("left images", left), ("right images", right))
     ]
     files = {day: root / day / "calib_cam_to_cam.txt" for day in days}

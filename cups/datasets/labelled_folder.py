@@ -9,14 +9,14 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..core.errors import InputError
-from ..core.files import open_image, read_image
+from ..core.files import open_image, upright_size
+from ..core.images import common_bits, read_rgb
 from ..core.records import VOID, PanopticLabel
 from ..core.taxonomy import Taxonomy, cityscapes_classes, lacking_in
 from .inventory import Part, lonely
@@ -121,7 +121,7 @@ def _parts(self: LabelledFolder) -> list[Part]:
 
 # %% ../../nbs/datasets/11_labelled_folder.ipynb #231b9a5e
 def image_size(path: str | Path) -> tuple[int, int]:
-    """Return width and height of an image file in pixels, from its header.
+    """Return width and height of a photo in pixels, as people see it, from its header.
 
     Raises
     ------
@@ -129,7 +129,7 @@ def image_size(path: str | Path) -> tuple[int, int]:
         If the file is missing or no image; the message names it.
     """
     with open_image(path) as image:
-        return image.size
+        return upright_size(image)
 
 
 @patch
@@ -147,19 +147,23 @@ def _size(self: LabelledFolder, pixels: Tensor) -> tuple[int, int]:
     return self.height, max(1, round(pixels.shape[-1] * self.height / pixels.shape[-2]))
 
 
+@patch(as_prop=True)
+def bits(self: LabelledFolder) -> int:
+    """Bits that white takes in images of more than 8, the same for all."""
+    if "_bits" not in vars(self):
+        vars(self)["_bits"] = common_bits(list(self.parts[0].files.values()))
+    return self._bits
+
+
 @patch
 def left(self: LabelledFolder, index: int) -> Tensor:
     """Read an image, (3, H, W), uint8."""
-    path = self.parts[0].files[self.names[index]]
-    array = read_image(path)
-    if array.dtype != np.uint8 or array.ndim != 3:
-        raise InputError(f"{path}: expected colours of 8 bits, found {array.dtype} {array.shape}")
-    image = torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+    image = read_rgb(self.parts[0].files[self.names[index]], lambda: self.bits)
     if self.height is None:
         return image
     return interpolate(image[None], self._size(image), mode="bilinear", antialias=True)[0]
 
-
+# %% ../../nbs/datasets/11_labelled_folder.ipynb #277f7545
 @patch
 def truth(self: LabelledFolder, name: str) -> PanopticLabel:
     """Read the ground truth of an image, in the classes of `taxonomy`."""

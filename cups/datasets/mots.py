@@ -39,7 +39,7 @@ class Mots(LabelledFolder):
         images, labels = (Path(root) / "train" / kind for kind in ("images", "instances"))
         left, maps = files_by_scene(images, ".jpg"), files_by_scene(labels, ".png")
         return [
-            Part("train", "images", images, left, _SOURCE, 2862, modes=("RGB",)),
+            Part("train", "images", images, left, _SOURCE, 2862),
             Part("train", "instance maps", labels, maps, _SOURCE, 2862, modes=("I;16", "I")),
         ]
 

@@ -49,7 +49,7 @@ class Muses(LabelledFolder):
             maps = files_by_key(labels, "*.png", "_gt_panoptic.png")
             here = {file.stem: file} if file.is_file() else {}
             parts += [
-                Part(split, "images", images, left, _IMAGES, modes=("RGB",)),
+                Part(split, "images", images, left, _IMAGES),
                 Part(split, "panoptic maps", labels, maps, _LABELS, modes=("RGB",)),
                 Part(split, "lists of segments", lists, here, _LABELS, 1, partners=False),
             ]

@@ -128,8 +128,8 @@ def open_dataset(name: str, root: str | Path, **options: Any) -> Any:
     return reader(root, **options)
 
 # %% ../../nbs/datasets/01_registry.ipynb #95fee7af
-def open_stereo_dataset(name: str, root: str | Path) -> StereoDataset:
-    """Open a data set of stereo video, as `open_dataset` does.
+def open_stereo_dataset(name: str, root: str | Path, frame_step: int = 1) -> StereoDataset:
+    """Open a data set of stereo video, or every n-th frame of it, as `open_dataset` does.
 
     Raises
     ------
@@ -139,7 +139,7 @@ def open_stereo_dataset(name: str, root: str | Path) -> StereoDataset:
     if not _entry(name).stereo:
         known = ", ".join(sorted(key for key, entry in DATASETS.items() if entry.stereo))
         raise InputError(f"data set {name!r} has single images, not stereo video; take one of {known}")
-    return open_dataset(name, root)
+    return open_dataset(name, root, **({} if frame_step == 1 else {"frame_step": frame_step}))
 
 
 def open_labelled_dataset(name: str, root: str | Path, **options: Any) -> LabelledDataset:

@@ -19,7 +19,7 @@ from ..core.errors import InputError
 from ..core.images import to_array
 from ..core.protocols import StereoDataset
 from ..core.records import Calibration, StereoSample
-from .stereo_folder import frame_number
+from .frame_names import frame_number
 
 # %% auto #0
 __all__ = ['matched_points', 'PairMeasures', 'measure_pair', 'pair_lines', 'calibration_lines', 'is_repeated', 'missing_lines',

@@ -8,6 +8,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ..core.errors import InputError
-from ..core.images import read_rgb
+from ..core.files import name_fault
+from ..core.images import common_bits, read_rgb
 from ..core.records import Calibration, PanopticLabel, StereoSample
-from .stereo_folder import consecutive_pairs
+from .frame_names import consecutive_pairs
 
 # %% auto #0
 __all__ = ['Fit', 'StereoClips']
@@ -82,19 +84,28 @@ class StereoClips(ABC):
         Names of the frames that a camera has; they end in the number of the frame in its clip.
     fit : Fit
         What is done with the images.
+    frame_step : int
+        Every n-th frame is used.
 
     Raises
     ------
     InputError
-        On opening: if no two frames follow each other. On reading: an image is missing or unreadable, or those of a
-        sample differ in size.
+        On opening: if no two frames follow each other, or two have the same number. On reading: an image is missing
+        or unreadable, or those of a sample differ in size.
     """
 
     fps: float
     """Frames per second."""
 
-    def __init__(self, root: str | Path, frames: Iterable[str], fit: Fit) -> None:
-        self.root, self.fit, self.pairs = Path(root), fit, consecutive_pairs(list(frames))
+    def __init__(self, root: str | Path, frames: Iterable[str], fit: Fit, frame_step: int = 1) -> None:
+        self.root, self.fit, frames = Path(root), fit, list(frames)
+        for name in frames:
+            if fault := name_fault(name):
+                raise InputError(f"{root}: {name!r} cannot name a frame: {fault}")
+        try:
+            self.pairs = consecutive_pairs(frames, frame_step)
+        except InputError as error:
+            raise InputError(f"{root}: {error}") from None
         if not self.pairs:
             raise InputError(f"{root}: no two frames follow each other")
 
@@ -119,6 +130,11 @@ class StereoClips(ABC):
         """Names of the samples (of their frames at t)."""
         return [name for name, _ in self.pairs]
 
+    @cached_property
+    def bits(self) -> int:
+        """Bits that white takes in images of more than 8, the same for all."""
+        return common_bits([self.path(side, name) for side in ("left", "right") for name in self.names])
+
     def __len__(self) -> int:
         return len(self.pairs)
 
@@ -126,7 +142,7 @@ class StereoClips(ABC):
 @patch
 def left(self: StereoClips, index: int) -> Tensor:
     """Read the left image of a sample at t alone, (3, H, W), uint8."""
-    return self.fit(read_rgb(self.path("left", self.pairs[index][0])))
+    return self.fit(read_rgb(self.path("left", self.pairs[index][0]), lambda: self.bits))
 
 
 @patch
@@ -149,7 +165,7 @@ def __getitem__(self: StereoClips, index: int) -> StereoSample:
     }
     images, size = {}, None
     for view, file in files.items():
-        image = read_rgb(file)
+        image = read_rgb(file, lambda: self.bits)
         here, size = tuple(image.shape[1:]), size or tuple(image.shape[1:])
         if here != size:
             there = f"{files['left_0']} has {size[1]} x {size[0]}"

@@ -5,54 +5,26 @@
 # %% ../../nbs/datasets/05_stereo_folder.ipynb #deae3c1d
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import ClassVar
 
-import numpy as np
 import torch
 from fastcore.basics import patch
 
 from ..core.errors import InputError
-from ..core.files import read_image, write_json, write_png
-from ..core.images import to_array
+from ..core.files import IMAGE_SUFFIXES, name_fault, read_json, write_json, write_png
+from ..core.images import common_bits, read_rgb, to_array
 from ..core.records import Calibration, PanopticLabel, StereoSample
 from ..core.taxonomy import Taxonomy, cityscapes_classes
 from .calibration_files import folder_calibration, folder_calibration_files
-from .inventory import Part, files_by_key
+from .frame_names import consecutive_pairs, matched_sides
+from .inventory import Part, files_by_key, list_files
 from ..labels.files import read_label, write_label
 
 # %% auto #0
-__all__ = ['frame_number', 'consecutive_pairs', 'write_sample', 'StereoFolder']
-
-# %% ../../nbs/datasets/05_stereo_folder.ipynb #77edd36b
-_IMAGE_SUFFIXES = (".png", ".jpg", ".jpeg")
-
-
-def frame_number(stem: str) -> tuple[str, int]:
-    """Split the name of a frame into its clip and its number: `"a_0012"` gives `("a_", 12)`.
-
-    Raises
-    ------
-    InputError
-        If the name does not end in a number.
-    """
-    clip, digits = re.fullmatch(r"(.*?)(\d*)", stem).groups()
-    if not digits:
-        raise InputError(f"{stem}: the name of a frame must end in its number")
-    return clip, int(digits)
-
-
-def consecutive_pairs(stems: list[str]) -> list[tuple[str, str]]:
-    """Return the pairs of names whose second frame follows the first in the same clip, in order."""
-    by_number = {frame_number(stem): stem for stem in stems}
-    return [
-        (by_number[clip, number], by_number[clip, number + 1])
-        for clip, number in sorted(by_number)
-        if (clip, number + 1) in by_number
-    ]
+__all__ = ['write_sample', 'StereoFolder']
 
 # %% ../../nbs/datasets/05_stereo_folder.ipynb #a9283b98
 def write_sample(root: str | Path, sample: StereoSample, number: int) -> str:
@@ -76,30 +48,68 @@ def write_sample(root: str | Path, sample: StereoSample, number: int) -> str:
 # %% ../../nbs/datasets/05_stereo_folder.ipynb #76bc5cfd
 def _images(folder: Path) -> dict[str, Path]:
     """Return the images in a folder by their name without its suffix, sorted; none if there is no such folder."""
-    return {path.stem: path for path in sorted(folder.glob("*")) if path.suffix.lower() in _IMAGE_SUFFIXES}
+    found: dict[str, Path] = {}
+    for name in list_files(folder, "*")[0].get("", []) if folder.is_dir() else []:
+        path = folder / name
+        if path.suffix.lower() not in IMAGE_SUFFIXES:
+            continue
+        if path.stem in found:
+            raise InputError(f"{path}: {found[path.stem].name} has the same name; keep one of them")
+        found[path.stem] = path
+    return found
 
 
-def _files(root: Path) -> dict[str, Path]:
-    """Return the images by the names that either side has, sorted: the left one where there is one."""
-    sides = {}
-    for side in ("left", "right"):
-        folder = root / side
-        if not folder.is_dir():
-            raise InputError(f"{folder}: no such folder; expected left/, right/ and calibration.json")
-        sides[side] = _images(folder)
-        if not sides[side]:
-            raise InputError(f"{folder}: no images ({', '.join(_IMAGE_SUFFIXES)})")
-    return dict(sorted((sides["right"] | sides["left"]).items()))
-
-
-def _pairs(root: Path, stems: list[str]) -> list[tuple[str, str]]:
-    """Return the names of the frames at t and t + 1 of every sample, at least one."""
-    pairs = consecutive_pairs(stems)
-    if not pairs:
-        raise InputError(f"{root / 'left'}: no two frames have numbers that follow each other")
-    return pairs
+def _by_frame(root: Path) -> dict[str, dict[str, Path]]:
+    """Return the images of both sides by the name of their frame: that of the left image where there is one."""
+    left, right = (_images(root / side) for side in ("left", "right"))
+    try:
+        frames = {other: frame for frame, other in matched_sides(left, right).items()}
+    except InputError as error:
+        raise InputError(f"{root}: {error}") from None
+    return {"left": left, "right": {frames.get(name, name): path for name, path in right.items()}}
 
 # %% ../../nbs/datasets/05_stereo_folder.ipynb #25083516
+def _sides(root: Path) -> dict[str, dict[str, Path]]:
+    """Return the images of both sides by the name of their frame, refused where they cannot make a sample."""
+    for side in ("left", "right"):
+        if not (root / side).is_dir():
+            raise InputError(f"{root / side}: no such folder; expected left/, right/ and calibration.json")
+    sides = _by_frame(root)
+    for side, images in sides.items():
+        if not images:
+            raise InputError(f"{root / side}: no images ({', '.join(IMAGE_SUFFIXES)})")
+        for name, path in images.items():
+            if fault := name_fault(name):
+                raise InputError(f"{str(path)!r}: cannot name a frame: {fault}")
+    if not sides["left"].keys() & sides["right"].keys():
+        expected = "expected the same names or numbers, or time stamps within a quarter of a frame"
+        raise InputError(f"{root / 'right'}: no image belongs to one in left/; {expected}")
+    return sides
+
+
+def _pairs(root: Path, stems: list[str], frame_step: int) -> list[tuple[str, str]]:
+    """Return the names of the frames at t and t + 1 of every sample, at least one."""
+    try:
+        pairs = consecutive_pairs(stems, frame_step)
+    except InputError as error:
+        raise InputError(f"{root / 'left'}: {error}") from None
+    if not pairs:
+        apart = f" {frame_step} apart" if frame_step > 1 else " that follow each other"
+        raise InputError(f"{root / 'left'}: no two frames have numbers or time stamps{apart}")
+    return pairs
+
+
+def _bits(root: Path, images: list[Path]) -> int:
+    """Return the bits that white takes in images of more than 8, as calibration.json says or the images tell."""
+    path = root / "calibration.json"
+    bits = read_json(path).get("bits") if path.exists() else None
+    if bits is None:
+        return common_bits(images)
+    if type(bits) is not int or not 8 <= bits <= 16:
+        raise InputError(f"{path}: bits must be a whole number from 8 to 16, got {bits!r}")
+    return bits
+
+# %% ../../nbs/datasets/05_stereo_folder.ipynb #598eab12
 @dataclass(frozen=True)
 class StereoFolder:
     """A sequence of `StereoSample` read from a folder of rectified stereo video.
@@ -110,17 +120,20 @@ class StereoFolder:
         Folder with `left/`, `right/` and `calibration.json`, or a calibration file of another kind that is known.
     classes : int
         27, 19 or 7: the classes of Cityscapes that its ground truth is in, if it has any.
+    frame_step : int
+        Every n-th frame is used.
 
     Raises
     ------
     InputError
-        On opening: a folder is missing or empty, no two frames follow each other, or a calibration value is missing
-        or wrong. On reading a sample: an image is missing on one side, unreadable or of another size than the
-        calibration says.
+        On opening: a folder is missing or empty, two files have the same name or number, no two frames follow each
+        other, or a calibration value is missing or wrong. On reading a sample: an image is missing on one side,
+        unreadable or of another size than the calibration says.
     """
 
     root: str | Path
     classes: int = 19
+    frame_step: int = 1
     lacking: ClassVar[tuple[str, ...]] = ()
 
     def __post_init__(self) -> None:
@@ -143,21 +156,38 @@ class StereoFolder:
     @cached_property
     def files(self) -> dict[str, Path]:
         """Images by the names that either side has, sorted: the left one, or the right one where that is missing."""
-        return _files(self.root)
+        return dict(sorted((self.sides["right"] | self.sides["left"]).items()))
+
+    @cached_property
+    def sides(self) -> dict[str, dict[str, Path]]:
+        """Images of "left" and "right" by the names of their frames."""
+        return _sides(self.root)
 
     @cached_property
     def pairs(self) -> list[tuple[str, str]]:
         """Names of the frames at t and t + 1 of every sample."""
         self.calibration  # noqa: B018
-        return _pairs(self.root, list(self.files))
+        return _pairs(self.root, list(self.files), self.frame_step)
 
-    @property
-    def names(self) -> list[str]:
-        """Names of the samples (of their frames at t), without opening an image."""
-        return [name for name, _ in self.pairs]
 
-    def __len__(self) -> int:
-        return len(self.pairs)
+# %% ../../nbs/datasets/05_stereo_folder.ipynb #81cafee9
+@patch(as_prop=True)
+def names(self: StereoFolder) -> list[str]:
+    """Names of the samples (of their frames at t), without opening an image."""
+    return [name for name, _ in self.pairs]
+
+
+@patch
+def __len__(self: StereoFolder) -> int:
+    return len(self.pairs)
+
+
+@patch(as_prop=True)
+def bits(self: StereoFolder) -> int:
+    """Bits that white takes in images of more than 8, the same for all: `bits` of calibration.json, or measured."""
+    if "_bits" not in vars(self):
+        vars(self)["_bits"] = _bits(self.root, [path for images in self.sides.values() for path in images.values()])
+    return self._bits
 
 # %% ../../nbs/datasets/05_stereo_folder.ipynb #7c1a0e42
 def _scale_hint(camera: Calibration, height: int, width: int) -> str:
@@ -169,24 +199,31 @@ def _scale_hint(camera: Calibration, height: int, width: int) -> str:
 
 # %% ../../nbs/datasets/05_stereo_folder.ipynb #8c5fd10f
 @patch
-def image(self: StereoFolder, side: str, name: str) -> torch.Tensor:
-    """Read one image, (3, H, W), uint8; a grey one is repeated in all channels."""
-    candidates = (self.root / side / (name + suffix) for suffix in (self.files[name].suffix, *_IMAGE_SUFFIXES))
-    path = next((p for p in candidates if p.exists()), None)
-    if path is None:
+def path(self: StereoFolder, side: str, name: str) -> Path:
+    """Return the file of a frame; the side is "left" or "right".
+
+    Raises
+    ------
+    InputError
+        If it has none.
+    """
+    if name not in self.sides[side]:
         missing = self.root / side / self.files[name].name
         raise InputError(f"{missing}: no such file, but {self.files[name]} is there")
-    array = read_image(path)
-    if array.dtype != np.uint8:
-        raise InputError(f"{path}: expected 8 bits per channel, found {array.dtype}")
-    if array.ndim == 2:
-        array = np.stack([array] * 3, -1)
-    if array.shape[:2] != (self.calibration.height, self.calibration.width):
+    return self.sides[side][name]
+
+
+@patch
+def image(self: StereoFolder, side: str, name: str) -> torch.Tensor:
+    """Read one image, (3, H, W), uint8; a grey one is repeated in all channels."""
+    path = self.path(side, name)
+    image = read_rgb(path, lambda: self.bits)
+    if tuple(image.shape[1:]) != (self.calibration.height, self.calibration.width):
         raise InputError(
-            f"{path}: {array.shape[1]} x {array.shape[0]} pixels, but calibration.json says "
-            f"{self.calibration.width} x {self.calibration.height}{_scale_hint(self.calibration, *array.shape[:2])}"
+            f"{path}: {image.shape[2]} x {image.shape[1]} pixels, but calibration.json says "
+            f"{self.calibration.width} x {self.calibration.height}{_scale_hint(self.calibration, *image.shape[1:])}"
         )
-    return torch.from_numpy(np.ascontiguousarray(array.transpose(2, 0, 1)))
+    return image
 
 
 @patch
@@ -229,8 +266,8 @@ _SOURCE = "your own rectified frames, or write street scenes by `cups scenes --o
 def inventory(cls: StereoFolder, root: str | Path) -> list[Part]:
     """List images, ground truth and calibration."""
     root, parts = Path(root), []
-    for kind in ("left", "right"):
-        parts.append(Part("all", f"{kind} images", root / kind, _images(root / kind), _SOURCE))
+    for kind, images in _by_frame(root).items():
+        parts.append(Part("all", f"{kind} images", root / kind, images, _SOURCE))
     for kind in ("semantic", "instance"):
         files = files_by_key(root / "truth", f"*_{kind}.png", f"_{kind}.png")
         modes = ("L", "I;16", "I")

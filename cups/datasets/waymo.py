@@ -46,7 +46,7 @@ class Waymo(LabelledFolder):
         """List images and labels of the validation split."""
         folder, parts = Path(root) / "validation", []
         kinds = {
-            "image": ("images", ("RGB",)),
+            "image": ("images", ()),  # photos of any kind
             "semantic": ("semantic maps", ("L", "I;16", "I")),
             "instance": ("instance maps", ("L", "I;16", "I")),
         }

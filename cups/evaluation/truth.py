@@ -14,6 +14,7 @@ from ..core.errors import InputError
 from ..core.protocols import LabelledDataset
 from ..core.records import VOID, PanopticLabel
 from ..core.taxonomy import Taxonomy, cityscapes_classes, coarsened
+from ..datasets.inventory import files_by_key
 from ..datasets.registry import open_labelled_dataset
 from ..labels.files import read_label
 
@@ -45,7 +46,7 @@ class TruthFolder:
             raise InputError(f"{root}: no such folder")
         self.root = root / "truth" if (root / "truth").is_dir() else root
         self.taxonomy = cityscapes_classes(classes)
-        self.names = sorted(path.name.removesuffix("_semantic.png") for path in self.root.glob("*_semantic.png"))
+        self.names = list(files_by_key(self.root, "*_semantic.png", "_semantic.png"))
 
     def truth(self, name: str) -> PanopticLabel:
         """Read the ground truth of a frame."""

@@ -23,7 +23,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.files import json_bytes, png_file, read_json, remove_left_over, write_bytes, write_json
+from ..core.files import json_bytes, name_fault, png_file, read_json, remove_left_over, write_bytes, write_json
 from ..core.parallel import Mapper, serial_map
 from ..core.records import VOID, PanopticLabel
 from ..core.settings import package_versions, settings_from_dict, settings_to_dict
@@ -48,8 +48,6 @@ __all__ = ['KINDS', 'INDEX_FILE', 'CHOICE_FILE', 'shard_of', 'frame_file', 'fram
 KINDS = ("semantic", "instance")
 """The two images of a frame."""
 
-_SAFE_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.-]*")
-
 
 def shard_of(name: str) -> str:
     """Return the folder of a frame below `frames`: two hexadecimal digits."""
@@ -64,7 +62,7 @@ def frame_file(root: Path, name: str, ending: str) -> Path:
     root : Path
         Folder of the store.
     name : str
-        Letters, digits and `_.-`.
+        Of the frame.
     ending : str
         What follows the name: `_semantic.png`, `_instance.png`, `.json` or `.failure`.
 
@@ -73,8 +71,8 @@ def frame_file(root: Path, name: str, ending: str) -> Path:
     InputError
         If the name is not fit for a file.
     """
-    if not _SAFE_NAME.fullmatch(name):
-        raise InputError(f"{name!r} cannot name a pseudo-label: use letters, digits and _.-")
+    if fault := name_fault(name):
+        raise InputError(f"{name!r} cannot name a pseudo-label: {fault}")
     return root / "frames" / shard_of(name) / (name + ending)
 
 # %% ../../nbs/labels/02_store.ipynb #6f5c411c
@@ -283,7 +281,7 @@ def write(self: PseudoLabelStore, name: str, label: PanopticLabel) -> None:
     Parameters
     ----------
     name : str
-        Letters, digits and `_.-`.
+        Of the frame.
     label : PanopticLabel
         Classes 0..K-1 or void, at most 65535 objects, diagnostics of plain values.
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from ..core.errors import InputError
-from ..core.files import read_json, write_atomically, write_json, write_png
-from ..core.images import read_rgb
+from ..core.files import IMAGE_SUFFIXES, read_json, write_atomically, write_json, write_png
+from ..core.images import common_bits, read_rgb
 from ..core.parallel import progress
 from ..core.pictures import panoptic_rgb
 from ..labels.coco import coco_categories, coco_segments, read_names, write_panoptic
@@ -28,9 +29,6 @@ from ..weights import device_called, weights_file
 __all__ = ['predict_images']
 
 # %% ../../nbs/run/07_predict.ipynb #fc513974
-_SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of the formats that Pillow reads
-
-
 def _image_files(paths: Sequence[str | Path]) -> list[Path]:
     """Return image files, and those in folders, in order.
 
@@ -41,7 +39,9 @@ def _image_files(paths: Sequence[str | Path]) -> list[Path]:
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        inside = sorted(p for p in path.iterdir() if p.suffix.lower() in _SUFFIXES) if path.is_dir() else [path]
+        inside = [path]
+        if path.is_dir():
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
         if not inside:
             raise InputError(f"{path}: holds no image")
         files += inside
@@ -107,11 +107,11 @@ def predict_images(
     categories = coco_categories(network.split, read_names(classes, network.split) if classes else None)
     _started_folder(out, {"weights_sha256": digest, **options})
     colours = np.array([category["color"] for category in categories], np.uint8)
-    frames = []
+    bits, frames = cache(partial(common_bits, files)), []
     for path in progress(files, len(files), "segmenting"):
         kept = out / "annotations" / f"{path.stem}.json"
         if not kept.exists():
-            image = read_rgb(path)
+            image = read_rgb(path, bits)
             label = predict(network, image, network.split, scales, mirror).to("cpu")
             numbers, segments = coco_segments(label, label.diagnostics["segments"])
             overlay = Image.fromarray(panoptic_rgb(label, colours, image))

@@ -27,7 +27,7 @@ from ..core.rigid import transform
 from ..core.settings import settings_from_dict
 from ..datasets.labelled_images import LabelledImages
 from ..datasets.registry import open_dataset
-from ..datasets.stereo_folder import frame_number
+from ..datasets.frame_names import frame_number
 from ..labels.store import PseudoLabelStore
 from ..run.features import with_features
 from ..stages.labels.pseudo_classes import PseudoClasses
