@@ -193,6 +193,10 @@ class CityscapesSequences(StereoClips):
         """Return the calibration of a frame, whose image in the file has this size."""
         return read_camera(self.camera_file(name), height, width)
 
+    def camera_files(self, name: str) -> list[Path]:
+        """Return the files that `camera` reads for a frame."""
+        return [self.camera_file(name)] if self.nearest(name) else []
+
     def valid(self, height: int, width: int) -> Tensor:
         """Return the pixels of images of this size in the file that show the scene, (H, W), bool."""
         return valid_pixels(height, width)

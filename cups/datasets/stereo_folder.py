@@ -185,6 +185,18 @@ def left(self: StereoFolder, index: int) -> torch.Tensor:
     """Read the left image of a sample at t alone, (3, H, W), uint8."""
     return self.image("left", self.pairs[index][0])
 
+# %% ../../nbs/datasets/05_stereo_folder.ipynb #e89cb78e
+@patch
+def sources(self: StereoFolder, index: int) -> list[Path]:
+    """Return the files that a sample is read from, see `cups.core.made_from`."""
+    images = []
+    for stem in self.pairs[index]:
+        for side in ("left", "right"):
+            path = self.root / side / self.files[stem].name
+            others = (path.with_suffix(suffix) for suffix in _IMAGE_SUFFIXES)
+            images.append(path if path.exists() else next((other for other in others if other.exists()), path))
+    return [*images, self.root / "calibration.json"]
+
 # %% ../../nbs/datasets/05_stereo_folder.ipynb #d9f3012e
 @patch
 def truth(self: StereoFolder, name: str) -> PanopticLabel | None:
