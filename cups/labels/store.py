@@ -567,6 +567,13 @@ def is_indexed(self: PseudoLabelStore) -> bool:
 
 
 @patch(as_prop=True)
+def checksum(self: PseudoLabelStore) -> int:
+    """Checksum of all labels, by their pixels of each class; before `finish` of the names alone."""
+    known = self._manifest.get("index")
+    return crc32("\n".join(self.names).encode()) if known is None else known
+
+
+@patch(as_prop=True)
 def is_finished(self: PseudoLabelStore) -> bool:
     """Whether `finish` was called; frames may have been written since."""
     return "split" in self._manifest

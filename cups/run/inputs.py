@@ -63,7 +63,16 @@ def keep_states(root: Path, states: Mapping[str, int]) -> None:
         names = torch.frombuffer(bytearray("\n".join(states).encode()), dtype=torch.uint8)
         values = {"names": names, "states": torch.tensor(list(states.values()), dtype=torch.int64)}
         with suppress(InputError):
-            write_bytes(_states_file(root), save(values))
+            file = write_bytes(_states_file(root), save(values, {"store": os.path.realpath(root)}))
+            _forget_removed(file.parent)
+
+
+def _forget_removed(folder: Path) -> None:
+    """Remove the states that were kept for stores that are no more."""
+    for path in folder.glob("[!.]*.safetensors"):
+        with suppress(OSError, SafetensorError, KeyError), safe_open(path, framework="pt") as file:
+            if not os.path.isdir(file.metadata()["store"]):
+                path.unlink()
 
 # %% ../../nbs/run/08_inputs.ipynb #5beea270
 CLASSES_FILE = "classes.json"
