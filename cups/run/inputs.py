@@ -70,8 +70,8 @@ def keep_states(root: Path, states: Mapping[str, int]) -> None:
 def _forget_removed(folder: Path) -> None:
     """Remove the states that were kept for stores that are no more."""
     for path in folder.glob("[!.]*.safetensors"):
-        with suppress(OSError, SafetensorError, KeyError), safe_open(path, framework="pt") as file:
-            if not os.path.isdir(file.metadata()["store"]):
+        with suppress(OSError, SafetensorError), safe_open(path, framework="pt") as file:
+            if not os.path.isdir((file.metadata() or {}).get("store", "")):
                 path.unlink()
 
 # %% ../../nbs/run/08_inputs.ipynb #5beea270

@@ -47,11 +47,12 @@ def made_of(frames: Any) -> dict[str, Any]:
 
 # %% ../../nbs/training/16_made_of.ipynb #cd2f52d9
 def _checkpoint_inputs(path: Path) -> dict[str, Any] | None:
-    """Return what a checkpoint was made of; None if it does not say, or cannot be read."""
+    """Return what a checkpoint was made of, None if it does not say."""
     try:
         return torch.load(path, map_location="cpu", weights_only=True, mmap=True).get("made_of")
-    except Exception:  # whoever loads it says what is wrong
-        return None
+    except Exception as error:
+        fault = " ".join(str(error).split())[:120]
+        raise InputError(f"{path}: not readable as a checkpoint ({fault}); remove it to start anew") from None
 
 
 def start_or_go_on(run_dir: Path, inputs: dict[str, Any], again: bool = False) -> dict[str, Any]:
@@ -69,7 +70,8 @@ def start_or_go_on(run_dir: Path, inputs: dict[str, Any], again: bool = False) -
     Raises
     ------
     InputError
-        If there is a checkpoint of something else and not `again`; the message names the first difference.
+        If there is a checkpoint of something else and not `again`, or one that cannot be read; the message names the
+        first difference, or the file.
     """
     inputs, last = json.loads(json.dumps(inputs)), run_dir / "checkpoints" / "last.ckpt"
     if not last.exists():
