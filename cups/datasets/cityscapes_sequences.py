@@ -13,6 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from torch import Tensor
 
 from ..core.errors import InputError
@@ -193,10 +194,6 @@ class CityscapesSequences(StereoClips):
         """Return the calibration of a frame, whose image in the file has this size."""
         return read_camera(self.camera_file(name), height, width)
 
-    def camera_files(self, name: str) -> list[Path]:
-        """Return the files that `camera` reads for a frame."""
-        return [self.camera_file(name)] if self.nearest(name) else []
-
     def valid(self, height: int, width: int) -> Tensor:
         """Return the pixels of images of this size in the file that show the scene, (H, W), bool."""
         return valid_pixels(height, width)
@@ -205,6 +202,12 @@ class CityscapesSequences(StereoClips):
         """Read the ground truth of a frame in 27 classes at the size of its file; None if it has none."""
         path = self.root / "gtFine" / self.split / city_of(name) / f"{name}_gtFine_instanceIds.png"
         return PanopticLabel(*read_instance_ids(path, 27)) if path.exists() else None
+
+# %% ../../nbs/datasets/08_cityscapes_sequences.ipynb #9ea1b0a3
+@patch
+def camera_files(self: CityscapesSequences, name: str) -> list[Path]:
+    """Return the files that `camera` reads for a frame."""
+    return [self.camera_file(name)] if self.nearest(name) else []
 
 # %% ../../nbs/datasets/08_cityscapes_sequences.ipynb #9bb29a66
 _KINDS = (

@@ -430,7 +430,7 @@ def _listed(self: PseudoLabelStore) -> dict[str, tuple[list[str], list[str]]]:
     """List every shard: its complete and its failed frames."""
     return {folder.name: list_shard(folder) for folder in self.shards}
 
-
+# %% ../../nbs/labels/02_store.ipynb #a05d7ecb
 @patch
 def labelled(self: PseudoLabelStore) -> set[str]:
     """Return the names of the complete frames. The files are asked, not the index."""
@@ -567,16 +567,16 @@ def is_indexed(self: PseudoLabelStore) -> bool:
 
 
 @patch(as_prop=True)
+def is_finished(self: PseudoLabelStore) -> bool:
+    """Whether `finish` was called; frames may have been written since."""
+    return "split" in self._manifest
+
+# %% ../../nbs/labels/02_store.ipynb #4d37e6fa
+@patch(as_prop=True)
 def checksum(self: PseudoLabelStore) -> int:
     """Checksum of all labels, by their pixels of each class; before `finish` of the names alone."""
     known = self._manifest.get("index")
     return crc32("\n".join(self.names).encode()) if known is None else known
-
-
-@patch(as_prop=True)
-def is_finished(self: PseudoLabelStore) -> bool:
-    """Whether `finish` was called; frames may have been written since."""
-    return "split" in self._manifest
 
 # %% ../../nbs/labels/02_store.ipynb #48df3183
 @patch(as_prop=True)

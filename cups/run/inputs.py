@@ -56,7 +56,7 @@ def read_states(root: Path) -> dict[str, int]:
     except (OSError, SafetensorError, ValueError):
         return {}
 
-
+# %% ../../nbs/run/08_inputs.ipynb #2bfbcae0
 def keep_states(root: Path, states: Mapping[str, int]) -> None:
     """Keep the states for a store; without them, contents are compared the next time."""
     if states:

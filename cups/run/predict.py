@@ -30,7 +30,7 @@ from ..model.test_time_augmentation import check_scales
 from ..weights import device_called, weights_file
 
 # %% auto #0
-__all__ = ['PREDICTION_VERSION', 'predict_images']
+__all__ = ['predict_images']
 
 # %% ../../nbs/run/07_predict.ipynb #fc513974
 _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".tif", ".tiff")  # of the formats that Pillow reads
@@ -89,7 +89,7 @@ def _started_folder(out: Path, settings: dict[str, Any], again: bool = False) ->
     write_json(path, settings)
 
 # %% ../../nbs/run/07_predict.ipynb #0ec58e4f
-PREDICTION_VERSION = 1
+_VERSION = 1
 """Count it up when a network predicts something else than before for the same image."""
 
 
@@ -162,7 +162,7 @@ def predict_images(
     check_scales(scales)
     files, out, weights = _image_files(images), Path(out), weights_file(weights)
     options = {"scales": list(scales), "mirror": mirror, "min_confidence": min_confidence}
-    options |= {"version": PREDICTION_VERSION, "weights_sha256": file_digest(weights)}
+    options |= {"version": _VERSION, "weights_sha256": file_digest(weights)}
     network = load(weights, device_called(device), min_confidence=min_confidence)
     categories = coco_categories(network.split, read_names(classes, network.split) if classes else None)
     _started_folder(out, options, again)
