@@ -78,6 +78,7 @@ def _add_pseudo_labels(commands: _Commands) -> None:
     labels.add_argument("--scheduler", default="", metavar="ADDR", help="Dask scheduler that is there: tcp://host:8786")
     labels.add_argument("--cluster", default="", metavar="YAML", help="file of the jobs to start: kind: slurm, jobs: 8")
     labels.add_argument("--strict", action="store_true", help="stop at the first frame that cannot be labelled")
+    labels.add_argument("--again", action="store_true", help="label again what was made from other images or settings")
     _add_workers(labels)
 
 
@@ -97,7 +98,7 @@ def _run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
         print(f"cups: {features_sentence(settings)}", file=sys.stderr)
     dataset = open_stereo_dataset(options.dataset, options.root, frame_step=options.frame_step)
     with Engine(Workers(options.workers, options.scheduler, options.cluster, gpus=uses_gpu(settings))) as engine:
-        store = generate(dataset, options.out, settings, engine, strict=options.strict)
+        store = generate(dataset, options.out, settings, engine, strict=options.strict, again=options.again)
     failed = len(store.failures)
     if failed:
         line = f"{failed} of {len(dataset)} frames could not be labelled; see failures in {store.root}/manifest.json"
@@ -117,6 +118,7 @@ def _add_evaluate(commands: _Commands) -> None:
     evaluate.add_argument("--truth-classes", type=int, metavar="N", help="classes the ground truth is read in")
     evaluate.add_argument("--height", type=int, metavar="PX", help="resize the ground truth to this height")
     evaluate.add_argument("--without", nargs="+", default=[], metavar="NAME", help="classes left out of the scores")
+    evaluate.add_argument("--strict", action="store_true", help="fail if a frame with ground truth has no label")
     evaluate.add_argument("--void-missed", action="store_true", help="count what the labels leave void as missed")
     evaluate.add_argument("--ignore-crowds", action="store_true", help="crowd regions are neither found nor missed")
     evaluate.add_argument("--json", action="store_true", help="print JSON instead of tables")
@@ -131,7 +133,10 @@ def _run_evaluate(options: argparse.Namespace) -> dict[str, Any] | str:
     truth = open_truth(options.dataset, options.truth, options.truth_classes, options.height)
     taxonomy = evaluated_classes(truth, options.classes)
     counted = {"void_missed": options.void_missed, "ignore_crowds": options.ignore_crowds}
-    scores = score_store(options.labels, truth, taxonomy, options.without, **counted)
+    scores = score_store(options.labels, truth, taxonomy, options.without, **counted, strict=options.strict)
+    if left := scores["not_judged"]:
+        line = f"{left} of {left + scores['frames']} frames with ground truth have no label in {options.labels}"
+        print(f"cups: {line}: not judged; --strict makes that an error", file=sys.stderr)
     return scores if options.json else scores_as_text({"labels": scores}, taxonomy)
 
 # %% ../nbs/cli.ipynb #017f32ad
@@ -215,6 +220,7 @@ def _add_predict(commands: _Commands) -> None:
     predict.add_argument("--mirror", action="store_true", help="look at them mirrored, too")
     predict.add_argument("--min-confidence", type=float, default=0.5, metavar="P", help="leave out objects below it")
     predict.add_argument("--device", default="auto", metavar="NAME", help="cpu or cuda; auto: the GPU if there is one")
+    predict.add_argument("--again", action="store_true", help="segment again what other images or settings made")
 
 
 def _run_predict(options: argparse.Namespace) -> dict[str, Any]:
@@ -223,7 +229,7 @@ def _run_predict(options: argparse.Namespace) -> dict[str, Any]:
 
     written = predict_images(
         options.images, options.weights, options.out, options.classes, options.scales, options.mirror, options.device,
-        options.min_confidence,
+        options.min_confidence, options.again,
     )  # fmt: skip
     return {"written": str(written)}
 

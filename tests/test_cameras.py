@@ -826,12 +826,13 @@ def test_layouts(drive, clip, layout, axis):
 
 def test_a_step_is_an_option_or_kept_beside_the_video(drive):
     root, frames = drive
-    assert StereoVideo(root, step=2).names == ["a b_000000", "a b_000002"]
-    write_json(root / "stereo_video.json", {"step": 3})
+    assert StereoVideo(root, frame_step=2).names == ["a b_000000", "a b_000002"]
+    write_json(root / "stereo_video.json", {"frame_step": 3})
     video = StereoVideo(root)
-    assert video.names == ["a b_000000"] and StereoVideo(root, step=1).names[1] == "a b_000001"
+    assert video.names == ["a b_000000"] and StereoVideo(root, frame_step=1).names[1] == "a b_000001"
     assert (video[0].left_1.permute(1, 2, 0).numpy().astype(int) - frames["left"][3]).mean() < 6
-    for options, word in (({"steps": 3}, "expected"), ({"step": 0}, "positive"), ({"layout": "sbs"}, "layout must be")):
+    wrong = (({"step": 3}, "expected"), ({"frame_step": 0}, "positive"), ({"layout": "sbs"}, "layout must be"))
+    for options, word in wrong:
         write_json(root / "stereo_video.json", options)
         refused(lambda: StereoVideo(root), word)
 
@@ -881,7 +882,7 @@ def test_pseudo_labels_and_explore(drive, tmp_path):
     root, _ = drive
     for side in ("left", "right"):
         (root / f"a b_{side}.avi").rename(root / f"ab_{side}.avi")
-    write_json(root / "stereo_video.json", {"step": 3})
+    write_json(root / "stereo_video.json", {"frame_step": 3})
     settings = written(tmp_path / "settings.yaml", "num_classes: 4\n")
     out = tmp_path / "labels"
     options = ["--settings", str(settings), "--workers", "1"]

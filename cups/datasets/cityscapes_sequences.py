@@ -207,6 +207,12 @@ def stored_truth(self: CityscapesSequences, name: str) -> PanopticLabel | None:
     path = self.root / "gtFine" / self.split / city_of(name) / f"{name}_gtFine_instanceIds.png"
     return PanopticLabel(*read_instance_ids(path, 27)) if path.exists() else None
 
+# %% ../../nbs/datasets/08_cityscapes_sequences.ipynb #9ea1b0a3
+@patch
+def camera_files(self: CityscapesSequences, name: str) -> list[Path]:
+    """Return the files that `camera` reads for a frame."""
+    return [self.camera_file(name)] if self.nearest(name) else []
+
 # %% ../../nbs/datasets/08_cityscapes_sequences.ipynb #9bb29a66
 _KINDS = (
     ("left images", "leftImg8bit_sequence", "_leftImg8bit.png", 30),

@@ -192,6 +192,10 @@ class KittiRaw(StereoClips):
         other = f"{name[:10]}/{name[:-11]}/{_CAMERAS[side]}/data/{name[-10:]}.png"
         return self.root / self.images[side].get(name, other)
 
+    def camera_files(self, name: str) -> list[Path]:
+        """Return the files that `camera` reads for a frame."""
+        return [self.root / name[:10] / "calib_cam_to_cam.txt"]
+
     def camera(self, name: str, height: int, width: int) -> Calibration:
         """Return the calibration of a frame, whose image in the file has this size."""
         camera = self.cameras[name[:10]]

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor
 
@@ -13,6 +14,7 @@ from ..core.errors import InputError
 from ..core.protocols import LabelledDataset
 from ..core.records import PanopticLabel
 from ..core.taxonomy import Taxonomy, coarsened
+from .labelled_images import check_sizes, image_checksum, named_frames, spread
 
 # %% auto #0
 __all__ = ['LabelledFrames']
@@ -53,7 +55,15 @@ class LabelledFrames(Sequence[tuple[Tensor, PanopticLabel]]):
     def __getitem__(self, number: int) -> tuple[Tensor, PanopticLabel]:
         name = self.names[number]
         truth = coarsened(self.dataset.truth(name), self.dataset.taxonomy, self.taxonomy)
-        return self.dataset.left(self.index_of[name]), truth
+        image = self.dataset.left(self.index_of[name])
+        check_sizes(name, image, truth)
+        return image, truth
+
+    def made_of(self) -> dict[str, Any]:
+        """Return what tells these pairs from others."""
+        some = [self[number] for number in range(0, len(self), spread(len(self)))]
+        truth = image_checksum(truth.stacked() for _, truth in some)
+        return {"frames": named_frames(self.names), "images": image_checksum(i for i, _ in some), "truth": truth}
 
     def first(self, count: int) -> LabelledFrames:
         """Return the first `count` frames."""

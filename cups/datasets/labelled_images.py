@@ -5,7 +5,9 @@
 # %% ../../nbs/datasets/02_labelled_images.ipynb #5ffebc4a
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from typing import Any
+from zlib import crc32
 
 from torch import Tensor
 
@@ -16,7 +18,57 @@ from ..labels.fixed import FixedLabels
 from ..labels.store import PseudoLabelStore
 
 # %% auto #0
-__all__ = ['LabelledImages', 'LeftImages']
+__all__ = ['SizesDiffer', 'check_sizes', 'spread', 'named_frames', 'image_checksum', 'labels_checksum', 'LabelledImages',
+           'LeftImages']
+
+# %% ../../nbs/datasets/02_labelled_images.ipynb #1bd70b80
+class SizesDiffer(InputError):
+    """Image and label of a frame have different sizes: they do not belong together."""
+
+
+def check_sizes(frame: str, image: Tensor, label: PanopticLabel) -> None:
+    """Make sure that an image (3, H, W) and its label (H, W) have the same size.
+
+    Raises
+    ------
+    SizesDiffer
+        The message names the frame and both sizes.
+    """
+    if image.shape[-2:] != label.semantic.shape:
+        image_size, label_size = (f"{width} x {height}" for height, width in (image.shape[-2:], label.semantic.shape))
+        raise SizesDiffer(f"{frame}: the image has {image_size} pixels, its label {label_size}")
+
+# %% ../../nbs/datasets/02_labelled_images.ipynb #39748c57
+_SOME = 8  # images that stand for all
+
+
+def spread(count: int) -> int:
+    """Return the step that takes some of `count` frames, evenly spread."""
+    return max(count // _SOME, 1)
+
+
+def named_frames(names: Sequence[str]) -> str:
+    """Return a short text that tells names from others: "3 frames, a to c (1f2e3d4c)"."""
+    return f"{len(names)} frames, {names[0]} to {names[-1]} ({crc32(chr(10).join(names).encode()):08x})"
+
+
+def image_checksum(images: Iterable[Tensor]) -> int:
+    """Return a checksum of images."""
+    total = 0
+    for image in images:
+        total = crc32(image.contiguous().numpy(), total)
+    return total
+
+# %% ../../nbs/datasets/02_labelled_images.ipynb #c6ed7741
+def labels_checksum(labels: PseudoLabelStore | FixedLabels) -> int:
+    """Return a checksum of all labels: of the store's index, and of what a person fixed."""
+    if not isinstance(labels, FixedLabels):
+        return labels.checksum
+    total = labels.store.checksum
+    for name in labels.fixed_names:
+        for path in (labels.folder / f"{name}{ending}" for ending in (".json", "_semantic.png", "_instance.png")):
+            total = crc32(path.read_bytes() if path.exists() else b"", total)
+    return total
 
 # %% ../../nbs/datasets/02_labelled_images.ipynb #7323e73f
 class LabelledImages(Sequence[tuple[Tensor, PanopticLabel]]):
@@ -31,7 +83,8 @@ class LabelledImages(Sequence[tuple[Tensor, PanopticLabel]]):
     Raises
     ------
     InputError
-        If the store has no label for any frame of the data set.
+        If the store has no label for any frame of the data set. On reading: a file is missing or unreadable, or the
+        label has another size than the image.
     """
 
     def __init__(self, dataset: StereoDataset, store: PseudoLabelStore | FixedLabels) -> None:
@@ -46,7 +99,18 @@ class LabelledImages(Sequence[tuple[Tensor, PanopticLabel]]):
 
     def __getitem__(self, number: int) -> tuple[Tensor, PanopticLabel]:
         index, name = self.places[number]
-        return self.dataset.left(index), self.store.read(name)
+        image, label = self.dataset.left(index), self.store.read(name)
+        check_sizes(f"{self.store.root}: {name}", image, label)
+        return image, label
+
+    def made_of(self) -> dict[str, Any]:
+        """Return what tells these pairs from others: see `cups.training.made_of`."""
+        images = (self.dataset.left(index) for index, _ in self.places[:: spread(len(self))])
+        return {
+            "frames": named_frames([name for _, name in self.places]),
+            "images": image_checksum(images),
+            "labels": labels_checksum(self.store),
+        }
 
 # %% ../../nbs/datasets/02_labelled_images.ipynb #ce73ec12
 class LeftImages(Sequence[Tensor]):
@@ -65,3 +129,8 @@ class LeftImages(Sequence[Tensor]):
 
     def __getitem__(self, number: int) -> Tensor:
         return self.dataset.left(number)
+
+    def made_of(self) -> dict[str, Any]:
+        """Return what tells these images from others."""
+        images = (self.dataset.left(index) for index in range(0, len(self), spread(len(self))))
+        return {"frames": named_frames(self.dataset.names), "images": image_checksum(images)}

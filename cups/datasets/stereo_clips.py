@@ -179,3 +179,16 @@ def __getitem__(self: StereoClips, index: int) -> StereoSample:
         valid=None if valid is None else self.fit(valid[None], smooth=False)[0],
         truth=self.truth(name),
     )
+
+# %% ../../nbs/datasets/07_stereo_clips.ipynb #d390ced3
+@patch
+def camera_files(self: StereoClips, name: str) -> list[Path]:
+    """Return the files that `camera` reads for a frame, where a data set has them."""
+    return []
+
+
+@patch
+def sources(self: StereoClips, index: int) -> list[Path]:
+    """Return the files that a sample is read from: four images, and those of its calibration."""
+    images = [self.path(side, name) for name in self.pairs[index] for side in ("left", "right")]
+    return [*images, *self.camera_files(self.pairs[index][0])]

@@ -154,6 +154,11 @@ class StereoFolder:
         return folder_calibration(self.root, lambda: next(iter(self.files.values())))
 
     @cached_property
+    def calibration_files(self) -> list[Path]:
+        """The files that `calibration` reads."""
+        return folder_calibration_files(self.root)
+
+    @cached_property
     def files(self) -> dict[str, Path]:
         """Images by the names that either side has, sorted: the left one, or the right one where that is missing."""
         return dict(sorted((self.sides["right"] | self.sides["left"]).items()))
@@ -230,6 +235,14 @@ def image(self: StereoFolder, side: str, name: str) -> torch.Tensor:
 def left(self: StereoFolder, index: int) -> torch.Tensor:
     """Read the left image of a sample at t alone, (3, H, W), uint8."""
     return self.image("left", self.pairs[index][0])
+
+# %% ../../nbs/datasets/05_stereo_folder.ipynb #e89cb78e
+@patch
+def sources(self: StereoFolder, index: int) -> list[Path]:
+    """Return the files that a sample is read from, see `cups.core.made_from`."""
+    named = [(side, name) for name in self.pairs[index] for side in ("left", "right")]
+    images = [self.sides[side].get(name, self.root / side / self.files[name].name) for side, name in named]
+    return [*images, *self.calibration_files]
 
 # %% ../../nbs/datasets/05_stereo_folder.ipynb #d9f3012e
 @patch

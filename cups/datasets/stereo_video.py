@@ -122,8 +122,8 @@ def _options(root: Path) -> dict[str, object]:
     """Read `stereo_video.json`, if it is there."""
     path = root / "stereo_video.json"
     options = read_json(path) if path.is_file() else {}
-    if not isinstance(options, dict) or not options.keys() <= {"layout", "step"}:
-        raise InputError(f'{path}: expected {{"layout": "side_by_side" or "top_bottom", "step": 1}}')
+    if not isinstance(options, dict) or not options.keys() <= {"layout", "frame_step"}:
+        raise InputError(f'{path}: expected {{"layout": "side_by_side" or "top_bottom", "frame_step": 1}}')
     return options
 
 # %% ../../nbs/datasets/27_stereo_video.ipynb #3679b4db
@@ -157,7 +157,7 @@ class StereoVideo:
     layout : str, optional
         Of frames with both images: one of `LAYOUTS`. By default what `stereo_video.json` says, or what the size of the
         calibrated image tells.
-    step : int, optional
+    frame_step : int, optional
         Every how many frames one is taken; by default what `stereo_video.json` says, or 1.
 
     Raises
@@ -174,20 +174,20 @@ class StereoVideo:
 
     root: str | Path
     layout: str | None = None
-    step: int | None = None
+    frame_step: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "root", Path(self.root))
         kept = _options(self.root)
-        for name, default in (("layout", None), ("step", 1)):
+        for name, default in (("layout", None), ("frame_step", 1)):
             if getattr(self, name) is None:
                 object.__setattr__(self, name, kept.get(name, default))
         if self.layout not in (None, *LAYOUTS):
             raise InputError(f"layout must be one of {', '.join(LAYOUTS)}, got {self.layout!r}")
-        if isinstance(self.step, bool) or not isinstance(self.step, int) or self.step < 1:
-            raise InputError(f"step must be a positive number of frames, got {self.step!r}")
+        if isinstance(self.frame_step, bool) or not isinstance(self.frame_step, int) or self.frame_step < 1:
+            raise InputError(f"frame_step must be a positive number of frames, got {self.frame_step!r}")
         if not self.places:  # opens all files: a fault is best found before the work begins
-            raise InputError(f"{self.root}: no video has two frames that are {self.step} apart")
+            raise InputError(f"{self.root}: no video has two frames that are {self.frame_step} apart")
 
     @cached_property
     def clips(self) -> dict[str, dict[str, VideoFile]]:
@@ -204,7 +204,7 @@ class StereoVideo:
     def places(self) -> list[tuple[str, int]]:
         """Clip and number of the frame at t of every sample."""
         self.calibration  # noqa: B018
-        return [(name, start) for name, clip in self.clips.items() for start in _starts(clip, self.step)]
+        return [(name, start) for name, clip in self.clips.items() for start in _starts(clip, self.frame_step)]
 
 # %% ../../nbs/datasets/27_stereo_video.ipynb #a39a1f0b
 def _name(clip: str, number: int) -> str:
@@ -234,6 +234,13 @@ def image(self: StereoVideo, side: str, clip: str, number: int) -> torch.Tensor:
 
 
 @patch
+def sources(self: StereoVideo, index: int) -> list[Path]:
+    """Return the files that a sample is read from: the videos of its clip, and their calibration."""
+    clip, _ = self.places[index]
+    return [*(video.path for video in self.clips[clip].values()), *folder_calibration_files(self.root)]
+
+
+@patch
 def left(self: StereoVideo, index: int) -> torch.Tensor:
     """Read the left image of a sample at t alone, (3, H, W), uint8."""
     return self.image("left", *self.places[index])
@@ -242,7 +249,7 @@ def left(self: StereoVideo, index: int) -> torch.Tensor:
 @patch
 def __getitem__(self: StereoVideo, index: int) -> StereoSample:
     clip, number = self.places[index]
-    times = {0: number, 1: number + self.step}
+    times = {0: number, 1: number + self.frame_step}
     views = {f"{side}_{t}": self.image(side, clip, at) for t, at in times.items() for side in ("left", "right")}
     return StereoSample(**views, calibration=self.calibration, name=_name(clip, number))
 

@@ -5,7 +5,7 @@
 # %% ../../nbs/evaluation/03_panoptic.ipynb #645af321
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, MutableMapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from cups.model.network import PanopticCascade
 
 # %% auto #0
-__all__ = ['class_mask', 'panoptic_scores', 'scores_of', 'score_store']
+__all__ = ['class_mask', 'panoptic_scores', 'scores_of', 'frames_not_judged', 'score_store']
 
 # %% ../../nbs/evaluation/03_panoptic.ipynb #1496311f
 def class_mask(taxonomy: Taxonomy, without: Sequence[str]) -> list[bool]:
@@ -143,6 +143,31 @@ def scores_of(
     without = lacking_in(frames.dataset.lacking, frames.dataset.taxonomy, frames.taxonomy)
     return panoptic_scores(pairs(), split, frames.taxonomy, without)
 
+# %% ../../nbs/evaluation/03_panoptic.ipynb #d3457006
+def frames_not_judged(
+    truth: LabelledDataset | TruthFolder, judged: Collection[str], labels: str | Path, strict: bool = False
+) -> list[str]:
+    """Return the frames that have ground truth and are not `judged`, for they have no label in the folder `labels`.
+
+    Raises
+    ------
+    InputError
+        If there is one and `strict`.
+    """
+    left = [name for name in truth.names if name not in judged and _has_truth(truth, name)]
+    if left and strict:
+        count = f"{len(left)} of {len(left) + len(judged)} frames with ground truth"
+        raise InputError(f"{labels}: no label of {count}, {left[0]} for one")
+    return left
+
+
+def _has_truth(truth: LabelledDataset | TruthFolder, name: str) -> bool:
+    """Return whether a frame has a ground truth, readable or not."""
+    try:
+        return truth.truth(name) is not None
+    except InputError:
+        return True
+
 # %% ../../nbs/evaluation/03_panoptic.ipynb #d00776a6
 def score_store(
     labels: str | Path,
@@ -151,6 +176,7 @@ def score_store(
     without: Sequence[str] = (),
     void_missed: bool = False,
     ignore_crowds: bool = False,
+    strict: bool = False,
 ) -> dict[str, Any]:
     """Score a pseudo-label store against ground truth.
 
@@ -166,17 +192,26 @@ def score_store(
         As in `panoptic_scores`: more classes that are left out.
     void_missed, ignore_crowds : bool
         As in `panoptic_scores`.
+    strict : bool
+        Whether a frame with ground truth that has no label is an error.
+
+    Returns
+    -------
+    dict
+        Those of `panoptic_scores`, and how many frames with ground truth were `not_judged`, for they have no label.
 
     Raises
     ------
     InputError
-        If a folder is missing, a file is unreadable or does not fit, or no frame is in both.
+        If a folder is missing, a file is unreadable or does not fit, no frame is in both, or one has no label and
+        `strict`.
     """
     store, held, taxonomy = PseudoLabelStore(labels), truth.taxonomy, taxonomy or truth.taxonomy
     labelled = set(truth.names)
     names = [name for name in store.names if name in labelled]
     if not names:
         raise InputError(f"{truth.root}: no ground truth for any of the {len(store.names)} frames of {labels}")
+    left = frames_not_judged(truth, set(names), labels, strict)
 
     def pairs() -> Iterator[tuple[PanopticLabel, PanopticLabel]]:
         for name in names:
@@ -187,4 +222,5 @@ def score_store(
 
     left_out = {*without, *lacking_in(truth.lacking, held, taxonomy)}
     options = {"void_missed": void_missed, "ignore_crowds": ignore_crowds}
-    return panoptic_scores(pairs(), store.split, taxonomy, sorted(left_out), **options)
+    scores = panoptic_scores(pairs(), store.split, taxonomy, sorted(left_out), **options)
+    return scores | {"not_judged": len(left)}

@@ -79,7 +79,9 @@ def frame_file(root: Path, name: str, ending: str) -> Path:
 _MAX_OBJECTS = (1 << 16) - 1  # an instance image has 16 bits
 
 
-def frame_content(name: str, label: PanopticLabel, num_classes: int) -> dict[str, bytes]:
+def frame_content(
+    name: str, label: PanopticLabel, num_classes: int, inputs: dict[str, Any] | None = None
+) -> dict[str, bytes]:
     """Return the files of a frame, `semantic`, `instance` and `json`, as bytes.
 
     Parameters
@@ -90,6 +92,8 @@ def frame_content(name: str, label: PanopticLabel, num_classes: int) -> dict[str
         Classes 0..K-1 or void, at most 65535 objects, diagnostics of plain values.
     num_classes : int
         Number K of pseudo-classes.
+    inputs : dict, optional
+        What the label was made from, see `cups.core.made_from`.
 
     Raises
     ------
@@ -104,6 +108,7 @@ def frame_content(name: str, label: PanopticLabel, num_classes: int) -> dict[str
         "diagnostics": label.diagnostics,
         "statistics": {key: value.tolist() for key, value in vars(statistics).items()},
         "crc32": {kind: crc32(files[kind]) for kind in KINDS},
+        **({"inputs": inputs} if inputs else {}),
     }
     return files | {"json": json_bytes(record)}
 
@@ -214,11 +219,28 @@ def first_difference(there: Any, here: Any, name: str = "") -> str | None:
         return next((difference for difference in found if difference), None)
     return None if there == here else f"{name} is {there!r} there, {here!r} here"
 
+# %% ../../nbs/labels/02_store.ipynb #a5d926d3
+_FIRST_METHOD = 1
+"""Version of the method behind stores that do not say one."""
+
+
+@patch
+def difference(self: PseudoLabelStore, settings: dict[str, Any], method: dict[str, Any] | None = None) -> str | None:
+    """Return how other labels would be made, "other settings, seed is 0 there, 1 here", or None; as for `create`."""
+    settings, there = json.loads(json.dumps(settings)), self._manifest.get("method")
+    if found := first_difference(self.settings, settings):
+        return f"other settings, {found}"
+    if method and there is None:
+        there = method | {"version": _FIRST_METHOD}
+    found = first_difference(there, method) if method else None
+    return f"another method, {found}" if found else None
+
 # %% ../../nbs/labels/02_store.ipynb #bb6c3d19
 @patch(cls_method=True)
 def create(
-    cls: PseudoLabelStore, root: str | Path, settings: dict[str, Any], num_classes: int | None = None
-) -> PseudoLabelStore:
+    cls: PseudoLabelStore, root: str | Path, settings: dict[str, Any], num_classes: int | None = None,
+    method: dict[str, Any] | None = None,
+) -> PseudoLabelStore:  # fmt: skip
     """Make a store, or open the one that is there to go on with it, whether or not others write to it as well.
 
     Parameters
@@ -230,26 +252,30 @@ def create(
         them.
     num_classes : int, optional
         Number K of pseudo-classes; None where it is not known yet. Another call gives it before the first label.
+    method : dict, optional
+        What else decides it and is no setting: the version of the method, checksums of weights. Not compared if None.
 
     Raises
     ------
     InputError
-        If the folder cannot be written, or holds labels made with other settings; the message names the setting.
+        If the folder cannot be written, or holds labels made with other settings or by another method; the message
+        names the difference.
     """
     path = Path(root) / "manifest.json"
     settings = json.loads(json.dumps(settings))  # tuples become lists, as they will be when read again
     manifest = {"version": _VERSION, "num_classes": num_classes, "settings": settings, "packages": []}
     if path.exists():
-        manifest = cls(root)._manifest
-        there = manifest["num_classes"]
+        store = cls(root)
+        manifest, there = store._manifest, store.num_classes
         if None not in (there, num_classes) and there != num_classes:
             raise InputError(f"{path}: made with {there} classes, not {num_classes}; choose another folder")
-        if difference := first_difference(manifest["settings"], settings):
-            raise InputError(f"{path}: made with other settings, {difference}; choose another folder")
+        if difference := store.difference(settings, method):
+            raise InputError(f"{path}: made with {difference}; choose another folder, or start afresh (again)")
     packages, found = package_versions(), manifest["num_classes"] if num_classes is None else num_classes
-    if packages not in manifest["packages"] or found != manifest["num_classes"]:
+    is_told = packages in manifest["packages"] and (not method or "method" in manifest)
+    if not is_told or found != manifest["num_classes"]:
         others = [other for other in manifest["packages"] if other != packages]
-        manifest.update(num_classes=found, packages=[*others, packages])
+        manifest.update(num_classes=found, packages=[*others, packages], **({"method": method} if method else {}))
         write_json(path, manifest)
     return cls(root)
 
@@ -275,7 +301,7 @@ def _content(path: Path) -> bytes | None:
 
 # %% ../../nbs/labels/02_store.ipynb #30f589d9
 @patch
-def write(self: PseudoLabelStore, name: str, label: PanopticLabel) -> None:
+def write(self: PseudoLabelStore, name: str, label: PanopticLabel, inputs: dict[str, Any] | None = None) -> None:
     """Write a frame. Processes of any hosts may write at the same time; what is there already is left alone.
 
     Parameters
@@ -284,6 +310,8 @@ def write(self: PseudoLabelStore, name: str, label: PanopticLabel) -> None:
         Of the frame.
     label : PanopticLabel
         Classes 0..K-1 or void, at most 65535 objects, diagnostics of plain values.
+    inputs : dict, optional
+        What it was made from, as plain values: `cups.core.made_from.sample_inputs`.
 
     Raises
     ------
@@ -291,7 +319,7 @@ def write(self: PseudoLabelStore, name: str, label: PanopticLabel) -> None:
         If the name is not fit for a file, the label holds other classes, or the folder cannot be written.
     """
     paths, failure = self.paths(name), frame_file(self.root, name, ".failure")
-    files = frame_content(name, label, self.num_classes)
+    files = frame_content(name, label, self.num_classes, inputs)
     there = {kind: _content(path) for kind, path in paths.items()}
     if there == files and not failure.exists():
         return
@@ -400,11 +428,17 @@ def _listed(self: PseudoLabelStore) -> dict[str, tuple[list[str], list[str]]]:
     """List every shard: its complete and its failed frames."""
     return {folder.name: list_shard(folder) for folder in self.shards}
 
+# %% ../../nbs/labels/02_store.ipynb #a05d7ecb
+@patch
+def labelled(self: PseudoLabelStore) -> set[str]:
+    """Return the names of the complete frames. The files are asked, not the index."""
+    return {name for complete, _ in self._listed().values() for name in complete}
+
 
 @patch
 def missing(self: PseudoLabelStore, names: Iterable[str]) -> list[str]:
     """Return those of `names` that are not complete, in the given order. The files are asked, not the index."""
-    done = {name for complete, _ in self._listed().values() for name in complete}
+    done = self.labelled()
     return [name for name in names if name not in done]
 
 # %% ../../nbs/labels/02_store.ipynb #ac33b5e7
@@ -534,6 +568,13 @@ def is_indexed(self: PseudoLabelStore) -> bool:
 def is_finished(self: PseudoLabelStore) -> bool:
     """Whether `finish` was called; frames may have been written since."""
     return "split" in self._manifest
+
+# %% ../../nbs/labels/02_store.ipynb #4d37e6fa
+@patch(as_prop=True)
+def checksum(self: PseudoLabelStore) -> int:
+    """Checksum of all labels, by their pixels of each class; before `finish` of the names alone."""
+    known = self._manifest.get("index")
+    return crc32("\n".join(self.names).encode()) if known is None else known
 
 # %% ../../nbs/labels/02_store.ipynb #48df3183
 @patch(as_prop=True)

@@ -13,22 +13,44 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import Any
+from zlib import crc32
 
 import numpy as np
 from safetensors.torch import load_file, save
+from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.files import write_bytes
-from ..core.parallel import serial_map
+from ..core.files import json_bytes, write_bytes, write_json
+from ..core.made_from import file_digest, sample_inputs
+from ..core.parallel import Mapper, serial_map
 from ..core.protocols import StereoDataset
+from ..core.records import Record
 from ..core.settings import settings_to_dict
 from ..datasets.sense import sense
 from ..labels.store import PseudoLabelStore
 from .engine import Engine
 from .features import with_features
+from cups.run.inputs import (
+    CLASSES_FILE,
+    changed_frames,
+    classes_inputs,
+    clear_store,
+    description_inputs,
+    keep_states,
+    remove_frames,
+    source_states,
+)
 from .workers import Failure, Workers
 from ..stages.labels.pseudo_classes import FrameDescription, PseudoClasses
-from ..stages.pipeline import PseudoLabelSettings, analyse, describe, find_pseudo_classes, known_clusters
+from cups.stages.pipeline import (
+    METHOD_VERSION,
+    PseudoLabelSettings,
+    analyse,
+    describe,
+    find_pseudo_classes,
+    known_clusters,
+)
 from ..stages.scene_flow import trust_lines
 from ..stages.semantics.clusters import Clusters
 from ..weights import device_called, weights_file
@@ -68,6 +90,24 @@ def _warn(lines: Iterable[str]) -> None:
     for line in lines:
         warnings.warn(line, stacklevel=3)
 
+# %% ../../nbs/run/06_generate.ipynb #3fb7a29d
+def _digest(record: Record, start: int = 0) -> int:
+    """Return a checksum of all tensors of a record, and of the records in it."""
+    for value in vars(record).values():
+        if isinstance(value, Record):
+            start = _digest(value, start)
+        elif isinstance(value, Tensor):
+            start = crc32(value.cpu().contiguous().numpy(), start)
+    return start
+
+
+def _method(settings: PseudoLabelSettings, classes: PseudoClasses | None = None) -> dict[str, Any]:
+    """Return what decides the labels beside settings and images, as plain values."""
+    stages = {name: getattr(settings, name) for name in (settings.matcher, settings.features)}
+    files = {name: weights_file(stage.weights) for name, stage in stages.items() if hasattr(stage, "weights")}
+    weights = {name: file_digest(file)[:16] for name, file in files.items()}
+    return {"version": METHOD_VERSION, "weights": weights, "given_classes": _digest(classes) if classes else None}
+
 # %% ../../nbs/run/06_generate.ipynb #955bed03
 @contextmanager
 def _locked_folder(root: str | Path) -> Iterator[bool]:
@@ -87,6 +127,33 @@ def _locked_folder(root: str | Path) -> Iterator[bool]:
         yield is_second
     finally:
         os.close(folder)
+
+# %% ../../nbs/run/06_generate.ipynb #58241954
+def _clear_other(root: Path, settings: dict[str, Any], method: dict[str, Any]) -> None:
+    """Clear a store that was made with other settings or by another method."""
+    if (root / "manifest.json").exists() and PseudoLabelStore(root).difference(settings, method):
+        with _locked_folder(root) as is_second:
+            if is_second:
+                raise InputError(f"{root}: another run labels into this folder")
+            clear_store(root)
+
+
+def _remove_changed(dataset: StereoDataset, root: Path, map: Mapper, again: bool) -> None:
+    """Remove what was made from other images or another calibration than are there now."""
+    if not (changed := changed_frames(dataset, root, map)):
+        return
+    found_on = classes_inputs(root).keys()
+    told = {name: change for name, change in changed.items() if name in found_on | PseudoLabelStore(root).labelled()}
+    if told and not again:
+        name, change = next(iter(told.items()))
+        more = f"; so are {len(told) - 1} more frames" if len(told) > 1 else ""
+        fault = f"{name} is not the frame that was labelled, {change}{more}"
+        raise InputError(f"{root}: {fault}; choose another folder, or start afresh (again)")
+    if changed.keys() & found_on:
+        clear_store(root)
+    else:
+        remove_frames(root, changed)
+        keep_states(root, source_states(dataset))
 
 # %% ../../nbs/run/06_generate.ipynb #c4e9c5b1
 Frame = tuple[int, str]
@@ -130,10 +197,11 @@ def _describe_one(frame: Frame, dataset: StereoDataset, folder: Path, settings: 
     if path.exists():
         return None
     try:
-        found = describe(dataset[index], settings)
+        sample = dataset[index]
+        found, inputs = describe(sample, settings), {"inputs": json_bytes(sample_inputs(sample)).decode()}
     except Exception as error:
         return Failure.of(error)
-    write_bytes(path, save({key: tensor.contiguous() for key, tensor in vars(found).items()}))
+    write_bytes(path, save({key: tensor.contiguous() for key, tensor in vars(found).items()}, inputs))
     return None
 
 
@@ -193,10 +261,11 @@ def label_one(
     if store.is_complete(name):
         return None
     try:
-        analysis = analyse(dataset[index], classes, settings)
+        sample = dataset[index]
+        analysis = analyse(sample, classes, settings)
     except Exception as error:
         return Failure.of(error)
-    store.write(name, analysis.label)
+    store.write(name, analysis.label, sample_inputs(sample))
     return None
 
 
@@ -231,7 +300,11 @@ def _classes(
     if not kept.exists():
         try:
             classes = classes or find_classes(dataset, folder, settings, engine, known, strict, shuffled)
-            classes.save(kept)
+            paths = (folder / f"{name}.safetensors" for _, name in clustering_frames(dataset.names, settings))
+            found_on = {path.stem: description_inputs(path) for path in paths if path.exists()}
+            if not kept.exists():  # else another run was faster and has removed descriptions meanwhile
+                write_json(root / CLASSES_FILE, found_on)
+                classes.save(kept)
         except (InputError, OSError):
             if not kept.exists():  # else another run was faster and has removed the descriptions
                 raise
@@ -246,6 +319,7 @@ def generate(
     workers: int | Engine = 0,
     classes: PseudoClasses | None = None,
     strict: bool = False,
+    again: bool = False,
 ) -> PseudoLabelStore:
     """Label a data set; go on where an earlier call stopped.
 
@@ -266,6 +340,9 @@ def generate(
     strict : bool
         Whether the first frame that cannot be labelled ends the work; else its reason is kept in `failures` of the
         store.
+    again : bool
+        Whether labels that were made from something else (images, calibration, settings, weights, classes, or by
+        another version of the method) are made again; else they are an error.
 
     Returns
     -------
@@ -276,19 +353,24 @@ def generate(
     ------
     InputError
         If no frame can be labelled, or one cannot and `strict`; weights are missing; or the folder cannot be written
-        or holds labels of other settings.
+        or holds labels that were made from something else, and not `again`.
     """
     settings, root = with_features(settings or PseudoLabelSettings(), root), Path(root)
     if not isinstance(workers, Engine):
         with Engine(Workers(workers, gpus=uses_gpu(settings))) as engine:
-            return generate(dataset, root, settings, engine, classes, strict)
+            return generate(dataset, root, settings, engine, classes, strict, again)
     _check_networks(settings, here=not workers.workers.elsewhere)
     _warn(sense(dataset))
+    made_with, method = settings_to_dict(settings), _method(settings, classes)
+    if again:
+        _clear_other(root, made_with, method)
     known = None if classes or (root / "classes.safetensors").exists() else known_clusters(settings)
-    PseudoLabelStore.create(root, made_with := settings_to_dict(settings))
+    PseudoLabelStore.create(root, made_with, method=method)
     with _locked_folder(root) as shuffled:
+        _remove_changed(dataset, root, workers.map, again and not shuffled)
+        PseudoLabelStore.create(root, made_with, method=method)  # it may have been cleared
         found = _classes(dataset, root, settings, workers, classes, known, strict, shuffled)
-        store = PseudoLabelStore.create(root, made_with, found.num_classes)
+        store = PseudoLabelStore.create(root, made_with, found.num_classes, method)
         _label_missing(dataset, store, found, settings, workers, strict, shuffled)
         # Without classes of objects, the labels show the shares of all frames.
         share = found.share if found.objects else None

@@ -5,11 +5,12 @@
 # %% ../../nbs/run/07_predict.ipynb #f1be9ddc
 from __future__ import annotations
 
-import hashlib
+import os
 from collections.abc import Sequence
 from functools import cache, partial
 from pathlib import Path
 from typing import Any
+from zlib import crc32
 
 import numpy as np
 from PIL import Image
@@ -17,9 +18,11 @@ from PIL import Image
 from ..core.errors import InputError
 from ..core.files import IMAGE_SUFFIXES, read_json, write_atomically, write_json, write_png
 from ..core.images import common_bits, read_rgb
+from ..core.made_from import file_digest
 from ..core.parallel import progress
 from ..core.pictures import panoptic_rgb
 from ..labels.coco import coco_categories, coco_segments, read_names, write_panoptic
+from ..labels.store import first_difference
 from ..model.files import load
 from ..model.inference import predict
 from ..model.test_time_augmentation import check_scales
@@ -55,19 +58,62 @@ def _image_files(paths: Sequence[str | Path]) -> list[Path]:
     return files
 
 # %% ../../nbs/run/07_predict.ipynb #3a99cfeb
-def _started_folder(out: Path, settings: dict[str, Any]) -> None:
-    """Note the settings of a run in its folder, or make sure that it was started with the same."""
+def _clear(out: Path) -> None:
+    """Remove the predictions in a folder."""
+    (out / "panoptic.json").unlink(missing_ok=True)
+    for kept in (out / "annotations").glob("*.json"):
+        (out / "panoptic" / f"{kept.stem}.png").unlink(missing_ok=True)
+        (out / "overlay" / f"{kept.stem}.jpg").unlink(missing_ok=True)
+        kept.unlink()
+
+
+def _started_folder(out: Path, settings: dict[str, Any], again: bool = False) -> None:
+    """Note the settings of a run in its folder; clear it `again`, or fail, if it was started with others."""
     path = out / "settings.json"
-    if path.exists() and (there := read_json(path)) != settings:
-        name = next(k for k in settings if there.get(k) != settings[k])
-        change = f"{there.get(name)!r}, now {settings[name]!r}"
-        raise InputError(f"{path}: started with {name} {change}; choose another folder")
+    if path.exists() and (difference := first_difference(read_json(path), settings)):
+        if not again:
+            fault = f"made with other settings, {difference}; choose another folder, or start afresh (again)"
+            raise InputError(f"{path}: {fault}")
+        _clear(out)
     write_json(path, settings)
+
+# %% ../../nbs/run/07_predict.ipynb #0ec58e4f
+_VERSION = 1
+"""Count it up when a network predicts something else than before for the same image."""
+
+
+def _image_state(path: Path) -> dict[str, Any]:
+    """Return where an image lies, how long its file is and when it was changed."""
+    found = os.stat(path)
+    return {"file": os.path.realpath(path), "bytes": found.st_size, "modified_ns": found.st_mtime_ns}
+
+
+def _is_of(kept: Path, path: Path) -> bool:
+    """Return whether an annotation was made from what the file of an image holds now."""
+    there, now = read_json(kept)["made_from"], _image_state(path)
+    same = all(there[key] == value for key, value in now.items())
+    return same or (there["bytes"] == now["bytes"] and there["crc32"] == crc32(path.read_bytes()))
+
+# %% ../../nbs/run/07_predict.ipynb #b26c078f
+def _remove_others(out: Path, files: Sequence[Path], again: bool) -> None:
+    """Remove annotations of other images than these, of the same names; fail if there are some and not `again`."""
+    kept = {path: out / "annotations" / f"{path.stem}.json" for path in files}
+    others = [path for path, annotation in kept.items() if annotation.exists() and not _is_of(annotation, path)]
+    if others and not again:
+        there = read_json(kept[others[0]])["made_from"]["file"]
+        was = "before that file was changed" if there == os.path.realpath(others[0]) else f"from {there}"
+        more = f"; so were {len(others) - 1} more" if len(others) > 1 else ""
+        fault = f"the map of {others[0]} was made {was}{more}; choose another folder, or start afresh (again)"
+        raise InputError(f"{out}: {fault}")
+    for path in others:
+        (out / "panoptic.json").unlink(missing_ok=True)
+        kept[path].unlink()
 
 # %% ../../nbs/run/07_predict.ipynb #b71cb88e
 def predict_images(
     images: Sequence[str | Path], weights: str | Path, out: str | Path, classes: str | Path | None = None,
     scales: Sequence[float] = (1.0,), mirror: bool = False, device: str = "auto", min_confidence: float = 0.5,
+    again: bool = False,
 ) -> Path:  # fmt: skip
     """Segment images; go on where an earlier call stopped.
 
@@ -87,6 +133,9 @@ def predict_images(
         As for PyTorch; `"auto"` takes the GPU if there is one.
     min_confidence : float
         Objects with a lower score, in [0, 1], are left out.
+    again : bool
+        Whether predictions of other images of the same names, or of other weights or settings, are made again; else
+        they are an error.
 
     Returns
     -------
@@ -96,28 +145,30 @@ def predict_images(
     Raises
     ------
     InputError
-        If an image, the weights or the names cannot be read, or the folder holds predictions of other settings.
+        If an image, the weights or the names cannot be read, or the folder holds predictions of other images, weights
+        or settings, and not `again`.
     """
     check_scales(scales)
     files, out, weights = _image_files(images), Path(out), weights_file(weights)
-    with weights.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
     options = {"scales": list(scales), "mirror": mirror, "min_confidence": min_confidence}
+    options |= {"version": _VERSION, "weights_sha256": file_digest(weights)}
     network = load(weights, device_called(device), min_confidence=min_confidence)
     categories = coco_categories(network.split, read_names(classes, network.split) if classes else None)
-    _started_folder(out, {"weights_sha256": digest, **options})
+    _started_folder(out, options, again)
+    _remove_others(out, files, again)
     colours = np.array([category["color"] for category in categories], np.uint8)
     bits, frames = cache(partial(common_bits, files)), []
     for path in progress(files, len(files), "segmenting"):
         kept = out / "annotations" / f"{path.stem}.json"
         if not kept.exists():
-            image = read_rgb(path, bits)
+            image, made_from = read_rgb(path, bits), _image_state(path) | {"crc32": crc32(path.read_bytes())}
             label = predict(network, image, network.split, scales, mirror).to("cpu")
             numbers, segments = coco_segments(label, label.diagnostics["segments"])
             overlay = Image.fromarray(panoptic_rgb(label, colours, image))
             write_png(out / "panoptic" / f"{path.stem}.png", numbers)
             write_atomically(out / "overlay" / f"{path.stem}.jpg", lambda p, o=overlay: o.save(p, "JPEG", quality=92))
             size = {"height": image.shape[1], "width": image.shape[2]}
-            write_json(kept, {"file_name": path.name, **size, "segments_info": segments})
+            annotation = {"file_name": path.name, **size, "segments_info": segments, "made_from": made_from}
+            write_json(kept, annotation)
         frames.append({"map": f"{path.stem}.png", **read_json(kept)})
     return write_panoptic(out / "panoptic.json", frames, categories)

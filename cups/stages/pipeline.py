@@ -34,9 +34,9 @@ from .semantics.regions import Regions, find_regions
 from .semantics.tokens import DinoSettings, TokenFeatures, TokenSettings
 
 # %% auto #0
-__all__ = ['MATCHERS', 'FEATURE_SOURCES', 'AUTO', 'STAGES', 'PseudoLabelSettings', 'matcher', 'feature_source', 'known_clusters',
-           'Stage', 'frame_seed', 'stages_for', 'run_stages', 'describe', 'find_pseudo_classes', 'FrameAnalysis',
-           'analyse']
+__all__ = ['MATCHERS', 'FEATURE_SOURCES', 'AUTO', 'METHOD_VERSION', 'STAGES', 'PseudoLabelSettings', 'matcher', 'feature_source',
+           'known_clusters', 'Stage', 'frame_seed', 'stages_for', 'run_stages', 'describe', 'find_pseudo_classes',
+           'FrameAnalysis', 'analyse']
 
 # %% ../../nbs/stages/03_pipeline.ipynb #e337b3ad
 MATCHERS: dict[str, type[Matcher]] = {"classical": ClassicalMatcher, "smurf": SmurfMatcher}
@@ -261,6 +261,9 @@ def _label(
     return classify_objects(fusion, objects, classes, settings.thing_threshold, moves)
 
 # %% ../../nbs/stages/03_pipeline.ipynb #36ead13d
+METHOD_VERSION = 1
+"""Count it up when the labels of the same images change: labels of two versions must not lie in one folder."""
+
 STAGES = (
     Stage("matching", ("sample",), "matches", ("matcher",), lambda s, sample: matcher(s)(sample)),
     Stage("scene flow", ("sample", "matches"), "flow", ("scene_flow",),

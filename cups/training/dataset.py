@@ -16,9 +16,12 @@ from torch.utils.data import Dataset, Sampler
 
 from ..core.errors import InputError
 from ..core.records import PanopticLabel
+from ..core.settings import settings_to_dict
 from ..core.splits import ThingStuffSplit
+from ..datasets.labelled_images import SizesDiffer, check_sizes
 from ..model.config import Target
 from .augment import AugmentationSettings, augment
+from .made_of import made_of
 from .targets import training_target
 
 # %% auto #0
@@ -47,7 +50,7 @@ class ReadableFrames:
     Raises
     ------
     InputError
-        If there is no frame.
+        If there is no frame. On reading: too many are unreadable, or a label has another size than its image.
     """
 
     def __init__(self, frames: Sequence[Any], max_unreadable_share: float = MAX_UNREADABLE_SHARE) -> None:
@@ -71,7 +74,12 @@ class ReadableFrames:
             while index in self.unreadable:
                 index = (index + 1) % len(self.frames)
             try:
-                return self.frames[index]
+                frame = self.frames[index]
+                if isinstance(frame, tuple):
+                    check_sizes(f"frame {index}", *frame)
+                return frame
+            except SizesDiffer:  # no damage: these labels are not those of these images
+                raise
             except InputError as error:
                 self.unreadable[index] = str(error)
                 count = f"{len(self.unreadable)} of {len(self.frames)} frames cannot be read"
@@ -151,6 +159,13 @@ class PseudoLabelDataset(Dataset):
     def unreadable(self) -> dict[int, str]:
         """The faults of the frames that were left out so far, by index."""
         return self.frames.unreadable
+
+    def made_of(self) -> dict[str, Any]:
+        """Return what decides the batches, as plain values."""
+        augmentation = None if self.augmentation is None else settings_to_dict(self.augmentation)
+        split = {"things": list(self.split.things), "stuff": list(self.split.stuff)}
+        rest = {"ignore_uncovered_things": self.ignore_uncovered_things, "seed": self.seed}
+        return {**made_of(self.pairs), **split, "augmentation": augmentation, **rest}
 
     def __len__(self) -> int:
         return len(self.pairs)

@@ -28,6 +28,7 @@ from ..model.network import PanopticCascade
 from ..model.test_time_augmentation import check_scales, predict_views
 from .augment import AugmentationSettings, augment, augmentation_settings, window_settings
 from .dataset import ReadableFrames
+from .made_of import made_of
 from .targets import training_target
 from .trainer import PanopticTraining, TrainResult, TrainSettings, fit
 
@@ -175,6 +176,10 @@ class Frames(Dataset):
     def __len__(self) -> int:
         return len(self.frames)
 
+    def made_of(self) -> dict[str, Any]:
+        """Return what tells these frames from others, as plain values."""
+        return made_of(self.frames.frames)
+
     def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, tuple[tuple[int, int], PanopticLabel | None]]:
         """Return the image at a place; and with it the place, and the label if there is one."""
         frame = self.frames[place[1]]
@@ -302,7 +307,7 @@ def self_train(
         The pseudo-classes behind the network's.
     settings : SelfTrainSettings
     run_dir, progress, validate, trainer_options
-        As for `train`.
+        As for `train`; so are `again` and `made_from` among the options.
 
     Raises
     ------

@@ -29,7 +29,7 @@ from ..core.files import read_json, write_atomically, write_json
 from ..core.memory import peak_memory_bytes
 from ..core.parallel import progress_bar
 from ..core.processes import from_all_processes, mean_over_processes, process_index
-from ..core.settings import preset_values
+from ..core.settings import preset_values, settings_to_dict
 from ..model.config import Target
 from ..model.network import PanopticCascade
 from ..stages.semantics.vision_transformer import VisionTransformer
@@ -37,6 +37,7 @@ from .augment import MAX_PASTED_OBJECTS
 from .checkpoints import AtomicCheckpoints, steps_done
 from .dataset import PseudoLabelDataset, StepSampler, collate
 from .launch import device_count, in_processes, several_processes
+from .made_of import deciding_settings, made_of, start_or_go_on
 from .self_enhanced import SelfEnhancedCopyPaste
 from .validation import Validation
 
@@ -253,6 +254,7 @@ class PanopticTraining(LightningModule):
         self.model, self.settings = model, settings
         self.taught_by = [teacher.eval()] if teacher else []  # in a list: its weights are no part of the checkpoints
         self.run_dir = Path()  # for the batch of a failed step; `_run_steps` knows it
+        self.made_of: dict[str, Any] = {}  # for the checkpoints; `fit` knows it
         self.history = LossHistory()
         self.copy_paste = SelfEnhancedCopyPaste(settings.self_enhanced)
         self.seconds_waited, self._ended = 0.0, None
@@ -323,7 +325,8 @@ def _record(self: PanopticTraining, step: int, losses: dict[str, Tensor]) -> Non
 # %% ../../nbs/training/07_trainer.ipynb #eca3fd6a
 @patch
 def on_save_checkpoint(self: PanopticTraining, checkpoint: dict[str, Any]) -> None:
-    """Add the history, and the objects to be pasted in the next step."""
+    """Add the history, the objects to be pasted in the next step, and what the training is made of."""
+    checkpoint["made_of"] = self.made_of
     checkpoint["history"], checkpoint["sums"] = self.history.records, self.history.sums
     checkpoint["cutouts"] = self.copy_paste.state()
 
@@ -484,6 +487,8 @@ def _run_steps(
     settings, module.run_dir = module.settings, run_dir
     last = run_dir / "checkpoints" / "last.ckpt"
     first_step = steps_done(last)
+    if first_step > settings.steps:
+        raise InputError(f"{last}: has {first_step} steps behind it, more than the {settings.steps} asked for")
     validation = Validation(validate or (lambda network: {}), settings.validate_every_steps)
     trainer = _trainer(settings, run_dir, [validation] if validate else [], progress, trainer_options)
     loader = _loader(dataset, settings, first_step, trainer)
@@ -511,11 +516,23 @@ def fit(
     run_dir: str | Path,
     progress: bool = True,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
+    again: bool = False,
+    made_from: dict[str, Any] | None = None,
     **trainer_options: Any,
 ) -> TrainResult:
     """Run the steps of `module` on what `dataset` holds at places (epoch, index); arguments as for `train`."""
     settings = module.settings
     devices = device_count(settings.devices, trainer_options.get("accelerator", "auto"))
+    if again and settings.nodes > 1:
+        raise InputError(f"{run_dir}: several nodes cannot start afresh together; choose another folder")
+    inputs = {
+        "settings": deciding_settings(settings, devices * settings.nodes),
+        "network": settings_to_dict(module.model.config),
+        "data": made_of(dataset),
+        "teacher": bool(module.taught_by),
+        "files": made_from or {},
+    }
+    module.made_of = start_or_go_on(Path(run_dir), inputs, again)
     arguments = module, dataset, Path(run_dir), progress, validate, {"devices": devices, **trainer_options}
     if devices * settings.nodes == 1:
         return _run_steps(*arguments)
@@ -540,6 +557,8 @@ def train(
     progress: bool = True,
     validate: Callable[[nn.Module], dict[str, float]] | None = None,
     teacher: PanopticCascade | None = None,
+    again: bool = False,
+    made_from: dict[str, Any] | None = None,
     **trainer_options: Any,
 ) -> TrainResult:
     """Train `model` in place; go on from the last checkpoint in `run_dir` if there is one.
@@ -558,15 +577,20 @@ def train(
         Evaluates the network in evaluation mode: scores by name. Every process calls it.
     teacher : PanopticCascade, optional
         Of the same classes: its probabilities teach the semantic head beside the labels. It does not change.
+    again : bool
+        Whether a checkpoint of other settings or data is removed, to start afresh; else it is an error.
+    made_from : dict, optional
+        What else the weights depend on, as plain values: checksums of the files that `model` starts from.
     **trainer_options
         For Lightning's `Trainer`: `accelerator`, ...
 
     Raises
     ------
     InputError
-        If a loss becomes NaN or infinite, the checkpoint cannot be read, or there are not as many devices.
+        If a loss becomes NaN or infinite, the checkpoint cannot be read, or is of other settings or data (and not
+        `again`), or there are not as many devices.
     ChildProcessError
         If one of several processes is killed; the same call goes on from the last checkpoint.
     """
     module = PanopticTraining(model.train(), settings, teacher)
-    return fit(module, dataset, run_dir, progress, validate, **trainer_options)
+    return fit(module, dataset, run_dir, progress, validate, again, made_from, **trainer_options)
