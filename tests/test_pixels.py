@@ -250,7 +250,8 @@ def test_truncated_files_end_in_one_line(tmp_path, name, capfd):
 
 def test_the_check_reads_what_the_reader_reads(tmp_path):
     root = stereo_folder(tmp_path / "video", [DEEP, DEEP], ".tif")
-    assert check_dataset("stereo_folder", root, full=True).verdict == "stereo_folder: can be used, split all"
+    report = check_dataset("stereo_folder", root, full=True)
+    assert report.usable == ["all"] and not report.faults["all"]
     assert np.array_equal(seen(StereoFolder(root).left(0)), NOISE)
     cv2.imwrite(str(root / "right" / "1.tif"), DEEP[..., 0].astype(np.float32))
     (fault,) = check_dataset("stereo_folder", root, full=True).faults["all"]

@@ -418,7 +418,7 @@ def test_labels_of_another_size_are_refused(copy):
 
 
 def test_frames_that_are_not_judged_are_said(copy, capsys, fails):
-    command = ["evaluate", "--labels", copy / "labels", "--truth", copy / "video"]
+    command = ["evaluate", "--labels", copy / "labels", "--truth", copy / "video", "--json"]
     assert main([str(a) for a in command]) == 0
     out, err = capsys.readouterr()
     assert json.loads(out)["not_judged"] == 0 and err == ""
