@@ -39,6 +39,7 @@ from cups.cli import main
 from cups.core.files import read_image, write_png
 from cups.datasets.registry import DATASETS, Entry
 from cups.datasets.stereo_folder import StereoFolder
+from cups.run import generate as generation
 
 HERE = Path(__file__).parent
 PROGRAM = [sys.executable, "-c", "from fault_campaign import run; run()", "pseudo-labels", "--dataset", "counted"]
@@ -74,6 +75,7 @@ class Counted:
 
 def run() -> None:
     """Run the command line with the data set `counted`."""
+    generation.sense = lambda dataset: []  # its look at a few frames before the passes is not counted
     DATASETS["counted"] = Entry("fault_campaign:Counted", True, False, "a stereo folder that counts")
     raise SystemExit(main())
 

@@ -19,7 +19,10 @@ __all__ = ['left_file', 'left_files', 'fitting_file']
 def left_file(dataset: StereoDataset, name: str) -> Path | None:
     """Return the file of a frame's left image; None if it has none of its own, as in a video file."""
     reader: Any = dataset
-    path = reader.path("left", name) if hasattr(reader, "path") else getattr(reader, "files", {}).get(name)
+    try:
+        path = reader.path("left", name) if hasattr(reader, "path") else getattr(reader, "files", {}).get(name)
+    except InputError:  # it has a right image only, or the data set no such frame
+        return None
     return path if path is not None and Path(path).is_file() else None
 
 

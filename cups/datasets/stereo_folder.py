@@ -212,6 +212,8 @@ def path(self: StereoFolder, side: str, name: str) -> Path:
     InputError
         If it has none.
     """
+    if name not in self.files:
+        raise InputError(f"{self.root}: there is no frame {name}")
     if name not in self.sides[side]:
         missing = self.root / side / self.files[name].name
         raise InputError(f"{missing}: no such file, but {self.files[name]} is there")
