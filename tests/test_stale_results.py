@@ -96,7 +96,7 @@ def test_predictions_of_another_folder_are_not_those_of_this_one(network, tmp_pa
     before = contents(tmp_path / "o")
     line = fails(*predict(second, network, tmp_path / "o"))
     assert f"{tmp_path / 'o'}: the map of {second / '0.png'} was made from {first / '0.png'}; so were 1 more" in line
-    assert "choose another folder, or start afresh (again)" in line and contents(tmp_path / "o") == before
+    assert "choose another folder, or start afresh (--again" in line and contents(tmp_path / "o") == before
     assert run(second, network, tmp_path / "o", "--again") == 0
     assert contents(tmp_path / "o") == contents(tmp_path / "fresh") != before
 
@@ -132,7 +132,7 @@ def test_predictions_of_other_weights_are_made_again(network, tmp_path, fails):
     other = save_network(tmp_path / "other.safetensors", panoptic_cascade(2, 3, preset="small"), numbered_split(2, 3))
     main([str(a) for a in predict(images, network, out)])
     line = fails(*predict(images, other, out))
-    assert "weights_sha256 is '" in line and "choose another folder, or start afresh (again)" in line
+    assert "weights_sha256 is '" in line and "choose another folder, or start afresh (--again" in line
     assert main([str(a) for a in predict(images, other, out, "--again")]) == 0
     assert main([str(a) for a in predict(images, other, tmp_path / "fresh")]) == 0
     assert contents(out) == contents(tmp_path / "fresh")
@@ -196,7 +196,7 @@ def test_a_corrected_calibration_is_named(copy, fails):
     correct_calibration(copy, fx=there + 1)
     line = fails(*command)
     assert f"{copy / 'labels'}: 000000_0 is not the frame that was labelled, calibration.fx is {there} there" in line
-    assert f"{there + 1} here; so are 2 more frames; choose another folder, or start afresh (again)" in line
+    assert f"{there + 1} here; so are 2 more frames; choose another folder, or start afresh (--again" in line
     assert contents(copy / "labels") == before
     assert main([str(a) for a in [*command, "--again"]]) == 0
     label(copy, "fresh")

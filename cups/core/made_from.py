@@ -16,9 +16,12 @@ from .errors import InputError
 from .records import StereoSample
 
 # %% auto #0
-__all__ = ['sample_inputs', 'file_digest', 'file_states']
+__all__ = ['OR_AGAIN', 'sample_inputs', 'file_digest', 'file_states']
 
 # %% ../../nbs/core/15_made_from.ipynb #c01e2055
+OR_AGAIN = "choose another folder, or start afresh (--again; in Python and jobs, again=True)"
+"""What to do where a folder was made from something else, for the end of the line that says so."""
+
 _VIEWS = ("left_0", "right_0", "left_1", "right_1")
 
 

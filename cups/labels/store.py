@@ -24,6 +24,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.files import json_bytes, name_fault, png_file, read_json, remove_left_over, write_bytes, write_json
+from ..core.made_from import OR_AGAIN
 from ..core.parallel import Mapper, serial_map
 from ..core.records import VOID, PanopticLabel
 from ..core.settings import package_versions, settings_from_dict, settings_to_dict
@@ -270,7 +271,7 @@ def create(
         if None not in (there, num_classes) and there != num_classes:
             raise InputError(f"{path}: made with {there} classes, not {num_classes}; choose another folder")
         if difference := store.difference(settings, method):
-            raise InputError(f"{path}: made with {difference}; choose another folder, or start afresh (again)")
+            raise InputError(f"{path}: made with {difference}; {OR_AGAIN}")
     packages, found = package_versions(), manifest["num_classes"] if num_classes is None else num_classes
     is_told = packages in manifest["packages"] and (not method or "method" in manifest)
     if not is_told or found != manifest["num_classes"]:

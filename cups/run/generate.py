@@ -22,7 +22,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.files import json_bytes, write_bytes, write_json
-from ..core.made_from import file_digest, sample_inputs
+from ..core.made_from import OR_AGAIN, file_digest, sample_inputs
 from ..core.parallel import Mapper, serial_map
 from ..core.protocols import StereoDataset
 from ..core.records import Record
@@ -154,7 +154,7 @@ def _remove_changed(dataset: StereoDataset, root: Path, map: Mapper, again: bool
         name, change = next(iter(told.items()))
         more = f"; so are {len(told) - 1} more frames" if len(told) > 1 else ""
         fault = f"{name} is not the frame that was labelled, {change}{more}"
-        raise InputError(f"{root}: {fault}; choose another folder, or start afresh (again)")
+        raise InputError(f"{root}: {fault}; {OR_AGAIN}")
     if changed.keys() & found_on:
         clear_store(root)
     else:

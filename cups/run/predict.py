@@ -18,7 +18,7 @@ from PIL import Image
 from ..core.errors import InputError
 from ..core.files import IMAGE_SUFFIXES, read_json, write_atomically, write_json, write_png
 from ..core.images import common_bits, read_rgb
-from ..core.made_from import file_digest
+from ..core.made_from import OR_AGAIN, file_digest
 from ..core.parallel import progress
 from ..core.pictures import panoptic_rgb
 from ..labels.coco import coco_categories, coco_segments, read_names, write_panoptic
@@ -72,7 +72,7 @@ def _started_folder(out: Path, settings: dict[str, Any], again: bool = False) ->
     path = out / "settings.json"
     if path.exists() and (difference := first_difference(read_json(path), settings)):
         if not again:
-            fault = f"made with other settings, {difference}; choose another folder, or start afresh (again)"
+            fault = f"made with other settings, {difference}; {OR_AGAIN}"
             raise InputError(f"{path}: {fault}")
         _clear(out)
     write_json(path, settings)
@@ -103,7 +103,7 @@ def _remove_others(out: Path, files: Sequence[Path], again: bool) -> None:
         there = read_json(kept[others[0]])["made_from"]["file"]
         was = "before that file was changed" if there == os.path.realpath(others[0]) else f"from {there}"
         more = f"; so were {len(others) - 1} more" if len(others) > 1 else ""
-        fault = f"the map of {others[0]} was made {was}{more}; choose another folder, or start afresh (again)"
+        fault = f"the map of {others[0]} was made {was}{more}; {OR_AGAIN}"
         raise InputError(f"{out}: {fault}")
     for path in others:
         (out / "panoptic.json").unlink(missing_ok=True)

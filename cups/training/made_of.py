@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from ..core.errors import InputError
+from ..core.made_from import OR_AGAIN
 from ..core.settings import settings_to_dict
 from ..labels.store import first_difference
 
@@ -82,7 +83,7 @@ def start_or_go_on(run_dir: Path, inputs: dict[str, Any], again: bool = False) -
         return inputs
     if difference := first_difference(there, inputs):
         if not again:
-            fault = f"trained with something else, {difference}; choose another folder, or start afresh (again)"
+            fault = f"trained with something else, {difference}; {OR_AGAIN}"
             raise InputError(f"{run_dir}: {fault}")
         last.unlink()
         shutil.rmtree(run_dir / "tensorboard", ignore_errors=True)
