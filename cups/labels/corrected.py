@@ -19,7 +19,7 @@ from ..core.splits import SplitChoice, ThingStuffSplit, claimed_segments
 from .coco import read_names
 from cups.labels.corrected_files import (
     CorrectedFile,
-    match_classes,
+    match_categories,
     match_images,
     object_mask,
     read_corrected,
@@ -241,7 +241,7 @@ def import_labels(
     """
     corrected, fixed = read_corrected(path), FixedLabels(PseudoLabelStore(labels))
     names = read_names(classes, fixed.split) if classes else {}
-    known = match_classes(corrected, fixed.split, names)
+    known = match_categories(corrected, fixed.split, names)
     file_names = [image["file_name"] for image in corrected.images.values()]
     matched = match_images(file_names, fixed.names, files or {}, str(corrected.path))
     notes, changed = {}, []

@@ -20,7 +20,7 @@ from ..core.splits import ThingStuffSplit
 from .coco import coco_categories, segment_numbers
 
 # %% auto #0
-__all__ = ['CorrectedFile', 'read_corrected', 'match_images', 'match_classes', 'read_segments', 'object_mask']
+__all__ = ['CorrectedFile', 'read_corrected', 'match_images', 'match_categories', 'read_segments', 'object_mask']
 
 # %% ../../nbs/labels/06_corrected_files.ipynb #e4185bbb
 @dataclass(frozen=True)
@@ -157,7 +157,7 @@ def match_images(
     return matched
 
 # %% ../../nbs/labels/06_corrected_files.ipynb #dec8bb61
-def match_classes(corrected: CorrectedFile, split: ThingStuffSplit, names: dict[int, str]) -> dict[int, int]:
+def match_categories(corrected: CorrectedFile, split: ThingStuffSplit, names: dict[int, str]) -> dict[int, int]:
     """Return the class of each category that has an annotation.
 
     Parameters
