@@ -26,6 +26,8 @@ _HOME = {
     "open_dataset": "cups.datasets.registry",
     "PseudoLabelStore": "cups.labels.store",
     "PanopticQuality": "cups.evaluation.panoptic_quality",
+    "VideoPanopticQuality": "cups.evaluation.video_panoptic_quality",
+    "SegmentationAndTrackingQuality": "cups.evaluation.tracking_quality",
     "Calibration": "cups.core.records",
     "StereoSample": "cups.core.records",
     "Matches": "cups.core.records",

@@ -17,10 +17,10 @@ from torchmetrics.utilities.data import dim_zero_cat
 from .overlaps import SegmentScorer
 
 # %% auto #0
-__all__ = ['PanopticQuality']
+__all__ = ['SegmentOverlaps', 'PanopticQuality']
 
 # %% ../../nbs/evaluation/01_panoptic_quality.ipynb #2d0aa3be
-class _SegmentOverlaps(Metric):
+class SegmentOverlaps(Metric):
     """Overlaps of predicted and true segments of all images and processes.
 
     Parameters
@@ -71,11 +71,11 @@ class _SegmentOverlaps(Metric):
 
     def _images(self) -> list[tuple[Tensor, Tensor]]:
         """Return the overlaps of every image, as the scorer counted them."""
-        pairs, pixels, per_image = (dim_zero_cat(getattr(self, state)).cpu() for state in self._state_types)
+        pairs, pixels, per_image = (dim_zero_cat(s).cpu() for s in (self.pairs, self.pixels, self.pairs_per_image))
         return list(zip(pairs.split(per_image.tolist()), pixels.split(per_image.tolist()), strict=True))
 
 # %% ../../nbs/evaluation/01_panoptic_quality.ipynb #9dfc5623
-class PanopticQuality(_SegmentOverlaps):
+class PanopticQuality(SegmentOverlaps):
     """Panoptic quality, mean IoU and pixel accuracy of unnamed classes against a ground truth.
 
     Memory grows with the number of overlapping segments (12 bytes for each pair, a few kB an image), not with the size
