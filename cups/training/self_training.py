@@ -33,8 +33,8 @@ from .targets import training_target
 from .trainer import PanopticTraining, TrainResult, TrainSettings, fit
 
 # %% auto #0
-__all__ = ['SelfTrainSettings', 'self_train_settings', 'sure_label', 'min_confidence_at', 'completed', 'Frames',
-           'learn_heads_only', 'freeze_statistics', 'next_process_pair', 'SelfTraining', 'self_train']
+__all__ = ['SelfTrainSettings', 'self_train_settings', 'sure_label', 'min_confidence_at', 'completed', 'Frames', 'let_learn',
+           'freeze_statistics', 'next_process_pair', 'SelfTraining', 'self_train']
 
 # %% ../../nbs/training/09_self_training.ipynb #a90b0d14
 @dataclass(frozen=True)
@@ -53,8 +53,9 @@ class SelfTrainSettings(TrainSettings):
         The teacher's test-time augmentation, as in `predict_views`.
     momentum : float
         Weight of the teacher's old weights in the moving average.
-    heads_only : bool
-        Whether only the weights of the heads learn, and no norm.
+    learning_part : {"heads", "objects", "all"}
+        What of the network learns: the weights of the heads, without norms; what finds objects, that is the region
+        proposals and the cascade; or all of it.
     drop_loss : bool
         Whether DropLoss applies; as published the teacher's label counts as complete.
     augmentation : AugmentationSettings
@@ -70,7 +71,7 @@ class SelfTrainSettings(TrainSettings):
     scales: tuple[float, ...] = (0.5, 0.75, 1.0)
     mirror: bool = True
     momentum: float = 0.999
-    heads_only: bool = True
+    learning_part: Literal["heads", "objects", "all"] = "heads"
     drop_loss: bool = False
     self_enhanced_after: int | None = None
     augmentation: AugmentationSettings = field(default_factory=lambda: window_settings((512, 1024)))
@@ -95,8 +96,8 @@ def self_train_settings(
         If the preset is unknown or a value is out of range.
     """
     small = {
-        "steps": 160, "batch_size": 4, "learning_rate": 2e-4, "warmup_steps": 10, "final_rate_share": 0.01,
-        "momentum": 0.98, "heads_only": False, "drop_loss": True, "precision": "auto", "workers": 0,
+        "steps": 120, "batch_size": 4, "learning_rate": 3e-4, "warmup_steps": 10, "final_rate_share": 0.01,
+        "momentum": 0.98, "learning_part": "objects", "drop_loss": True, "precision": "auto", "workers": 0,
         "scales": (1.0,), "augmentation": augmentation_settings("small"), "validate_every_steps": 40,
     }  # fmt: skip
     kitti = {"augmentation": window_settings((288, 368), 3.369)}
@@ -187,12 +188,14 @@ class Frames(Dataset):
         return image, (place, label)
 
 # %% ../../nbs/training/09_self_training.ipynb #671e49f5
-def learn_heads_only(model: PanopticCascade) -> None:
-    """Let only the weights of the heads learn, those of norm layers excepted."""
+def let_learn(model: PanopticCascade, part: Literal["heads", "objects", "all"]) -> None:
+    """Let only a part of the network learn: see `SelfTrainSettings.learning_part`."""
     norm_layers = nn.modules.batchnorm._BatchNorm | nn.GroupNorm
     norms = {id(p) for m in model.modules() if isinstance(m, norm_layers) for p in m.parameters()}
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_("head" in name and id(parameter) not in norms)
+        of_objects = name.startswith(("proposal_generator", "roi_heads"))
+        of_heads = "head" in name and id(parameter) not in norms
+        parameter.requires_grad_({"heads": of_heads, "objects": of_objects, "all": True}[part])
 
 
 def freeze_statistics(model: nn.Module) -> None:
@@ -229,8 +232,7 @@ class SelfTraining(PanopticTraining):
         super().__init__(model, settings)
         self.split = split
         self.teacher = deepcopy(model).requires_grad_(False)
-        if settings.heads_only:
-            learn_heads_only(model)
+        let_learn(model, settings.learning_part)
 
     @property
     def evaluated(self) -> nn.Module:
