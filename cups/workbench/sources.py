@@ -35,6 +35,7 @@ from ..stages.pipeline import FrameAnalysis, PseudoLabelSettings, describe, find
 from ..street.layout import StreetWorld, street_world
 from ..street.scenes import StreetScene, render_scene, street_calibration
 from .stage_cache import StageCache, compute
+from .truth_met import classes_met, truth_in_parts
 from .waiting import Stopped, Watch
 
 # %% auto #0
@@ -69,8 +70,8 @@ class Frame(Record):
         The T most probable classes before the CRF, and 255 times their probabilities.
     semantic : Tensor, (H, W), uint8, optional
         Classes after the CRF.
-    label, truth : PanopticLabel, optional
-        Pseudo-label and ground truth, as uint8 and int32.
+    label, truth, network, self_trained : PanopticLabel, optional
+        Pseudo-label, ground truth, and the predictions of a network and of the self-trained one, as uint8 and int32.
     diagnostics : dict
         Of the pseudo-label.
     """
@@ -92,6 +93,8 @@ class Frame(Record):
     semantic: Tensor | None = None
     label: PanopticLabel | None = None
     truth: PanopticLabel | None = None
+    network: PanopticLabel | None = None
+    self_trained: PanopticLabel | None = None
     diagnostics: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -261,6 +264,7 @@ class StageSource(ABC):
         self.results: ByteCache[StageCache] = ByteCache(self.results_bytes, lambda kept: kept.nbytes)
         self._computing = RLock()
         self.classes: PseudoClasses | None = None
+        self.met: np.ndarray | None = None  # pixels of each pseudo-class and true class, if there is a truth
         self.num_classes, self.things = 0, ()
 
     def use_classes(self, classes: PseudoClasses) -> None:
@@ -386,12 +390,15 @@ def found_classes(self: StageSource, watch: Watch | None = None) -> PseudoClasse
     watch = watch or Watch()
     with self._turn(watch):
         if self.classes is None:
-            chosen, found = evenly_spaced(len(self.names), self.class_frames), []
+            chosen, found, parts = evenly_spaced(len(self.names), self.class_frames), [], []
             for number, index in enumerate(chosen, 1):
                 made = self.records(index, _CLASS_RECORDS, watch, _class_suffix(number, len(chosen)))
                 found.append(describe(made["sample"], self.settings, made))
+                parts.append(truth_in_parts(made, made["sample"].truth))
             watch.step("finding the classes")
-            self.use_classes(find_pseudo_classes(found, self.settings))
+            classes = find_pseudo_classes(found, self.settings)
+            self.met = classes_met(classes, found, parts)
+            self.use_classes(classes)
         return self.classes
 
 # %% ../../nbs/workbench/04_sources.ipynb #57683645

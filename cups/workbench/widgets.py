@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 # %% auto #0
-__all__ = ['LAB_WIDTH', 'MONOSPACE', 'png_bytes', 'fault_html']
+__all__ = ['LAB_WIDTH', 'MONOSPACE', 'png_bytes', 'counted', 'fault_html']
 
 # %% ../../nbs/workbench/09_widgets.ipynb #a6bf39ae
 LAB_WIDTH = "1090px"
@@ -35,6 +35,11 @@ def png_bytes(rgb: np.ndarray) -> bytes:
     return file.getvalue()
 
 # %% ../../nbs/workbench/09_widgets.ipynb #98e3b334
+def counted(number: int, noun: str) -> str:
+    """Return a number and a noun: `"1 frame"`, `"3 frames"`."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
 def fault_html(fault: Exception | str) -> str:
     """Return the message of a fault as HTML."""
     return f"<b>{escape(str(fault))}</b>"
