@@ -26,14 +26,14 @@ from ..core.records import PanopticLabel, StereoSample
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
 from ..datasets.sense import sense
 from ..evaluation.class_names import store_classes
-from ..stages.pipeline import FrameAnalysis
+from ..stages.pipeline import FrameAnalysis, stages_for
 from .layers import LAYERS, NETWORKS, Packet, frame_layers, pack
 from .networks import Networks, networks_in
 from .reports import motion_report
 from .segments import history, segment_facts
 from .showing import has_front_end
 from .stage_cache import StageCache
-from .sources import DatasetSource, Frame, FrameSource, neighbours, open_source
+from .sources import DatasetSource, Frame, FrameSource, neighbours, open_source, planned
 from .view.frame_view import FrameView
 from .waiting import Progress, Stopped, Watch
 from .widgets import counted
@@ -226,27 +226,30 @@ class FrameExplorer:
         self._thumbnails: dict[int, bytes | None] = {}
         self.view.on_request(self._answer)
 
-    @classmethod
-    def open(
-        cls, dataset: str = "street_scenes", data_root: str | Path = "", store: str | Path = "",
-        fps: float | None = None, networks: str | Path = "", **options: Any,
-    ) -> FrameExplorer:  # fmt: skip
-        """Return an explorer of what `open_source` and `networks_in` open; one that shows the fault if they cannot."""
-        use_one_heap()  # before the first of the threads that come and go
-        try:
-            found = Networks(networks_in(networks))
-            explorer = cls(open_source(dataset, data_root, store, fps, **options), networks=found)
-        except InputError as error:
-            return cls(None, message=str(error))
-        if isinstance(explorer.source, DatasetSource):
-            explorer.sensing = threading.Thread(target=explorer._sense, daemon=True)
-            explorer.sensing.start()
-        return explorer
+# %% ../../nbs/workbench/07_explorer.ipynb #c1a55e54
+@patch(cls_method=True)
+def open(
+    cls: FrameExplorer, dataset: str = "street_scenes", data_root: str | Path = "", store: str | Path = "",
+    fps: float | None = None, networks: str | Path = "", **options: Any,
+) -> FrameExplorer:  # fmt: skip
+    """Return an explorer of what `open_source` and `networks_in` open; one that shows the fault if they cannot."""
+    use_one_heap()  # before the first of the threads that come and go
+    try:
+        found = Networks(networks_in(networks))
+        explorer = cls(open_source(dataset, data_root, store, fps, **options), networks=found)
+    except InputError as error:
+        return cls(None, message=str(error))
+    if isinstance(explorer.source, DatasetSource):
+        explorer.sensing = threading.Thread(target=explorer._sense, daemon=True)
+        explorer.sensing.start()
+    return explorer
 
-    def close(self) -> None:
-        """Close the widget and forget the frames."""
-        self.view.close()
-        self._latest, self.source = None, None
+
+@patch
+def close(self: FrameExplorer) -> None:
+    """Close the widget and forget the frames."""
+    self.view.close()
+    self._latest, self.source = None, None
 
 # %% ../../nbs/workbench/07_explorer.ipynb #7c1a0e32
 @patch
@@ -316,7 +319,9 @@ def _states(self: FrameExplorer, request: dict[str, Any]) -> Iterator[Frame]:
 
     watch = Watch(tell)
     if self.source.cache.get(index) is None and self.source.stages:
-        watch.plan(self.source.steps())
+        first = [stage.name for stage in stages_for("proposals")]
+        rest = [stage.name for stage in stages_for("label") if stage.name not in first]
+        watch.plan([*planned(first), *self.source.class_steps(), *planned(rest)])
     watch.plan([(LAYERS[name], _NETWORK_EFFORT) for name in self.networks.files])
     for frame in self.source.load(index, watch):
         yield frame

@@ -142,9 +142,13 @@ def class_layer(semantic: Tensor, instance: Tensor | None, names: list[str], col
     rgba = table[ids]
     if instance is not None:
         rgba[outlines(instance.cpu().numpy())] = 255
-    present = np.unique(ids).tolist()
-    entries = [[names[k], _hex_colour(colours[k])] for k in present if k < len(names)]
-    entries += [["void", _NO_COLOUR]] if present and present[-1] == VOID else []
+    present, areas = np.unique(ids, return_counts=True)
+    ordered = present[np.argsort(-areas, kind="stable")].tolist()  # large ones first
+    entries = [
+        ["void", _NO_COLOUR] if k == VOID else [names[k], _hex_colour(colours[k])]
+        for k in ordered
+        if k == VOID or k < len(names)
+    ]
     return Layer(rgba, {"kind": "classes", "entries": entries})
 
 # %% ../../nbs/workbench/05_layers.ipynb #ea8d9140
@@ -190,6 +194,7 @@ NETWORKS = ("network", "self_trained")
 
 KEYS = ("left", "disparity", "flow", "trust", "residual", "proposals", "semantic", "panoptic", "truth")
 """Layers that the number keys 1 to 9 choose."""
+
 
 def class_names(num_classes: int, things: tuple[int, ...] = ()) -> list[str]:
     """Return names of pseudo-classes."""

@@ -61,7 +61,8 @@ class View {
     this.select = make("select", {"aria-label": "Comparison"});
     for (const [value, text] of Object.entries(MODES)) this.select.append(make("option", {value}, text));
     this.reset = button("whole frame", "Show the whole frame");
-    this.full = button("⛶", "Full screen");
+    this.full = button("", "Full screen");
+    this.full.className = "cups-full";
     this.bar = make(
       "div",
       {class: "cups-bar"},
