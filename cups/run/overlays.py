@@ -54,7 +54,7 @@ OVERLAYS = "overlays"
 """Folder of the pictures in a store."""
 
 MOST_OVERLAYS = 1000
-"""Default of the greatest number of them: some 50 MB."""
+"""Default of the greatest number of them: some 90 MB for images of 1242 x 375 pixels."""
 
 _QUALITY = 85
 

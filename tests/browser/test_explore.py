@@ -152,8 +152,8 @@ def test_click_fills_the_panel(street, artefacts):
     panel = page.view.locator(".cups-panel")
     panel.get_by_text("confidence").wait_for()
     text = panel.inner_text()
-    for part in (r"object \d+", r"area\s+\d+ px", r"surface\s+[\d.]+ m²", r"speed\s+[\d.]+ m/s", r"turned\s+[\d.]+°",
-                 r"direction\s+\w+", r"agreement\s+\d+% of \d+ points"):  # fmt: skip
+    for part in (r"object \d+", r"area\s+[\d,]+ px", r"surface\s+[\d.,]+ m²", r"speed\s+[\d.]+ m/s", r"turned\s+[\d.]+°",
+                 r"direction\s+\w+", r"agreement\s+\d+% of [\d,]+ points"):  # fmt: skip
         assert re.search(part, text), text
     page.page.screenshot(path=artefacts / "segment.png")
     beside, picture = panel.bounding_box(), page.stage.bounding_box()
