@@ -7,16 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from ..core.class_colours import named_classes
 from ..core.errors import InputError
 from ..core.files import read_json
 from ..core.taxonomy import Taxonomy
-from ..model.files import load
-from ..model.inference import predict
-from ..model.network import PanopticCascade
 from .layers import NETWORKS
 from .sources import Frame, small_label
+
+if TYPE_CHECKING:
+    from cups.model.network import PanopticCascade
 
 # %% auto #0
 __all__ = ['networks_in', 'Networks']
@@ -75,6 +76,8 @@ class Networks:
 
     def network(self, name: str) -> PanopticCascade:
         """Return a network; raise InputError if its file cannot be used."""
+        from cups.model.files import load  # takes 80 MB, only needed where there is a network
+
         if name not in self._read:
             self._read[name] = load(self.files[name], min_confidence=_MIN_CONFIDENCE)
         return self._read[name]
@@ -85,6 +88,8 @@ class Networks:
 
     def predicted(self, name: str, frame: Frame) -> Frame:
         """Return the frame with the prediction of a network."""
+        from cups.model.inference import predict
+
         network = self.network(name)
         found = predict(network, frame.left, network.split)
         return frame.replace(**{name: small_label(found.replace(diagnostics={}))})
