@@ -24,7 +24,7 @@ from ..evaluation.class_names import store_classes
 from ..labels.store import PseudoLabelStore
 
 # %% auto #0
-__all__ = ['OVERLAYS', 'MOST_OVERLAYS', 'legend_entries', 'legend_picture', 'write_overlays']
+__all__ = ['OVERLAYS', 'legend_entries', 'legend_picture', 'write_overlays']
 
 # %% ../../nbs/run/13_overlays.ipynb #691c7d8f
 _ROW_PX, _COLUMN_PX, _ROWS = 22, 250, 24
@@ -53,7 +53,7 @@ def legend_picture(entries: Sequence[tuple[str, str]]) -> Image.Image:
 OVERLAYS = "overlays"
 """Folder of the pictures in a store."""
 
-MOST_OVERLAYS = 1000
+_MOST_OVERLAYS = 1000
 """Default of the greatest number of them: some 90 MB for images of 1242 x 375 pixels."""
 
 _QUALITY = 85
@@ -77,9 +77,9 @@ def _is_old(overlay: Path, label: Path) -> bool:
     """Return whether an overlay is missing, or its label was written later."""
     return not overlay.exists() or overlay.stat().st_mtime < label.stat().st_mtime
 
-
+# %% ../../nbs/run/13_overlays.ipynb #0f1e7a11
 def write_overlays(
-    store: PseudoLabelStore, dataset: StereoDataset, most: int = MOST_OVERLAYS, map: Mapper = serial_map
+    store: PseudoLabelStore, dataset: StereoDataset, most: int = _MOST_OVERLAYS, map: Mapper = serial_map
 ) -> Path | None:
     """Write pictures of labels over their images, and their legend; keep those that are there.
 
