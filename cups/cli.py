@@ -78,6 +78,7 @@ def _add_pseudo_labels(commands: _Commands) -> None:
     labels.add_argument("--scheduler", default="", metavar="ADDR", help="Dask scheduler that is there: tcp://host:8786")
     labels.add_argument("--cluster", default="", metavar="YAML", help="file of the jobs to start: kind: slurm, jobs: 8")
     labels.add_argument("--strict", action="store_true", help="stop at the first frame that cannot be labelled")
+    labels.add_argument("--overlays", type=int, default=1000, metavar="N", help="most pictures of labels in overlays/")
     labels.add_argument("--again", action="store_true", help="label again what was made from other images or settings")
     _add_workers(labels)
 
@@ -89,6 +90,7 @@ def _run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
     from cups.run.engine import Engine
     from cups.run.features import features_sentence, with_features
     from cups.run.generate import generate, uses_gpu
+    from cups.run.overlays import write_overlays
     from cups.run.workers import Workers
     from cups.stages.pipeline import PseudoLabelSettings
 
@@ -99,6 +101,7 @@ def _run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
     dataset = open_stereo_dataset(options.dataset, options.root, frame_step=options.frame_step)
     with Engine(Workers(options.workers, options.scheduler, options.cluster, gpus=uses_gpu(settings))) as engine:
         store = generate(dataset, options.out, settings, engine, strict=options.strict, again=options.again)
+        write_overlays(store, dataset, options.overlays, engine.map)
     failed = len(store.failures)
     if failed:
         line = f"{failed} of {len(dataset)} frames could not be labelled; see failures in {store.root}/manifest.json"

@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
+from .class_colours import class_colours
 from .images import to_array
 from .records import VOID, PanopticLabel
 
@@ -88,10 +89,10 @@ def instance_rgb(instance: Tensor, image: Tensor | None = None) -> np.ndarray:
 
 # %% ../../nbs/core/07_pictures.ipynb #b87cf4b1
 def semantic_rgb(semantic: Tensor, colours: np.ndarray | None = None, image: Tensor | None = None) -> np.ndarray:
-    """Return a class map (H, W) in `colours` (K, 3), distinct ones by default; void is black."""
+    """Return a class map (H, W) in `colours` (K, 3), `class_colours` by default; void is black."""
     ids = semantic.cpu().numpy().astype(int)
     table = np.zeros((VOID + 1, 3), np.uint8)
-    colours = distinct_colours(VOID + 1)[1:] if colours is None else np.asarray(colours, np.uint8)
+    colours = class_colours(VOID + 1) if colours is None else np.asarray(colours, np.uint8)
     table[: len(colours)] = colours
     table[VOID] = 0
     return over(table[ids], image)
@@ -109,7 +110,9 @@ def outlines(ids: np.ndarray) -> np.ndarray:
 
 # %% ../../nbs/core/07_pictures.ipynb #f13a89cd
 def panoptic_rgb(label: PanopticLabel, colours: np.ndarray | None = None, image: Tensor | None = None) -> np.ndarray:
-    """Return a panoptic label: every class in its colour, objects outlined in white."""
+    """Return a panoptic label: every class in its colour, strong for classes of objects, objects outlined in white."""
+    if colours is None:
+        colours = class_colours(VOID + 1, label.semantic[label.instance > 0].unique().tolist())
     rgb = semantic_rgb(label.semantic, colours, image).copy()
     rgb[outlines(label.instance.cpu().numpy())] = 255
     return rgb

@@ -11,8 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from torchvision.transforms import InterpolationMode
-from torchvision.transforms.functional import center_crop, resize
 
 from ..core.errors import InputError
 from ..core.records import VOID, ClassScores
@@ -43,6 +41,9 @@ def square_view(pixels: Tensor, size: int = VIEW_PX) -> Tensor:
     -------
     Tensor, (size, size) or (3, size, size)
     """
+    from torchvision.transforms import InterpolationMode  # takes 80 MB, only needed here
+    from torchvision.transforms.functional import center_crop, resize
+
     if pixels.ndim == 2:
         return center_crop(resize(pixels[None], size, InterpolationMode.NEAREST_EXACT), size)[0]
     return center_crop(resize(pixels, size, InterpolationMode.BILINEAR, antialias=True), size)

@@ -15,7 +15,6 @@ from pycocotools import mask as coco_mask
 from ..core.errors import InputError
 from ..core.files import open_image, read_json, write_json, write_png
 from ..core.parallel import progress
-from ..core.pictures import distinct_colours
 from ..core.records import VOID, PanopticLabel
 from ..core.splits import ThingStuffSplit, claimed_segments
 from .detectron2_network import detectron2_module
@@ -96,7 +95,7 @@ def _metadata(split: ThingStuffSplit, names: dict[int, str] | None) -> dict[str,
     """Return what detectron2 wants to know of the classes; pairs instead of dictionaries with numbers as keys."""
     ordered = zip(sorted(split.things + split.stuff), coco_categories(split, names), strict=True)
     name_of = {k: category["name"] for k, category in ordered}
-    colours = {k: distinct_colours(VOID + 1)[k + 1].tolist() for k in name_of}
+    colours = {category["id"] - 1: category["color"] for category in coco_categories(split, names)}
     return {
         "thing_classes": [name_of[k] for k in split.things],
         "thing_colors": [colours[k] for k in split.things],

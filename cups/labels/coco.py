@@ -16,9 +16,9 @@ import torch
 from pycocotools import mask as mask_tools
 from scipy.ndimage import find_objects
 
+from ..core.class_colours import class_colours
 from ..core.errors import InputError
 from ..core.files import read_json, write_atomically
-from ..core.pictures import distinct_colours
 from ..core.records import VOID, PanopticLabel
 from ..core.splits import ThingStuffSplit
 from ..core.taxonomy import CITYSCAPES_LABELS, cityscapes_classes
@@ -77,15 +77,15 @@ def coco_categories(split: ThingStuffSplit, names: dict[int, str] | None = None)
     Returns
     -------
     list of dict
-        `id`, `name`, `supercategory`, `isthing` and `color` (RGB: Cityscapes' for its names, distinct ones for others).
+        `id`, `name`, `supercategory`, `isthing` and `color` (RGB: Cityscapes' for its names, else of `class_colours`).
     """
     names, categories = names or {}, []
-    shared, distinct = Counter(names.values()), distinct_colours(len(split.things + split.stuff) + 1)[1:]
+    shared, unnamed = Counter(names.values()), class_colours(len(split.things + split.stuff), split.things)
     for k in sorted(split.things + split.stuff):
         kind = "thing" if k in split.things else "stuff"
         name = names.get(k, f"class {k} ({kind})")
         listed = f"{name} (class {k})" if shared[name] > 1 else name
-        colour = list(_COLOURS.get(name, distinct[k].tolist()))
+        colour = list(_COLOURS.get(name, unnamed[k].tolist()))
         about = {"supercategory": kind, "isthing": int(kind == "thing"), "color": colour}
         categories.append({"id": k + 1, "name": listed, **about})
     return categories

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import torch
@@ -143,6 +144,15 @@ def finite_matches(matches: Matches) -> tuple[Matches, Tensor]:
     return matches.replace(**cleaned), finite
 
 # %% ../../nbs/stages/01_scene_flow.ipynb #f7af7d8a
+def _points_by_first_rule(rules: Mapping[str, Tensor]) -> dict[str, int]:
+    """Return the number of points by the first rule that they break: with the trusted ones they add up to all."""
+    counts, left = {}, torch.ones_like(next(iter(rules.values())))
+    for name, kept in rules.items():
+        counts[name] = int((left & ~kept).sum())
+        left = left & kept
+    return counts
+
+
 def scene_flow(sample: StereoSample, matches: Matches, settings: SceneFlowSettings | None = None) -> SceneFlow:
     """Return every pixel's motion in 3D.
 
@@ -189,6 +199,7 @@ def scene_flow(sample: StereoSample, matches: Matches, settings: SceneFlowSettin
         "trusted_points": int(trusted.sum()),
         "trusted_share": round(trusted.float().mean().item(), 4),
         "distrusted_share": {name: round(1 - kept.float().mean().item(), 4) for name, kept in rules.items()},
+        "distrusted_points": _points_by_first_rule(rules),
         "noise_px": [round(n, 4) for n in noise.tolist()],
     }
     return SceneFlow(

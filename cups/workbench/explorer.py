@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,22 +18,28 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
+from ..core.class_colours import named_classes
 from ..core.errors import InputError
 from ..core.memory import release_memory, use_one_heap
 from ..core.pictures import image_rgb, panel
 from ..core.records import PanopticLabel, StereoSample
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
 from ..datasets.sense import sense
-from ..stages.pipeline import FrameAnalysis, analyse
-from .layers import LAYERS, Packet, class_names, frame_layers, pack
+from ..evaluation.class_names import store_classes
+from ..stages.pipeline import FrameAnalysis, stages_for
+from .layers import LAYERS, NETWORKS, Packet, frame_layers, pack
+from .networks import Networks, networks_in
 from .reports import motion_report
 from .segments import history, segment_facts
 from .showing import has_front_end
-from .sources import DatasetSource, Frame, FrameSource, neighbours, open_source
+from .stage_cache import StageCache
+from .sources import DatasetSource, Frame, FrameSource, neighbours, open_source, planned
 from .view.frame_view import FrameView
+from .waiting import Progress, Stopped, Watch
+from .widgets import counted
 
 # %% auto #0
-__all__ = ['LatestFirst', 'report_html', 'segment_panel', 'thumbnail', 'FrameExplorer']
+__all__ = ['LatestFirst', 'report_html', 'source_classes', 'segment_panel', 'thumbnail', 'FrameExplorer']
 
 # %% ../../nbs/workbench/07_explorer.ipynb #fc6bcc7e
 class LatestFirst:
@@ -101,14 +107,19 @@ def report_html(diagnostics: dict[str, Any]) -> str:
     return str(_MARKDOWN(motion_report(diagnostics))) if "flow" in diagnostics else ""
 
 # %% ../../nbs/workbench/07_explorer.ipynb #5586a20b
-def _names(source: FrameSource | None) -> list[str]:
-    """Return the names of the classes as far as the source knows them by now."""
-    return class_names(source.num_classes, source.things) if source else []
+def source_classes(source: FrameSource | None, taxonomy: Taxonomy = CITYSCAPES_19) -> Taxonomy:
+    """Return names and colours of the classes as far as the source knows them by now."""
+    if source is None:
+        return named_classes(0)
+    if (store := getattr(source, "store", None)) is not None:
+        return store_classes(store, source.dataset, taxonomy)
+    return named_classes(source.num_classes, source.things, getattr(source, "met", None), taxonomy)
 
 
 def segment_panel(
-    source: FrameSource, frame: Frame, index: int, x: int, y: int, taxonomy: Taxonomy = CITYSCAPES_19, reach: int = 5
-) -> list[tuple[str, str]]:
+    source: FrameSource, frame: Frame, index: int, x: int, y: int, classes: Taxonomy,
+    taxonomy: Taxonomy = CITYSCAPES_19, reach: int = 5,
+) -> list[tuple[str, str]]:  # fmt: skip
     """Return names and values of what is known of the segment of frame `index` at pixel (x, y).
 
     Parameters
@@ -116,8 +127,8 @@ def segment_panel(
     source : FrameSource
     frame : Frame
     index, x, y : int
-    taxonomy : Taxonomy
-        Classes of the ground truth.
+    classes, taxonomy : Taxonomy
+        The pseudo-classes, and those of the ground truth.
     reach : int
         Number of frames before and after in which the same object is searched.
     """
@@ -125,8 +136,8 @@ def segment_panel(
     if found is None:
         return [("segment", "not known yet: the stages have not run")]
     segment, facts = found
-    if segment.class_id < source.num_classes:
-        facts["class"] = _names(source)[segment.class_id]
+    if segment.class_id < len(classes):
+        facts["class"] = classes.names[segment.class_id]
     near = neighbours(source.names, index, reach)
     rows = history(frame, segment, index, near, lambda i: _label_at_hand(source, i))
     seen = [(source.names[i], f"object {number}, {area} px") for i, number, area in rows if i != index]
@@ -181,6 +192,8 @@ class FrameExplorer:
         The stages run on a frame that was looked at for this long.
     message : str
         A line over the picture.
+    networks : Networks, optional
+        Their predictions are layers, too.
 
     Attributes
     ----------
@@ -194,41 +207,49 @@ class FrameExplorer:
 
     def __init__(
         self, source: FrameSource | None, taxonomy: Taxonomy = CITYSCAPES_19, max_width: int = 1024,
-        patience_seconds: float = 0.3, message: str = "",
+        patience_seconds: float = 0.3, message: str = "", networks: Networks | None = None,
     ) -> None:  # fmt: skip
         self.source, self.taxonomy = source, taxonomy
         self.max_width, self.patience_seconds = max_width, patience_seconds
         names = list(source.names) if source else []
         if not names and not message:
             message = "there are no frames to show"
-        self.view = FrameView(names=names, message=message)
+        self.networks = networks or Networks({})
+        unseen = [name for name in NETWORKS if name not in self.networks.files]
+        titles = {k: v for k, v in LAYERS.items() if k.removesuffix("_difference") not in unseen}
+        self.view = FrameView(names=names, message=message, titles=titles)
         self.worker = LatestFirst(self._serve)
         self._latest: tuple[int, Frame] | None = None
+        self._classes: tuple[Any, Taxonomy] | None = None
         self._click: dict[str, Any] | None = None
         self._reports: dict[int, str] = {}
         self._thumbnails: dict[int, bytes | None] = {}
         self.view.on_request(self._answer)
 
-    @classmethod
-    def open(
-        cls, dataset: str = "street_scenes", data_root: str | Path = "", store: str | Path = "",
-        fps: float | None = None, **options: Any,
-    ) -> FrameExplorer:  # fmt: skip
-        """Return an explorer of what `open_source` opens; one that shows the fault if it cannot be opened."""
-        use_one_heap()  # before the first of the threads that come and go
-        try:
-            explorer = cls(open_source(dataset, data_root, store, fps, **options))
-        except InputError as error:
-            return cls(None, message=str(error))
-        if isinstance(explorer.source, DatasetSource):
-            explorer.sensing = threading.Thread(target=explorer._sense, daemon=True)
-            explorer.sensing.start()
-        return explorer
+# %% ../../nbs/workbench/07_explorer.ipynb #c1a55e54
+@patch(cls_method=True)
+def open(
+    cls: FrameExplorer, dataset: str = "street_scenes", data_root: str | Path = "", store: str | Path = "",
+    fps: float | None = None, networks: str | Path = "", **options: Any,
+) -> FrameExplorer:  # fmt: skip
+    """Return an explorer of what `open_source` and `networks_in` open; one that shows the fault if they cannot."""
+    use_one_heap()  # before the first of the threads that come and go
+    try:
+        found = Networks(networks_in(networks))
+        explorer = cls(open_source(dataset, data_root, store, fps, **options), networks=found)
+    except InputError as error:
+        return cls(None, message=str(error))
+    if isinstance(explorer.source, DatasetSource):
+        explorer.sensing = threading.Thread(target=explorer._sense, daemon=True)
+        explorer.sensing.start()
+    return explorer
 
-    def close(self) -> None:
-        """Close the widget and forget the frames."""
-        self.view.close()
-        self._latest, self.source = None, None
+
+@patch
+def close(self: FrameExplorer) -> None:
+    """Close the widget and forget the frames."""
+    self.view.close()
+    self._latest, self.source = None, None
 
 # %% ../../nbs/workbench/07_explorer.ipynb #7c1a0e32
 @patch
@@ -268,8 +289,47 @@ def _known(self: FrameExplorer, index: int) -> Frame | None:
 def _show_segment(self: FrameExplorer, frame: Frame) -> None:
     """Show what is known of the segment that was clicked."""
     click = self._click
-    rows = segment_panel(self.source, frame, click["index"], click["x"], click["y"], self.taxonomy)
+    place = click["index"], click["x"], click["y"]
+    rows = segment_panel(self.source, frame, *place, self.classes, self.taxonomy)
     self.view.panel = [list(row) for row in rows]
+
+# %% ../../nbs/workbench/07_explorer.ipynb #c1a55e51
+@patch(as_prop=True)
+def classes(self: FrameExplorer) -> Taxonomy:
+    """Names and colours of the pseudo-classes, as far as they are known by now; for the labs, too."""
+    key = self.source and (self.source.num_classes, self.source.things)
+    known = self._classes
+    if known is None or known[0] != key:
+        known = self._classes = key, source_classes(self.source, self.taxonomy)
+    return known[1]
+
+# %% ../../nbs/workbench/07_explorer.ipynb #c1a55e53
+_NETWORK_EFFORT = 6.0  # in the unit of `planned`: seconds for a million pixels
+
+
+@patch
+def _states(self: FrameExplorer, request: dict[str, Any]) -> Iterator[Frame]:
+    """Yield a frame after every group of stages, then with the prediction of each network; tell what is computed."""
+    index = request["index"]
+
+    def tell(step: Progress) -> None:
+        self.view.send_note(request, "status", str(step))
+        if self.worker.superseded():
+            watch.stop()
+
+    watch = Watch(tell)
+    if self.source.cache.get(index) is None and self.source.stages:
+        first = [stage.name for stage in stages_for("proposals")]
+        rest = [stage.name for stage in stages_for("label") if stage.name not in first]
+        watch.plan([*planned(first), *self.source.class_steps(), *planned(rest)])
+    watch.plan([(LAYERS[name], _NETWORK_EFFORT) for name in self.networks.files])
+    for frame in self.source.load(index, watch):
+        yield frame
+    for name in self.networks.missing(frame):
+        watch.step(LAYERS[name])
+        frame = self.networks.predicted(name, frame)
+        self.source.cache.put(index, frame)
+        yield frame
 
 # %% ../../nbs/workbench/07_explorer.ipynb #18651e34
 @patch
@@ -281,6 +341,8 @@ def _serve(self: FrameExplorer, request: dict[str, Any]) -> None:
             self.view.send_frame(request, Packet({"parts": [], "legends": {}}, []), first=False, done=True)
         else:
             self._load(request)
+    except Stopped:
+        return  # for another frame
     except InputError as error:
         self.view.report = ""
         self.view.send_note(request, "error", str(error))
@@ -295,11 +357,11 @@ def _serve(self: FrameExplorer, request: dict[str, Any]) -> None:
 def _load(self: FrameExplorer, request: dict[str, Any]) -> None:
     """Load a frame and send what is new after every stage, until another request waits."""
     index, sent = request["index"], {}
-    for frame in self.source.load(index):
+    for frame in self._states(request):
         if self.worker.superseded():
             return
         self._latest = index, frame
-        packet = pack(frame, _names(self.source), self.taxonomy, self.max_width)
+        packet = pack(frame, self.classes, self.taxonomy, self.max_width, self.networks.classes(self.classes))
         self.view.send_frame(request, _new_parts(packet, sent), first=not sent, done=False)
         sent |= _parts(packet)
         self.view.report = self._reports[index] = report_html(frame.diagnostics)
@@ -332,14 +394,29 @@ def sample(self: FrameExplorer) -> StereoSample:
     """
     if self.source is None or not self.source.names:
         raise InputError(self.view.message)
-    return self.source.sample(self.view.frame)
+    return self.source.kept(self.view.frame).sample
 
 
 @patch
-def analysis(self: FrameExplorer) -> FrameAnalysis:
-    """Run all stages on the frame that is shown, and return what each made of it."""
-    sample = self.sample
-    return analyse(sample, self.source.found_classes(), self.source.settings)
+def analysis(self: FrameExplorer, watch: Watch | None = None) -> FrameAnalysis:
+    """Return what each stage made of the frame that is shown; stages that have not run on it run now.
+
+    Parameters
+    ----------
+    watch : Watch, optional
+        Told of every stage that runs.
+
+    Raises
+    ------
+    InputError
+        If there is no frame, or its files cannot be used.
+    Stopped
+        If the watch was stopped.
+    """
+    self.sample  # noqa: B018 - says what is wrong with the frame
+    if watch is not None:
+        watch.plan(self.source.steps())
+    return self.source.analysis(self.view.frame, watch)
 
 
 @patch(as_prop=True)
@@ -347,6 +424,12 @@ def fps(self: FrameExplorer) -> float | None:
     """Return the frames per second of the video; None if they are not known."""
     seconds = self.source and self.source.seconds(self.view.frame)
     return 1 / seconds if seconds else None
+
+
+@patch
+def kept(self: FrameExplorer) -> StageCache:
+    """Return what is kept of the frame that is shown."""
+    return self.source.kept(self.view.frame)
 
 # %% ../../nbs/workbench/07_explorer.ipynb #b587fbd7
 def _on_black(rgba: np.ndarray) -> np.ndarray:
@@ -358,7 +441,7 @@ def _on_black(rgba: np.ndarray) -> np.ndarray:
 def picture(self: FrameExplorer, index: int | None = None) -> Image.Image:
     """Return all layers of a frame as one picture."""
     *_, frame = self.source.load(self.view.frame if index is None else index)
-    layers = frame_layers(frame, _names(self.source), self.taxonomy)
+    layers = frame_layers(frame, self.classes, self.taxonomy)
     return panel({LAYERS[name]: _on_black(draw().rgba) for name, draw in layers.items()}, columns=4, width=1000)
 
 
@@ -371,4 +454,4 @@ def _repr_mimebundle_(self: FrameExplorer, **options: Any) -> dict[str, Any] | t
         return {"text/plain": self.view.message}
     file = io.BytesIO()
     self.picture().save(file, "JPEG", quality=88)
-    return {"image/jpeg": file.getvalue(), "text/plain": f"{len(self.source.names)} frames"}
+    return {"image/jpeg": file.getvalue(), "text/plain": counted(len(self.source.names), "frame")}

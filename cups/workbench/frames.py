@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from ..core.class_colours import class_colours
 from cups.core.pictures import (
     disparity_rgb,
-    distinct_colours,
     flow_rgb,
     image_rgb,
     instance_rgb,
@@ -28,8 +28,8 @@ __all__ = ['matched_colours', 'frame_pictures']
 
 # %% ../../nbs/workbench/01_frames.ipynb #04246573
 def matched_colours(assignments: Sequence[int], taxonomy: Taxonomy = CITYSCAPES_19) -> np.ndarray:
-    """Return the colour (K, 3) of the class that each of K pseudo-classes was matched to; distinct ones if to none."""
-    colours = distinct_colours(len(assignments) + 1)[1:]
+    """Return the colour (K, 3) of the class that each of K pseudo-classes was matched to; its own if to none."""
+    colours = class_colours(len(assignments))
     for pseudo_class, known_class in enumerate(assignments):
         if known_class < len(taxonomy):
             colours[pseudo_class] = taxonomy.colours[known_class]

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import io
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 from typing import Any
 
 import matplotlib
@@ -25,9 +26,9 @@ from .sources import Frame
 from .widgets import png_bytes
 
 # %% auto #0
-__all__ = ['BLUE', 'ORANGE', 'LAYERS', 'KEYS', 'sampled', 'step_for', 'Layer', 'picture', 'scalar_layer', 'flow_layer',
-           'choice_layer', 'instance_layer', 'class_layer', 'agreement', 'class_names', 'frame_layers', 'Packet',
-           'message', 'pixel_arrays', 'pack']
+__all__ = ['BLUE', 'ORANGE', 'LAYERS', 'NETWORKS', 'KEYS', 'sampled', 'step_for', 'Layer', 'picture', 'scalar_layer',
+           'flow_layer', 'choice_layer', 'instance_layer', 'class_layer', 'agreement', 'class_names', 'frame_layers',
+           'Packet', 'message', 'pixel_arrays', 'pack']
 
 # %% ../../nbs/workbench/05_layers.ipynb #ea51489a
 def sampled(record: Record, step: int) -> Record:
@@ -130,6 +131,9 @@ def instance_layer(instance: Tensor) -> Layer:
     return Layer(rgba, {"kind": "classes", "entries": entries})
 
 
+_NO_COLOUR = "transparent"  # also in `isolated` of `picture.js`
+
+
 def class_layer(semantic: Tensor, instance: Tensor | None, names: list[str], colours: np.ndarray) -> Layer:
     """Return classes (H, W) in `colours` (K, 3), objects outlined in white; void is transparent."""
     ids = semantic.cpu().numpy().astype(int)
@@ -138,8 +142,14 @@ def class_layer(semantic: Tensor, instance: Tensor | None, names: list[str], col
     rgba = table[ids]
     if instance is not None:
         rgba[outlines(instance.cpu().numpy())] = 255
-    present = [k for k in np.unique(ids).tolist() if k < len(names)]
-    return Layer(rgba, {"kind": "classes", "entries": [[names[k], _hex_colour(colours[k])] for k in present]})
+    present, areas = np.unique(ids, return_counts=True)
+    ordered = present[np.argsort(-areas, kind="stable")].tolist()  # large ones first
+    entries = [
+        ["void", _NO_COLOUR] if k == VOID else [names[k], _hex_colour(colours[k])]
+        for k in ordered
+        if k == VOID or k < len(names)
+    ]
+    return Layer(rgba, {"kind": "classes", "entries": entries})
 
 # %% ../../nbs/workbench/05_layers.ipynb #ea8d9140
 def _majority_truth(semantic: Tensor, truth: Tensor) -> Tensor:
@@ -169,37 +179,76 @@ LAYERS = {
     "scores": "classes before CRF",
     "semantic": "classes",
     "panoptic": "pseudo-label",
+    "network": "network",
+    "self_trained": "self-trained network",
     "proposals": "moving objects",
-    "difference": "difference from truth",
+    "difference": "label, difference",
+    "network_difference": "network, difference",
+    "self_trained_difference": "self-trained, difference",
     "truth": "ground truth",
 }
 """Titles by name, from the bottom of a stack to its top."""
 
+NETWORKS = ("network", "self_trained")
+"""Layers of networks' predictions; where no network is given, their rows are left out."""
+
 KEYS = ("left", "disparity", "flow", "trust", "residual", "proposals", "semantic", "panoptic", "truth")
 """Layers that the number keys 1 to 9 choose."""
+
 
 def class_names(num_classes: int, things: tuple[int, ...] = ()) -> list[str]:
     """Return names of pseudo-classes."""
     return [f"class {k} (thing)" if k in things else f"class {k}" for k in range(num_classes)]
 
 # %% ../../nbs/workbench/05_layers.ipynb #5b461ffb
+def _difference(label: PanopticLabel, reference: PanopticLabel, name: str) -> Layer:
+    """Return where the classes of a label are those of a reference of this name."""
+    return choice_layer(agreement(label, reference), f"as in the {name}", f"differs from the {name}")
+
+
+def _class_layers(
+    frame: Frame, classes: Taxonomy, taxonomy: Taxonomy, networks: Mapping[str, Taxonomy]
+) -> dict[str, Callable[[], Layer]]:
+    """Return those of `frame_layers` that show classes, and where they differ."""
+
+    def shown(label: PanopticLabel, of: Taxonomy) -> Callable[[], Layer]:
+        return lambda: class_layer(label.semantic, label.instance, list(of.names), of.colours)
+
+    label, truth, layers = frame.label, frame.truth, {}
+    if frame.semantic is not None:
+        for name, semantic in {"scores": frame.top_classes[0], "semantic": frame.semantic}.items():
+            layers[name] = lambda m=semantic: class_layer(m, None, list(classes.names), classes.colours)
+    if label is not None:
+        layers["panoptic"] = shown(label, classes)
+    if truth is not None:
+        layers["truth"] = shown(truth, taxonomy)
+    if label is not None and truth is not None:
+        layers["difference"] = lambda: _difference(label, truth, "truth")
+    reference, name = (label, "label") if truth is None else (truth, "truth")
+    for network, predicted in ((n, getattr(frame, n)) for n in NETWORKS if getattr(frame, n) is not None):
+        layers[network] = shown(predicted, networks.get(network, classes))
+        if reference is not None:
+            layers[f"{network}_difference"] = lambda p=predicted: _difference(p, reference, name)
+    return layers
+
+# %% ../../nbs/workbench/05_layers.ipynb #46fda487
 _FAR_M = 80.0  # end of the scale of depths, in metres: beyond, a stereo camera on a car measures little
 
 
 def frame_layers(
-    frame: Frame, names: list[str], taxonomy: Taxonomy = CITYSCAPES_19
-) -> dict[str, Callable[[], Layer]]:
+    frame: Frame, classes: Taxonomy, taxonomy: Taxonomy = CITYSCAPES_19,
+    networks: Mapping[str, Taxonomy] = MappingProxyType({}),
+) -> dict[str, Callable[[], Layer]]:  # fmt: skip
     """Return a function that draws it for each layer that the frame has, by name.
 
     Parameters
     ----------
     frame : Frame
-    names : list of str
-        Names of the pseudo-classes.
-    taxonomy : Taxonomy
-        Classes of the ground truth.
+    classes, taxonomy : Taxonomy
+        The pseudo-classes, and those of the ground truth.
+    networks : mapping of str to Taxonomy
+        Classes of the networks in `NETWORKS` whose classes are not the pseudo-classes.
     """
-    colours = distinct_colours(len(names) + 1)[1:]
     layers = {
         "left": lambda: picture(frame.left),
         "right": lambda: picture(frame.right),
@@ -217,17 +266,7 @@ def frame_layers(
             "residual": lambda: scalar_layer(frame.residual, "px"),
             "proposals": lambda: instance_layer(frame.proposals.instance),
         }
-    if frame.semantic is not None:
-        layers["scores"] = lambda: class_layer(frame.top_classes[0], None, names, colours)
-        layers["semantic"] = lambda: class_layer(frame.semantic, None, names, colours)
-    if frame.label is not None:
-        layers["panoptic"] = lambda: class_layer(frame.label.semantic, frame.label.instance, names, colours)
-    if frame.truth is not None:
-        layers["truth"] = lambda: class_layer(
-            frame.truth.semantic, frame.truth.instance, list(taxonomy.names), taxonomy.colours
-        )
-    if frame.truth is not None and frame.label is not None:
-        layers["difference"] = lambda: choice_layer(agreement(frame.label, frame.truth), "same class", "other class")
+    layers |= _class_layers(frame, classes, taxonomy, networks)
     return {name: layers[name] for name in LAYERS if name in layers}
 
 # %% ../../nbs/workbench/05_layers.ipynb #498fbbbb
@@ -273,7 +312,7 @@ def pixel_arrays(frame: Frame) -> dict[str, np.ndarray]:
     dict of str to ndarray
         `depth_cm` uint16 (0 where unknown), `flow_16` int16 (2, H, W) in sixteenths of a pixel, `top_classes` and
         `top_probabilities` uint8 (T, H, W), and `semantic` uint8 and `instance` uint16 of the label (or the
-        proposals' numbers), the same with `truth_` before them.
+        proposals' numbers), the same with `truth_`, `network_` and `self_trained_` before them.
     """
     arrays: dict[str, Tensor] = {}
     if frame.flow is not None:
@@ -283,31 +322,36 @@ def pixel_arrays(frame: Frame) -> dict[str, np.ndarray]:
         arrays["instance"] = frame.proposals.instance
     if frame.top_classes is not None:
         arrays |= {"top_classes": frame.top_classes, "top_probabilities": frame.top_probabilities}
-    for prefix, label in (("", frame.label), ("truth_", frame.truth)):
+    labels = {"": frame.label, "truth_": frame.truth, **{f"{name}_": getattr(frame, name) for name in NETWORKS}}
+    for prefix, label in labels.items():
         if label is not None:
             arrays |= {f"{prefix}semantic": label.semantic, f"{prefix}instance": label.instance}
-    types = {"flow_16": np.int16, "top_classes": np.uint8, "top_probabilities": np.uint8, "semantic": np.uint8,
-             "truth_semantic": np.uint8}  # fmt: skip
+    types = {"flow_16": np.int16, "top_classes": np.uint8, "top_probabilities": np.uint8}
+    types |= {f"{prefix}semantic": np.uint8 for prefix in labels}
     return {n: np.ascontiguousarray(t.cpu().numpy().astype(types.get(n, np.uint16))) for n, t in arrays.items()}
 
 # %% ../../nbs/workbench/05_layers.ipynb #07fc3487
-def pack(frame: Frame, names: list[str], taxonomy: Taxonomy = CITYSCAPES_19, max_width: int = 1024) -> Packet:
+def pack(
+    frame: Frame, classes: Taxonomy, taxonomy: Taxonomy = CITYSCAPES_19, max_width: int = 1024,
+    networks: Mapping[str, Taxonomy] = MappingProxyType({}),
+) -> Packet:  # fmt: skip
     """Return all layers and numbers of a frame as a message.
 
     Parameters
     ----------
     frame : Frame
-    names : list of str
-        Names of the pseudo-classes.
-    taxonomy : Taxonomy
-        Classes of the ground truth.
+    classes, taxonomy : Taxonomy
+        The pseudo-classes, and those of the ground truth.
     max_width : int
         Wider frames are subsampled.
+    networks : mapping of str to Taxonomy
+        As for `frame_layers`.
     """
     step = step_for(frame.size[1], max_width)
     small = sampled(frame, step)
     height, width = small.size
-    content = {"name": frame.name, "width": width, "height": height, "step": step, "classes": names,
+    content = {"name": frame.name, "width": width, "height": height, "step": step, "classes": list(classes.names),
                "truth_classes": list(taxonomy.names)}  # fmt: skip
-    layers = {name: draw() for name, draw in frame_layers(small, names, taxonomy).items()}
+    content |= {f"{name}_classes": list(networks.get(name, classes).names) for name in NETWORKS}
+    layers = {name: draw() for name, draw in frame_layers(small, classes, taxonomy, networks).items()}
     return message(content, layers, pixel_arrays(small))

@@ -6,43 +6,107 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 
 from ..core.rigid import rotation_angle
+from .rules import RULES, drop_reason
+from .widgets import counted
 
 # %% auto #0
-__all__ = ['trust_sentence', 'camera_sentence', 'drops_sentence', 'motion_report']
+__all__ = ['whole_percents', 'trust_sentence', 'camera_sentence', 'drops_sentence', 'drops_table', 'objects_table',
+           'motion_report']
 
 # %% ../../nbs/workbench/02_reports.ipynb #83fb2652
+_DISTRUST = {
+    "finite": "have no match",
+    "depth range": "lie out of the depth range (sliders “nearest depth” and “farthest depth” of scene flow)",
+    "visibility flow": "are hidden in the next frame",
+    "visibility disparity": "are hidden in a right image",
+    "edges": "lie beside an edge of depth (sliders “edge” and “edge width”)",
+    "valid area": "lie out of the valid area",
+}
+
+
+def whole_percents(counts: Sequence[float]) -> list[int]:
+    """Return the shares of some counts in whole percent, which add up to 100: the largest remainders are rounded up."""
+    shares = [100 * count / (sum(counts) or 1) for count in counts]
+    whole = [int(share) for share in shares]
+    missing = round(sum(shares)) - sum(whole)
+    for place in sorted(range(len(shares)), key=lambda k: whole[k] - shares[k])[:missing]:
+        whole[place] += 1
+    return whole
+
+
 def trust_sentence(flow: dict[str, Any]) -> str:
-    """Return the share of trusted points and the reasons for the others, from the diagnostics of the scene flow."""
-    reasons = sorted(flow["distrusted_share"].items(), key=lambda item: -item[1])
-    named = ", ".join(f"{name} {share:.0%}" for name, share in reasons if share > 0)
-    return f"{flow['trusted_share']:.0%} of the points are trusted; distrusted for {named or 'no reason'}."
+    """Return the share of trusted points and why others are not, from the diagnostics of the scene flow."""
+    if "distrusted_points" in flow:
+        counts = {"are trusted": flow["trusted_points"]}
+        counts |= {_DISTRUST.get(rule, rule): count for rule, count in flow["distrusted_points"].items()}
+        percents = zip(counts, whole_percents(list(counts.values())), strict=True)
+        (trusted, share), *others = percents
+        named = [f"{part}% {what}" for what, part in sorted(others, key=lambda item: -item[1]) if part]
+        return f"{share}% of the points {trusted}; {', '.join(named) or 'none is not'}."
+    reasons = sorted(flow["distrusted_share"].items(), key=lambda item: -item[1])  # a store of an earlier version
+    named = [f"{share:.0%} {_DISTRUST.get(rule, rule)}" for rule, share in reasons if share >= 0.005]
+    trusted = f"{flow['trusted_share']:.0%} of the points are trusted"
+    return f"{trusted}. Of all points, some for several reasons: {', '.join(named)}."
 
-
+# %% ../../nbs/workbench/02_reports.ipynb #5a3e0c02
 def camera_sentence(proposals: dict[str, Any]) -> str:
-    """Return the camera's motion and its share of inliers, from the diagnostics of the proposals."""
+    """Return the camera's motion and how well it is known, from the diagnostics of the proposals."""
     if "camera_motion" not in proposals:
         return "The camera's motion is not known."
     motion = torch.tensor(proposals["camera_motion"])
     shift, turn = motion[:3, 3].norm().item(), rotation_angle(motion).rad2deg().item()
     agree, flow_px = proposals["ego_inliers"], max(proposals["noise_px"][:2])
-    return f"The camera moved {shift:.2f} m and turned {turn:.2f}°; {agree:.0%} agree, flow is off by {flow_px:.2f} px."
+    moved = f"The camera moved {shift:.2f} m and turned {turn:.1f}° until the next frame"
+    return f"{moved}; {agree:.0%} of the trusted points rest; the optical flow is about {flow_px:.1f} px off."
 
 # %% ../../nbs/workbench/02_reports.ipynb #1d1ca5f6
-def drops_sentence(proposals: dict[str, Any]) -> str:
-    """Return the number of moving regions, and the rules that dropped them."""
-    dropped = Counter(
-        f"{d['rule']} (mostly {d['weakest']})" if "weakest" in d else d["rule"] for d in proposals.get("dropped", [])
-    )
-    rules = ", ".join(f"{rule} {count}" for rule, count in dropped.most_common())
-    moved = f"{proposals.get('regions', 0)} regions move, {proposals.get('joined', 0)} were joined to others"
-    return f"{moved}; dropped by: {rules or 'none'}."
+def drops_sentence(proposals: dict[str, Any], objects: int) -> str:
+    """Return what became of the regions that move, in numbers that add up."""
+    joined, dropped = proposals.get("joined", 0), len(proposals.get("dropped", []))
+    if not (regions := objects + joined + dropped):  # more than were found at first: some are split
+        return "No region moves against the static scene."
+    moving = f"Of {counted(regions, 'region')} that move"
+    return f"{moving}, {objects} are objects, {joined} parts of others, {dropped} dropped."
+
+
+def drops_table(proposals: dict[str, Any]) -> str:
+    """Return a Markdown table of the rules that dropped regions, in words, with their sliders; empty if none did."""
+    reasons = ((drop_reason(d).rpartition(" (")[0], d["rule"]) for d in proposals.get("dropped", []))  # no numbers
+    found = Counter(reasons)
+    if not found:
+        return ""
+    rows = ["| dropped | because | slider |", "| ---: | --- | --- |"]
+    for (why, name), count in found.most_common():
+        slider = f"{RULES[name].slider} (`{RULES[name].setting}`)" if name in RULES else f"`{name}`"
+        rows.append(f"| {count} | {why} | {slider} |")
+    return "\n".join(rows)
 
 # %% ../../nbs/workbench/02_reports.ipynb #83422581
+_COLUMNS = {
+    "area_px": ("pixels", "{:,.0f}"), "moved_px": ("moved, px", "{:.1f}"), "shift_m": ("moved, m", "{:.2f}"),
+    "surface_m2": ("surface, m²", "{:.1f}"), "confidence": ("confidence", "{:.0%}"),
+}  # fmt: skip
+"""Of the table of objects: title, and as many digits as are known."""
+
+
+def objects_table(objects: Sequence[dict[str, float]]) -> str:
+    """Return a Markdown table with a line for each object; empty if there is none."""
+    if not objects:
+        return ""
+    rows = ["| object | " + " | ".join(title for title, _ in _COLUMNS.values()) + " |"]
+    rows.append("| ---: " * (len(_COLUMNS) + 1) + "|")
+    for number, values in enumerate(objects, 1):
+        cells = (form.format(values[name]) for name, (_, form) in _COLUMNS.items())
+        rows.append(f"| {number} | {' | '.join(cells)} |")
+    return "\n".join(rows)
+
+
 def motion_report(diagnostics: dict[str, Any]) -> str:
     """Return a report on the moving objects of a frame in Markdown.
 
@@ -53,15 +117,8 @@ def motion_report(diagnostics: dict[str, Any]) -> str:
     """
     proposals = diagnostics.get("proposals", {})
     objects = proposals.get("objects", [])
-    found = proposals.get("why_empty", f"{len(objects)} moving objects")
+    found = proposals.get("why_empty", counted(len(objects), "moving object"))
     faults = [f"**Doubtful: {fault}**" for fault in proposals.get("faults", [])]
-    lines = [f"**{found}**", *faults, trust_sentence(diagnostics["flow"])]
-    lines += [camera_sentence(proposals), drops_sentence(proposals)]
-    if objects:
-        columns = {"area_px": "pixels", "moved_px": "moved, px", "shift_m": "moved, m", "surface_m2": "surface, m²",
-                   "confidence": "confidence"}  # fmt: skip
-        table = ["| object | " + " | ".join(columns.values()) + " |", "| ---: " * (len(columns) + 1) + "|"]
-        for number, values in enumerate(objects, 1):
-            table.append(f"| {number} | " + " | ".join(f"{values[name]:.4g}" for name in columns) + " |")
-        lines.append("\n".join(table))
-    return "\n\n".join(lines)
+    lines = [f"**{found}**", *faults, trust_sentence(diagnostics["flow"]), camera_sentence(proposals)]
+    lines += [drops_sentence(proposals, len(objects)), objects_table(objects), drops_table(proposals)]
+    return "\n\n".join(line for line in lines if line)

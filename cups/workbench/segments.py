@@ -21,9 +21,9 @@ from ..core.rigid import invert, rotation_angle, transform
 from .sources import Frame
 
 # %% auto #0
-__all__ = ['Segment', 'segment_at', 'shown_label', 'direction_words', 'own_shift', 'object_numbers', 'motion_facts', 'size_facts',
-           'evidence_facts', 'best_overlap', 'truth_facts', 'shifted', 'median_flow', 'follow', 'history',
-           'segment_facts']
+__all__ = ['Segment', 'segment_at', 'shown_label', 'direction_words', 'own_shift', 'object_numbers', 'motion_facts',
+           'square_metres', 'size_facts', 'evidence_facts', 'best_overlap', 'truth_facts', 'shifted', 'median_flow',
+           'follow', 'history', 'segment_facts']
 
 # %% ../../nbs/workbench/06_segments.ipynb #0f0b4dcb
 @dataclass(frozen=True)
@@ -110,19 +110,24 @@ def motion_facts(frame: Frame, segment: Segment) -> dict[str, str]:
     return facts
 
 # %% ../../nbs/workbench/06_segments.ipynb #0e5a0252
+def square_metres(surface: float) -> str:
+    """Return a surface in square metres in the digits that are known: "0.6 m²", "3,400 m²"."""
+    return f"{surface:.1f} m²" if surface < 100 else f"{round(surface, -1 if surface < 1000 else -2):,.0f} m²"
+
+
 def size_facts(frame: Frame, segment: Segment) -> dict[str, str]:
     """Return a segment's area, surface and depth."""
     area = int(segment.mask.sum())
-    facts = {"area": f"{area} px ({area / segment.mask.numel():.1%} of the image)"}
+    facts = {"area": f"{area:,} px ({area / segment.mask.numel():.1%} of the image)"}
     known = object_numbers(frame, segment)
     if frame.disparity is not None:
         depth = depth_from_disparity(frame.disparity.float(), frame.calibration)[segment.mask]
         depth = depth[depth > 0]
         if len(depth):
             surface = float(depth.square().mean()) * area / (frame.calibration.fx * frame.calibration.fy)
-            facts |= {"surface": f"{surface:.2f} m²", "depth": f"{float(depth.median()):.1f} m"}
+            facts |= {"surface": square_metres(surface), "depth": f"{float(depth.median()):.1f} m"}
     elif "surface_m2" in known:
-        facts["surface"] = f"{known['surface_m2']:.2f} m²"
+        facts["surface"] = square_metres(known["surface_m2"])
     return facts
 
 
@@ -130,9 +135,9 @@ def evidence_facts(frame: Frame, segment: Segment) -> dict[str, str]:
     """Return the share of points that agree with an object's motion, and the confidence in it."""
     known, facts = object_numbers(frame, segment), {}
     if "agreement" in known:
-        facts["agreement"] = f"{known['agreement']:.0%} of {known['seen_points']:.0f} points"
+        facts["agreement"] = f"{known['agreement']:.0%} of {known['seen_points']:,.0f} points"
     if "confidence" in known:
-        facts["confidence"] = f"{known['confidence']:.2f}"
+        facts["confidence"] = f"{known['confidence']:.0%}"
     return facts
 
 # %% ../../nbs/workbench/06_segments.ipynb #241e5b7e

@@ -20,7 +20,13 @@ SIDES = (("left", "right"), ("right", "left"))
 
 
 @pytest.fixture(scope="module")
-def street(window, lab):
+def told() -> list[str]:
+    """Return what the page of street scenes said while it computed its first frame."""
+    return []
+
+
+@pytest.fixture(scope="module")
+def street(window, lab, told):
     """Open the notebook as it is and run it; return the page and the seconds to the first frame."""
     copy_notebook(lab, "explore.ipynb", labs=True, out="explored", runs="none")
     page = Page(window.new_page(), lab, "explore.ipynb")
@@ -28,7 +34,10 @@ def street(window, lab):
     page.run_all()
     page.wait_frame(0)
     seconds = time.monotonic() - start
-    page.wait_frame(0, done=True)
+    while page.view.get_attribute("data-done") != "true":
+        told.append(page.view.locator(".cups-status").text_content())
+        assert time.monotonic() < start + 3 * PATIENCE_S
+        page.page.wait_for_timeout(50)
     yield page, seconds
     page.page.close()
 
@@ -42,7 +51,8 @@ def video(window, lab, tmp_path_factory):
     assert name == f"{FRAMES - 1:06d}_0"
     damaged = folder / "left" / f"{DAMAGED:06d}_0.png"
     damaged.write_bytes(damaged.read_bytes()[:500])
-    copy_notebook(lab, "video.ipynb", dataset="stereo_folder", data_root=str(folder), stages=False)
+    copy_notebook(lab, "video.ipynb", dataset="stereo_folder", data_root=str(folder), stages=False,
+                  networks="street_scenes")  # fmt: skip
     page = Page(window.new_page(), lab, "video.ipynb")
     page.run_all()
     page.wait_frame(0, done=True)
@@ -59,21 +69,55 @@ def test_first_frame(street, artefacts):
     assert "points are trusted" in page.view.locator(".cups-report").inner_text()
 
 
-def test_all_labs_open_below(street, lab, artefacts):
+LABS = {"motion-lab": "MotionLab(", "threshold-lab": "ThresholdLab(", "thing-stuff-lab": "ThingStuffLab(",
+        "label-fixer": "LabelFixer(", "run-browser": "RunBrowser("}  # fmt: skip
+"""By the class of their element: a call in the cell that opens them."""
+
+
+def opener(page: Page, name: str):
+    """Return the button below the cell that opens a lab."""
+    return page.page.locator(".jp-CodeCell", has_text=LABS[name]).locator(".cups-opener")
+
+
+def test_all_labs_open_below_on_what_is_computed(street, lab, artefacts):
     page, _ = street
-    openers = page.page.locator(".cups-opener")
-    for number, name in enumerate(("motion-lab", "threshold-lab", "thing-stuff-lab", "label-fixer", "run-browser")):
-        openers.nth(number).get_by_role("button").first.click()
+    seconds = {}
+    for name in LABS:
+        opener(page, name).scroll_into_view_if_needed()
+        start = time.monotonic()
+        opener(page, name).get_by_role("button").first.click()
         found = page.page.locator(f".cups-{name}")
         found.wait_for()
+        if name == "threshold-lab":
+            found.get_by_text("computed in").wait_for()
+        seconds[name] = round(time.monotonic() - start, 2)
         found.scroll_into_view_if_needed()
         page.page.wait_for_timeout(1000)
         page.page.screenshot(path=artefacts / f"explore_{name}.png")
     found.get_by_text("no such folder").wait_for()
     memory = memory_of_kernel(lab.kernel_of("explore.ipynb")["id"])
     (artefacts / "memory_mb.json").write_text(json.dumps(memory))
+    (artefacts / "labs_seconds.json").write_text(json.dumps(seconds))
     # Its own memory: pages of libraries' files are shared, and how many count depends on what the system has cached.
     assert memory["RssAnon"] < 900, "far above what was measured: see memory_mb.json"
+    assert lab.ask("explore.ipynb", "seen.update().names == [explorer.source.names[0]]") == "True"
+    assert not (lab.folder / "scenes").exists(), "the labs look at the frames above"
+    page.show()
+
+
+def test_a_lab_says_what_it_waits_for_and_can_be_stopped(street, lab, artefacts):
+    page, _ = street
+    more = page.page.locator(".cups-opener", has_text="more frames")
+    more.scroll_into_view_if_needed()
+    more.get_by_role("button", name="Label 6 more frames").click()
+    more.get_by_text(re.compile(r"of frame 2 of 6, step 1\d of 60, about \d+ (s|min) left")).wait_for()
+    page.page.screenshot(path=artefacts / "labs_waiting.png")
+    more.get_by_role("button", name="Stop").click()
+    more.get_by_text("stopped; what was computed is kept").wait_for()
+    labelled = int(lab.ask("explore.ipynb", "len(seen.update().names)"))
+    assert 2 <= labelled < 7
+    opener(page, "thing-stuff-lab").get_by_role("button").first.click()
+    page.page.locator(".cups-thing-stuff-lab .barlayer .point").first.wait_for()
     page.show()
 
 
@@ -127,8 +171,8 @@ def test_every_control_has_a_label(street):
 def test_hover_reads_all_values(street):
     page, _ = street
     text = page.hover(0.5, 0.85)
-    for part in (r"x 1\d\d, y 1\d\d", r"class \d+", r"depth [\d.]+ m|depth unknown", r"flow \(-?[\d.]+, -?[\d.]+\) px",
-                 r"scores class \d+ [01]\.\d\d", r"truth road"):  # fmt: skip
+    for part in (r"x 1\d\d, y 1\d\d", r"\d+, mostly road", r"depth [\d.]+ m|depth unknown",
+                 r"flow \(-?[\d.]+, -?[\d.]+\) px", r"scores \d+, \w+ \w+ [01]\.\d\d", r"truth road"):  # fmt: skip
         assert re.search(part, text), text
     assert page.hover(0.5, 0.05) != text
 
@@ -142,11 +186,13 @@ def test_click_fills_the_panel(street, artefacts):
     panel = page.view.locator(".cups-panel")
     panel.get_by_text("confidence").wait_for()
     text = panel.inner_text()
-    for part in (r"object \d+", r"area\s+\d+ px", r"surface\s+[\d.]+ m²", r"speed\s+[\d.]+ m/s", r"turned\s+[\d.]+°",
-                 r"direction\s+\w+", r"agreement\s+\d+% of \d+ points"):  # fmt: skip
+    for part in (r"object \d+", r"area\s+[\d,]+ px", r"surface\s+[\d.,]+ m²", r"speed\s+[\d.]+ m/s", r"turned\s+[\d.]+°",
+                 r"direction\s+\w+", r"agreement\s+\d+% of [\d,]+ points"):  # fmt: skip
         assert re.search(part, text), text
-    panel.scroll_into_view_if_needed()
     page.page.screenshot(path=artefacts / "segment.png")
+    beside, picture = panel.bounding_box(), page.stage.bounding_box()
+    assert beside["x"] >= picture["x"] + picture["width"] and beside["y"] <= picture["y"] + 5
+    assert beside["y"] + beside["height"] <= 800, "below the fold"
 
 
 def find_object(page: Page) -> str | None:
@@ -162,9 +208,97 @@ def find_object(page: Page) -> str | None:
     return None
 
 
-def test_report_lists_the_objects(street):
+def test_report_lists_the_objects_and_says_what_each_rule_means(street):
     page, _ = street
-    assert page.view.locator(".cups-report table").count() == 1
+    report = page.view.locator(".cups-report")
+    objects, dropped = report.locator("table").nth(0), report.locator("table").nth(1)
+    assert "confidence" in objects.inner_text() and re.search(r"slider\s", dropped.inner_text())
+    assert re.search(r"because[\s\S]+it \w+|few points", dropped.inner_text())
+    (trusted,) = [line for line in report.inner_text().splitlines() if "points are trusted" in line]
+    assert sum(map(int, re.findall(r"(\d+)%", trusted))) == 100
+
+
+def test_waiting_is_told_by_stage_with_the_time_left(street, told):
+    assert any(re.fullmatch(r"CRF, step \d+ of \d+, about \d+ (s|min) left", text) for text in told), set(told)
+    steps = [tuple(map(int, found.groups())) for text in told if (found := re.search(r"step (\d+) of (\d+)", text))]
+    assert steps == sorted(steps) and len({total for _, total in steps}) == 1
+
+
+def only(page: Page, layer: str, name: str):
+    """Return the button of a class in the legend of a layer."""
+    return page.view.get_by_label(re.compile(f"^Show only .*{name}.* of {layer}$")).first
+
+
+def test_a_click_on_the_legend_isolates_a_class(street, artefacts):
+    page, _ = street
+    page.slide("Frame", 0)
+    page.wait_frame(0, done=True)
+    assert only(page, "pseudo-label", "void").is_visible()
+    page.stage.click(position={"x": 5, "y": 5})
+    page.page.keyboard.press("1")
+    places = [(x / 24, y / 16) for x in range(1, 24) for y in range(1, 16)]
+    image = [page.pixel(*place) for place in places]
+    page.page.keyboard.press("8")
+    wait_for(lambda: [page.pixel(*p) for p in places] != image, "no label")
+    label = [page.pixel(*place) for place in places]
+    only(page, "pseudo-label", "mostly road").click()
+    wait_for(lambda: [page.pixel(*p) for p in places] != label, "no class is isolated")
+    alone = [page.pixel(*place) for place in places]
+    page.page.screenshot(path=artefacts / "isolated.png")
+    assert all(a in (i, b) for a, i, b in zip(alone, image, label, strict=True)), "neither the image nor the label"
+    assert (
+        0
+        < sum(a != i for a, i in zip(alone, image, strict=True))
+        < sum(b != i for b, i in zip(label, image, strict=True))
+    )
+    only(page, "pseudo-label", "mostly road").click()
+    wait_for(lambda: [page.pixel(*p) for p in places] == label, "the others do not come back")
+
+
+def test_a_wide_window_and_a_full_screen_are_filled(street, artefacts):
+    page, _ = street
+    page.page.set_viewport_size({"width": 1600, "height": 1000})
+    wait_for(lambda: page.view.bounding_box()["width"] > 1300, "the view does not grow")
+    wait_for(lambda: page.stage.bounding_box()["height"] > 460, "the picture does not grow")
+    page.show()
+    page.page.screenshot(path=artefacts / "wide.png")
+    page.view.get_by_label("Full screen").click()
+    wait_for(lambda: page.view.bounding_box()["width"] == 1600, "no full screen")
+    page.page.screenshot(path=artefacts / "full_screen.png")
+    page.view.get_by_label("Leave full screen").click()
+    page.page.set_viewport_size({"width": 1280, "height": 800})
+    wait_for(lambda: page.view.bounding_box()["width"] < 1280, "still a full screen")
+
+
+def test_a_frame_name_is_cut_where_names_are_alike(street):
+    page, _ = street
+    page.page.set_viewport_size({"width": 640, "height": 800})
+    name = page.view.locator(".cups-frame-name")
+
+    def edges() -> list[float]:
+        return name.evaluate(
+            """e => [e.lastChild, e.querySelector('bdi')].flatMap(
+                 (part) => [part.getBoundingClientRect().left, part.getBoundingClientRect().right])"""
+        )
+
+    wait_for(lambda: edges()[2] < edges()[0] - 5, "the name fits")
+    assert abs(edges()[3] - edges()[1]) < 2, "its end is cut"
+    page.page.set_viewport_size({"width": 1280, "height": 800})
+
+
+def test_the_dark_theme_is_dark(street, artefacts):
+    page, _ = street
+    page.theme("Dark")
+    for width, height in ((1280, 800), (1600, 1000)):
+        page.page.set_viewport_size({"width": width, "height": height})
+        page.page.wait_for_timeout(300)
+        page.show()
+        page.page.screenshot(path=artefacts / f"dark_{width}.png")
+    colours = "e => [getComputedStyle(e).color, getComputedStyle(e.querySelector('.cups-bar button')).backgroundColor]"
+    text, control = (sum(map(int, re.findall(r"\d+", colour)[:3])) / 3 for colour in page.view.evaluate(colours))
+    assert text > 150 and control < 100
+    page.theme("Light")
+    page.page.set_viewport_size({"width": 1280, "height": 800})
 
 
 def test_slider_and_keys_step_frames(video):
@@ -223,6 +357,21 @@ def test_number_keys_choose_layers(video):
     assert video.pixel(0.5, 0.9) != before
     video.page.keyboard.press("1")
     assert video.value("Opacity of ground truth in stack A") == 0
+
+
+def test_a_network_and_its_difference_from_the_truth_are_layers(video, artefacts):
+    video.slide("Frame", 1)
+    video.wait_frame(1, done=True)
+    video.view.get_by_label("Show network", exact=True).click()
+    legends = video.view.locator(".cups-legends")
+    legends.get_by_text(re.compile(r"class \d+")).first.wait_for()
+    assert "self-trained" not in video.view.locator(".cups-layers").inner_text(), "only what is there"
+    assert re.search(r"network class \d+", video.hover(0.5, 0.9))
+    video.page.screenshot(path=artefacts / "network.png")
+    video.view.get_by_label("Show network, difference").click()
+    legends.get_by_text("as in the truth").wait_for()
+    video.page.screenshot(path=artefacts / "network_difference.png")
+    video.view.get_by_label("Show left image").click()
 
 
 def test_opacity_changes_the_picture_and_the_kernel_knows(video, lab):

@@ -15,8 +15,11 @@ export const range = (label, max, step) => make("input", {type: "range", min: 0,
 
 const number = (v) => (Math.abs(v) >= 100 ? v.toFixed(0) : Number(v.toPrecision(2)).toString());
 
-/** Return what the colours of a layer mean: a scale, a wheel of directions or a list of classes. */
-export function legendElement(title, legend) {
+/**
+ * Return what the colours of a layer mean: a scale, a wheel of directions or a list of classes. A class is a button:
+ * `onChoose` is called with its colour, and those in `chosen` are pressed.
+ */
+export function legendElement(title, legend, chosen = [], onChoose = () => {}) {
   const box = make("div", {class: "cups-legend"}, make("b", {}, title));
   if (legend.kind === "bar") {
     const bar = make("span", {class: "cups-scale"});
@@ -28,9 +31,14 @@ export function legendElement(title, legend) {
     box.append(wheel, `direction; full colour at ${number(legend.high)} ${legend.unit}`);
   } else if (legend.kind === "classes") {
     for (const [name, colour] of legend.entries) {
-      const patch = make("span", {class: "cups-patch"});
-      patch.style.background = colour;
-      box.append(make("span", {class: "cups-entry"}, patch, name));
+      const patch = make("span", {class: colour === "transparent" ? "cups-patch cups-void" : "cups-patch"});
+      if (colour !== "transparent") patch.style.background = colour;
+      const pressed = chosen.includes(colour);
+      const entry = make("button", {type: "button", class: "cups-entry", "aria-pressed": pressed}, patch, name);
+      entry.title = pressed ? "show all again" : "show nothing else (with Shift: this one, too)";
+      entry.setAttribute("aria-label", `Show only ${name} of ${title}`);
+      entry.addEventListener("click", (event) => onChoose(colour, event.shiftKey));
+      box.append(entry);
     }
   }
   return box;

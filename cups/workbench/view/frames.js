@@ -45,7 +45,7 @@ export class Frames {
     this.entries.set(message.index, entry);
     const indices = [...this.entries.keys()];
     for (const old of indices.slice(0, -KEPT_FRAMES)) this.entries.delete(old);
-    for (const old of indices.slice(0, -KEPT_BITMAPS)) if (this.entries.has(old)) this.entries.get(old).bitmaps = {};
+    for (const old of indices.slice(0, -KEPT_BITMAPS)) if (this.entries.has(old)) Object.assign(this.entries.get(old), {bitmaps: {}, isolated: {}});
     return entry;
   }
 

@@ -8,6 +8,30 @@ const SQUARE = 3;
 /** Screen pixels between two stacks side by side. */
 const GAP = 4;
 
+/** Return a layer in which only pixels of some colours are left, and white outlines beside them. */
+export function isolated(bitmap, colours) {
+  const {width, height} = bitmap;
+  const canvas = new OffscreenCanvas(width, height);
+  const context = canvas.getContext("2d", {willReadFrequently: true});
+  context.drawImage(bitmap, 0, 0);
+  const image = context.getImageData(0, 0, width, height);
+  const pixels = new Uint32Array(image.data.buffer);
+  const wanted = new Set(
+    colours.map((colour) => {
+      if (colour === "transparent") return 0;
+      const rgb = parseInt(colour.slice(1), 16);
+      return ((0xff << 24) | ((rgb & 0xff) << 16) | (rgb & 0xff00) | (rgb >> 16)) >>> 0;
+    }),
+  );
+  const kept = pixels.map((value) => (wanted.has(value) ? 1 : 0));
+  const beside = (i) => kept[i - 1] || kept[i + 1] || kept[i - width] || kept[i + width];
+  for (let i = 0; i < pixels.length; i++)
+    if (!kept[i] && !(pixels[i] === 0xffffffff && beside(i))) pixels[i] = 0;
+    else if (pixels[i] === 0) pixels[i] = 0xffffb0ff; // void has no colour of its own: show where it is
+  context.putImageData(image, 0, 0);
+  return canvas;
+}
+
 /** The canvas: one stack of layers, two side by side, or two parted by a bar; zoomed to `zoom` around (`x`, `y`). */
 export class Picture {
   constructor(stage, order) {
@@ -20,6 +44,20 @@ export class Picture {
     this.entry = null;
     this.outline = null;
     this.marks = [];
+    /** By layer, the colours that are left of it; all if there are none. */
+    this.chosen = {};
+  }
+
+  /** Return what to draw of a layer: all of it, or the chosen colours alone. */
+  drawn(name) {
+    const {bitmaps} = this.entry;
+    const colours = this.chosen[name];
+    if (!bitmaps[name] || !colours?.length) return bitmaps[name];
+    const known = (this.entry.isolated ??= {});
+    const key = colours.join();
+    if (known[name]?.key !== key || known[name].of !== bitmaps[name])
+      known[name] = {key, of: bitmaps[name], canvas: isolated(bitmaps[name], colours)};
+    return known[name].canvas;
   }
 
   /** Return where the stacks are on the canvas. */
@@ -130,8 +168,9 @@ export class Picture {
     context.scale(o.s, o.s);
     context.imageSmoothingEnabled = o.s < SQUARE;
     for (const name of this.order) {
-      const bitmap = this.entry.bitmaps[name];
-      if (!(opacities[name] > 0) || !bitmap) continue;
+      if (!(opacities[name] > 0)) continue;
+      const bitmap = this.drawn(name);
+      if (!bitmap) continue;
       context.globalAlpha = opacities[name];
       context.drawImage(bitmap, 0, 0, width, height);
     }

@@ -3,7 +3,7 @@
 /** The class of a pixel without one, as in `cups.core.records`. */
 const VOID = 255;
 
-const named = (k, names) => (k === VOID ? "none" : (names[k] ?? `class ${k}`));
+const named = (k, names) => (k === VOID ? "void" : (names[k] ?? `class ${k}`));
 
 /** Return the values of all maps at pixel (x, y) in a line. */
 export function pixelText(entry, x, y) {
@@ -23,6 +23,11 @@ export function pixelText(entry, x, y) {
       scores.push(`${named(a.top_classes[k * n + i], classes)} ${(a.top_probabilities[k * n + i] / 255).toFixed(2)}`);
     text.push(`scores ${scores.join(", ")}`);
   }
+  for (const [name, title] of [
+    ["network", "network"],
+    ["self_trained", "self-trained"],
+  ])
+    if (a[`${name}_semantic`]) text.push(`${title} ${named(a[`${name}_semantic`][i], entry.content[`${name}_classes`])}`);
   if (a.truth_semantic)
     text.push(
       `truth ${named(a.truth_semantic[i], truth_classes)}${a.truth_instance[i] ? ` ${a.truth_instance[i]}` : ""}`,

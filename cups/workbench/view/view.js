@@ -6,12 +6,16 @@ import {Picture} from "./picture.js";
 import {outlinePath, pixelText, segmentMask} from "./pixels.js";
 
 const HELP =
-  "← → frame · Space play · 1–9 layer (with Shift in stack B) · c compare · + − 0 zoom · drag to move · click a segment";
+  "← → frame · Space play · 1–9 layer (with Shift in stack B) · c compare · + − 0 zoom · f full screen · drag to move · click a segment, or a class in the legend";
 const MODES = {one: "one stack", side: "side by side", swipe: "swipe"};
 /** Milliseconds without an answer after which the kernel counts as gone. */
 const PATIENCE = 8000;
 const SILENCE =
   "No answer from the kernel. If it was restarted, run all cells again; if it is busy, wait; if nothing helps, reload the page.";
+
+/** Share of the window's height that the picture takes at most; and in pixels, what stands around it in full screen. */
+const TALLEST = 0.6;
+const AROUND = 270;
 
 const on = (element, name, act, options) => element.addEventListener(name, act, options);
 
@@ -51,10 +55,14 @@ class View {
     this.play = button("▶", "Play");
     this.next = button("▶|", "Next frame");
     this.slider = range("Frame", Math.max(0, this.count - 1), 1);
-    this.name = make("output", {class: "cups-frame-name"});
+    this.place = make("span", {class: "cups-place"});
+    this.frameName = make("bdi", {dir: "ltr"});
+    this.name = make("output", {class: "cups-frame-name"}, this.place, make("span", {}, this.frameName));
     this.select = make("select", {"aria-label": "Comparison"});
     for (const [value, text] of Object.entries(MODES)) this.select.append(make("option", {value}, text));
     this.reset = button("whole frame", "Show the whole frame");
+    this.full = button("", "Full screen");
+    this.full.className = "cups-full";
     this.bar = make(
       "div",
       {class: "cups-bar"},
@@ -65,6 +73,7 @@ class View {
       this.name,
       this.select,
       this.reset,
+      this.full,
     );
     if (m.get("compact")) this.select.remove();
     this.stage = make("div", {class: "cups-stage"});
@@ -95,18 +104,13 @@ class View {
     );
     this.panel = make("div", {class: "cups-panel", role: "region", "aria-label": "Segment"});
     this.report = make("div", {class: "cups-report", role: "region", "aria-label": "Report"});
-    this.texts = make("div", {class: "cups-texts"}, this.panel, this.report);
     this.help = make("div", {class: "cups-help"}, m.get("help") || HELP);
     const values = [this.hover, this.legends];
     const compact = m.get("compact");
-    const side = make("div", {class: "cups-side"}, this.table.element, ...(compact ? values : []));
-    this.main = make("div", {class: "cups-main"}, this.stage, side);
-    this.root.append(
-      this.bar,
-      this.notice,
-      this.main,
-      ...(compact ? [this.help] : [...values, this.strip.element, this.help, this.texts]),
-    );
+    const side = make("div", {class: "cups-side"}, ...(compact ? [this.table.element, ...values] : [this.panel, this.table.element]));
+    const under = compact ? [] : [...values, this.strip.element];
+    this.main = make("div", {class: "cups-main"}, make("div", {class: "cups-left"}, this.stage, ...under), side);
+    this.root.append(this.bar, this.notice, this.main, this.help, ...(compact ? [] : [this.report]));
     el.append(this.root);
     if (this.count < 2)
       for (const part of [this.back, this.play, this.next, this.slider, this.strip.element])
@@ -122,6 +126,8 @@ class View {
       this.picture.whole();
       this.draw();
     });
+    on(this.full, "click", () => this.toggleFull());
+    on(document, "fullscreenchange", (this.onFull = () => this.layout()));
     on(this.slider, "input", () => this.go(Number(this.slider.value)));
     on(this.select, "change", () => this.set("mode", this.select.value));
     on(this.root, "keydown", (event) => this.key(event));
@@ -195,6 +201,7 @@ class View {
   remove() {
     for (const [name, handler] of Object.entries(this.handlers)) this.model.off(name, handler);
     this.observer.disconnect();
+    document.removeEventListener("fullscreenchange", this.onFull);
     this.disabling?.disconnect();
     clearTimeout(this.timer);
     clearTimeout(this.playTimer);
@@ -351,7 +358,12 @@ class View {
     const entry = this.picture.entry;
     const wide = this.stage.clientWidth / (this.mode === "side" ? 2 : 1);
     const share = entry ? entry.content.height / entry.content.width : 0.5;
-    this.stage.style.height = `${Math.max(160, Math.min(wide * share, 460))}px`;
+    const room = this.isFull ? window.innerHeight - AROUND : TALLEST * window.innerHeight;
+    const tallest = this.model.get("compact") && !this.isFull ? 460 : Math.max(300, room);
+    this.stage.style.height = `${Math.max(160, Math.min(wide * share, tallest))}px`;
+    const says = this.isFull ? "Leave full screen" : "Full screen";
+    this.full.title = says;
+    this.full.setAttribute("aria-label", says);
   }
 
   controls() {
@@ -360,7 +372,9 @@ class View {
     const entry = this.frames.get(this.wanted);
     this.slider.value = this.wanted;
     this.slider.setAttribute("aria-valuetext", names[this.wanted] || "");
-    this.name.textContent = this.count ? `${this.wanted + 1} / ${this.count}  ${names[this.wanted]}` : "";
+    this.place.textContent = this.count ? `${this.wanted + 1} / ${this.count}` : "";
+    this.frameName.textContent = names[this.wanted] || "";
+    this.name.title = names[this.wanted] || "";
     this.select.value = this.mode;
     this.root.dataset.mode = this.mode;
     this.table.show(o, entry ? Object.keys(entry.layers) : []);
@@ -371,7 +385,32 @@ class View {
       (name) =>
         (o.A[name] > 0 || second[name] > 0) && (entry.content.legends[name] || {kind: "image"}).kind !== "image",
     );
-    this.legends.replaceChildren(...seen.map((name) => legendElement(titles[name], entry.content.legends[name])));
+    const chosen = this.picture.chosen;
+    const legend = (name) =>
+      legendElement(titles[name], entry.content.legends[name], chosen[name], (colour, add) =>
+        this.isolate(name, colour, add),
+      );
+    const focus = this.legends.contains(document.activeElement) && document.activeElement.getAttribute("aria-label");
+    this.legends.replaceChildren(...seen.map(legend));
+    if (focus) [...this.legends.querySelectorAll("button")].find((b) => b.getAttribute("aria-label") === focus)?.focus();
+  }
+
+  /** Leave only a class of a layer, by its colour; all of them again if it was the only one. */
+  isolate(name, colour, add) {
+    const before = this.picture.chosen[name] || [];
+    const others = add ? before.filter((c) => c !== colour) : [];
+    this.picture.chosen[name] = before.includes(colour) ? others : [...others, colour];
+    this.controls();
+    this.draw();
+  }
+
+  get isFull() {
+    return document.fullscreenElement === this.root;
+  }
+
+  toggleFull() {
+    if (this.isFull) document.exitFullscreen();
+    else this.root.requestFullscreen();
   }
 
   showTexts() {
@@ -384,8 +423,9 @@ class View {
       .map(([name, value]) => make("tr", {}, make("th", {scope: "row"}, name), make("td", {}, value)));
     this.panel.replaceChildren(
       make("b", {}, "Segment"),
-      rows.length ? make("table", {}, ...rows) : make("p", {}, "Click a segment."),
+      rows.length ? make("table", {}, ...rows) : make("p", {}, "Click one to see what is known of it."),
     );
+    this.panel.classList.toggle("cups-empty", !rows.length);
     this.report.innerHTML = this.model.get("report");
   }
 
@@ -470,6 +510,7 @@ class View {
       ArrowLeft: () => this.step(event.shiftKey ? -10 : -1),
       ArrowRight: () => this.step(event.shiftKey ? 10 : 1),
       " ": () => this.togglePlay(),
+      f: () => this.toggleFull(),
       c: () => this.set("mode", {one: "side", side: "swipe", swipe: "one"}[this.mode]),
       "+": () => {
         this.picture.zoomBy(this.mode, 1.5, ...centre);
