@@ -150,10 +150,11 @@ def _run_explore(options: argparse.Namespace) -> str:
         values |= {"store": str(Path(options.labels).resolve())} if options.labels else {}
         video = open_stereo_dataset(options.dataset, options.root)  # faults are said before JupyterLab starts
         DatasetSource(video, PseudoLabelStore(options.labels) if options.labels else None, options.fps)
-    copy = copy_of_explorer(values, values.get("data_root", "street scenes"))
+    copy = copy_of_explorer(values, values.get("data_root", "street_scenes"))
     print(f"cups: opens {copy}; stop it with Control-C", file=sys.stderr)
-    given = {"--no-browser": options.no_browser, "--allow-root": options.allow_root, f"--port={options.port}": options.port}
-    run_lab(copy, [option for option, wanted in given.items() if wanted])
+    flags = {"--no-browser": options.no_browser, "--allow-root": options.allow_root}
+    port = [] if options.port is None else [f"--port={options.port}"]
+    run_lab(copy, [*port, *(flag for flag, given in flags.items() if given)])
     return f"{copy}: stopped"
 
 # %% ../nbs/cli.ipynb #f47a912d
@@ -184,7 +185,9 @@ def _run_evaluate(options: argparse.Namespace) -> dict[str, Any] | str:
     truth = open_truth(options.dataset, options.truth, options.truth_classes, options.height)
     taxonomy = evaluated_classes(truth, options.classes)
     counted = {"void_missed": options.void_missed, "ignore_crowds": options.ignore_crowds}
-    scores = score_store(options.labels, truth, taxonomy, options.without, **counted, strict=options.strict)
+    scores = score_store(
+        options.labels, truth, taxonomy, options.without, **counted, strict=options.strict, description="scoring"
+    )
     if left := scores["not_judged"]:
         line = f"{left} of {left + scores['frames']} frames with ground truth have no label in {options.labels}"
         print(f"cups: {line}: not judged; --strict makes that an error", file=sys.stderr)

@@ -69,7 +69,8 @@ def with_values(source: str, values: Mapping[str, Any]) -> str:
 # %% ../../nbs/workbench/30_opening.ipynb #c74e687f
 _NOTE = """**{what}**: choose *Run*, then *Run All Cells*.
 
-This notebook is a copy that `cups explore` makes anew each time, `{path}`. *File*, *Save Notebook As* keeps what you change."""
+This notebook is a copy that `cups explore` makes anew each time: `{path}`. *File*, *Save Notebook As* keeps what you
+change in it."""
 
 
 def copy_of_explorer(values: Mapping[str, Any], what: str, folder: str | Path | None = None) -> Path:

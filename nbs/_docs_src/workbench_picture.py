@@ -1,12 +1,15 @@
-"""Record the workbench in Chromium as an animated picture: `workbench_picture.py OUT.webp`; needs the extra `browser`."""
+"""Record the workbench on street scenes as an animated picture: `workbench_picture.py OUT.webp`; needs Chromium."""
 
 from __future__ import annotations
 
 import io
 import os
 import secrets
+import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -16,11 +19,65 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "browser"), str(ROOT)]
 
-from notebook_page import Lab, Page, answers, chromium_program, free_port, wait_for  # noqa: E402
+from notebook_page import Lab, Page, answers, free_port, wait_for  # noqa: E402
 
-LAYERS = (("image",), ("depth",), ("motion",), ("classes",), ("label",))
-"""What is shown, one after the other."""
+LAYERS = ("left image", "depth", "optical flow", "residual motion", "moving objects", "classes", "pseudo-label")
+"""What the picture shows, one after the other, in the order of the stages."""
 
-WINDOW = {"width": 1280, "height": 860}
-SECONDS = 1.6
-"""How long each stays."""
+WINDOW = {"width": 1280, "height": 800}
+SECONDS = 1.5
+"""How long each layer stays."""
+
+
+@contextmanager
+def running_lab(home: Path) -> Iterator[Lab]:
+    """Open street scenes by `cups explore`, with files and settings of JupyterLab in the folder `home`."""
+    port, token = free_port(), secrets.token_hex(16)
+    own = {"CUPS_HOME": "cups", "JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime",
+           "IPYTHONDIR": "ipython", "JUPYTERLAB_SETTINGS_DIR": "settings",
+           "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}  # fmt: skip
+    environment = os.environ | {name: str(home / value) for name, value in own.items()}
+    environment |= {"JUPYTER_TOKEN": token, "PYTHONPATH": str(ROOT)}
+    settings = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"fetchNews": "false"}')
+    start = "import sys; from cups.cli import main; sys.exit(main())"
+    command = [sys.executable, "-c", start, "explore", "--no-browser", "--allow-root", "--port", str(port)]
+    process = subprocess.Popen(command, env=environment)
+    lab = Lab(f"http://127.0.0.1:{port}", token, home / "cups" / "explore", home / "runtime", process)
+    try:
+        wait_for(lambda: answers(lab), "JupyterLab does not answer")
+        yield lab
+    finally:
+        process.terminate()
+        process.wait()
+
+
+def screenshots(lab: Lab) -> list[Image.Image]:
+    """Return a picture of the window for every layer."""
+    program = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))))
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=program, args=["--no-sandbox", "--disable-gpu"])
+        page = Page(browser.new_context(viewport=WINDOW).new_page(), lab, next(lab.folder.glob("*.ipynb")).name)
+        page.run_all()
+        page.wait_frame(0, done=True)
+        page.show()
+        found = []
+        for name in LAYERS:
+            page.view.get_by_label(f"Show {name}", exact=True).click()
+            page.page.wait_for_timeout(800)
+            found.append(Image.open(io.BytesIO(page.page.screenshot())).convert("RGB"))
+        browser.close()
+    return found
+
+
+def main(out: Path) -> None:
+    """Write the picture."""
+    with TemporaryDirectory() as home, running_lab(Path(home)) as lab:
+        first, *others = screenshots(lab)
+    options = {"duration": round(1000 * SECONDS), "loop": 0, "quality": 80, "method": 6}
+    first.save(out, save_all=True, append_images=others, **options)
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))
