@@ -3,13 +3,8 @@
 from __future__ import annotations
 
 import io
-import os
-import secrets
 import shutil
-import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -19,7 +14,7 @@ from playwright.sync_api import sync_playwright
 ROOT = Path(__file__).parents[2]
 sys.path[:0] = [str(ROOT / "tests" / "browser"), str(ROOT)]
 
-from notebook_page import Lab, Page, answers, free_port, wait_for  # noqa: E402
+from notebook_page import Lab, Page, exploring  # noqa: E402
 
 LAYERS = ("left image", "depth", "optical flow", "residual motion", "moving objects", "classes", "pseudo-label")
 """What the picture shows, one after the other, in the order of the stages."""
@@ -27,30 +22,6 @@ LAYERS = ("left image", "depth", "optical flow", "residual motion", "moving obje
 WINDOW = {"width": 1280, "height": 800}
 SECONDS = 1.5
 """How long each layer stays."""
-
-
-@contextmanager
-def running_lab(home: Path) -> Iterator[Lab]:
-    """Open street scenes by `cups explore`, with files and settings of JupyterLab in the folder `home`."""
-    port, token = free_port(), secrets.token_hex(16)
-    own = {"CUPS_HOME": "cups", "JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime",
-           "IPYTHONDIR": "ipython", "JUPYTERLAB_SETTINGS_DIR": "settings",
-           "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}  # fmt: skip
-    environment = os.environ | {name: str(home / value) for name, value in own.items()}
-    environment |= {"JUPYTER_TOKEN": token, "PYTHONPATH": str(ROOT)}
-    settings = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
-    settings.parent.mkdir(parents=True)
-    settings.write_text('{"fetchNews": "false"}')
-    start = "import sys; from cups.cli import main; sys.exit(main())"
-    command = [sys.executable, "-c", start, "explore", "--no-browser", "--allow-root", "--port", str(port)]
-    process = subprocess.Popen(command, env=environment)
-    lab = Lab(f"http://127.0.0.1:{port}", token, home / "cups" / "explore", home / "runtime", process)
-    try:
-        wait_for(lambda: answers(lab), "JupyterLab does not answer")
-        yield lab
-    finally:
-        process.terminate()
-        process.wait()
 
 
 def screenshots(lab: Lab) -> list[Image.Image]:
@@ -73,7 +44,7 @@ def screenshots(lab: Lab) -> list[Image.Image]:
 
 def main(out: Path) -> None:
     """Write the picture."""
-    with TemporaryDirectory() as home, running_lab(Path(home)) as lab:
+    with TemporaryDirectory() as home, exploring(Path(home)) as lab:
         first, *others = screenshots(lab)
     options = {"duration": round(1000 * SECONDS), "loop": 0, "quality": 80, "method": 6}
     first.save(out, save_all=True, append_images=others, **options)
