@@ -30,7 +30,7 @@ def test_ones_own_video_and_its_labels(labelled, window, tmp_path, artefacts):
     with exploring(tmp_path, f"{labelled}/my video", "--labels", f"{labelled}/labels") as lab:
         (copy,) = lab.folder.glob("*.ipynb")
         page = Page(window.new_page(), lab, copy.name)
-        page.page.locator(".jp-Notebook").get_by_text("Run All Cells").wait_for()
+        page.page.locator(".jp-Notebook em", has_text="Run All Cells").wait_for()
         page.run_all()
         page.wait_frame(0, done=True)
         assert "pseudo-label" in page.view.locator(".cups-layers .cups-on").all_inner_texts()
