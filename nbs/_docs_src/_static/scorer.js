@@ -1,8 +1,13 @@
-// Sphinx's weights of what a search finds; what is written for users comes before chapters and the reference.
+// Weights of what a search finds, for Sphinx: what is written for users comes before chapters and the reference.
 const GUIDES = /^(index|gallery|compare|explore|(guide|data_cards)\/)/;
 const REFERENCE = /^reference\//;
-const Scorer = {
-  score: ([page, , , , score]) => score + (GUIDES.test(page) ? 15 : 0) - (REFERENCE.test(page) ? 5 : 0),
+const asked = new URLSearchParams(window.location.search).get("q")?.trim().toLowerCase() || "?";
+var Scorer = {
+  score: ([page, title, , , score]) =>
+    score +
+    (GUIDES.test(page) ? 15 : 0) +
+    (GUIDES.test(page) && title.toLowerCase().includes(asked) ? 15 : 0) -
+    (REFERENCE.test(page) ? 5 : 0),
   objNameMatch: 11,
   objPartialMatch: 6,
   objPrio: {0: 15, 1: 5, 2: -5},
