@@ -33,10 +33,11 @@ def screenshots(lab: Lab) -> list[Image.Image]:
         page.run_all()
         page.wait_frame(0, done=True)
         page.show()
+        page.page.wait_for_timeout(4000)  # thumbnails come last
         found = []
         for name in LAYERS:
             page.view.get_by_label(f"Show {name}", exact=True).click()
-            page.page.wait_for_timeout(800)
+            page.page.wait_for_timeout(1000)
             found.append(Image.open(io.BytesIO(page.page.screenshot())).convert("RGB"))
         browser.close()
     return found
