@@ -34,6 +34,7 @@ def test_ones_own_video_and_its_labels(labelled, window, tmp_path, artefacts):
         page.run_all()
         page.wait_frame(0, done=True)
         assert page.value("Opacity of pseudo-label in stack A") > 0
+        page.show()
         page.page.screenshot(path=artefacts / "own_video.png")
         page.page.close()
     assert lab.process.returncode == 0
