@@ -8,7 +8,7 @@ INSTALL ?= $(SUDO) apt-get update -qq && $(SUDO) apt-get install -qq --yes --no-
 # PyTorch's threads sleep while they wait; spinning doubles the time beside a busy neighbour.
 export OMP_WAIT_POLICY ?= PASSIVE
 
-.PHONY: train test test-browser lab lint docs readme setup clean
+.PHONY: train test test-browser lab lint docs picture readme setup clean
 
 train: setup  ## the whole method on street scenes: pseudo-labels, a trained network, PQ
 	mkdir -p $(RUN)
@@ -25,10 +25,10 @@ lint: setup  ## style, and the floor plan: every room imports downwards only
 	$(BIN)/lint-imports --cache-dir build/import_linter
 	$(BIN)/oxlint --deny-warnings cups
 
-lab: setup  ## JupyterLab with a copy of the workbench in out/, so that running it leaves the checkout clean
+lab: setup  ## JupyterLab with a copy of the workbench in out/, so that running it leaves the checkout clean; LAB: more options
 	mkdir -p $(RUN)
 	[ -e $(RUN)/explore.ipynb ] || cp nbs/explore.ipynb $(RUN)/
-	$(BIN)/jupyter lab --notebook-dir . $(RUN)/explore.ipynb
+	$(BIN)/jupyter lab --notebook-dir . $(LAB) $(RUN)/explore.ipynb
 
 docs: .venv/docs  ## the site, in _docs/index.html; every link of it is checked
 	rm -rf _docs build/docs
@@ -37,9 +37,12 @@ docs: .venv/docs  ## the site, in _docs/index.html; every link of it is checked
 	$(BIN)/sphinx-build --quiet --fail-on-warning --keep-going --jobs 2 -d build/doctrees -c nbs/_docs_src build/docs _docs
 	$(BIN)/python nbs/_docs_src/links.py _docs
 
+picture: .venv/browser  ## the moving picture of the workbench in README and site, recorded in Chromium
+	$(BIN)/python nbs/_docs_src/workbench_picture.py nbs/images/workbench.webp
+
 readme: setup  ## README.md from nbs/index.ipynb
 	$(BIN)/jupyter nbconvert --to markdown --output-dir . --output README nbs/index.ipynb
-	sed -i 's|](images/|](nbs/images/|g' README.md
+	sed -i 's#](\(images\|_docs_src\)/#](nbs/\1/#g' README.md
 
 setup: .venv/ready
 

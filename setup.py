@@ -24,6 +24,7 @@ setup(
     keywords=settings["keywords"].split(),
     packages=find_packages(include=["cups", "cups.*"]),
     package_data={"cups.workbench.view": ["*.js", "*.css"], "cups.model": ["*.safetensors"]},
+    data_files=[("share/cups", ["nbs/explore.ipynb"])],  # `cups explore` opens a copy
     python_requires=f">={settings['min_python']}",
     install_requires=shlex.split(settings["requirements"]),
     extras_require=extras,

@@ -1,7 +1,9 @@
 """The command line: what it writes, and that bad input ends in one line that names the file and the fault."""
 
+import argparse
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -12,7 +14,8 @@ import pytest
 import torch
 
 from cups import __version__
-from cups.cli import main
+from cups.cli import main, parser
+from cups.core.errors import InputError
 from cups.core.files import read_image, write_png
 from cups.core.records import PanopticLabel
 from cups.datasets.stereo_folder import StereoFolder
@@ -21,6 +24,7 @@ from cups.model.files import numbered_split, save_network
 from cups.model.network import panoptic_cascade
 from cups.stages.labels.pseudo_classes import PseudoClasses
 from cups.stages.pipeline import PseudoLabelSettings
+from cups.workbench import opening
 
 SIZE = ("--height", "96", "--width", "192")
 SETTINGS = "num_classes: 8\n"
@@ -133,6 +137,95 @@ def test_help_explains_units_and_defaults(capsys):
         out = capsys.readouterr().out
         assert "usage: cups" in out
         assert command != "scenes" or ("pixels" in out and "default: 192" in out)
+
+
+def commands_in(top):
+    """Yield the parsers of all commands and of their actions."""
+    for action in top._actions:
+        for command in (action.choices or {}).values() if isinstance(action, argparse._SubParsersAction) else ():
+            yield command
+            yield from commands_in(command)
+
+
+def test_help_marks_what_is_required():
+    marked = 0
+    for command in commands_in(parser()):
+        lines = re.split(r"\n(?=  \S)", command.format_help())  # the help of an option may take several
+        for option in (a for a in command._actions if a.option_strings):
+            name = re.compile(rf"  .*{option.option_strings[-1]}\b")
+            said = next(" ".join(line.split()) for line in lines if name.match(line))
+            assert ("(required)" in said) == option.required, (command.prog, said)
+            assert "None" not in said and "False" not in said and "[]" not in said
+            marked += option.required
+    assert marked > 5
+
+
+SLOW = """
+import sys, time
+from cups.core import parallel
+parallel.LOG_SECONDS = float(sys.argv[1])
+for _ in parallel.progress(range(20), 20, "labelling"):
+    time.sleep(0.02)
+"""
+
+
+def test_a_log_file_gets_a_line_of_progress_now_and_then():
+    command = [sys.executable, "-c", SLOW]
+    often = subprocess.run([*command, "0.1"], capture_output=True, text=True, check=True).stderr.splitlines()
+    assert 2 <= len(often) <= 6
+    assert all(re.fullmatch(r"labelling: \d+ of 20 \(\d+ %\), \d\d:\d\d gone, \S+ to go", line) for line in often)
+    assert subprocess.run([*command, "30"], capture_output=True, text=True, check=True).stderr == ""
+
+
+def test_what_cannot_be_explored_fails_in_one_line(fails, made, tmp_path, monkeypatch):
+    monkeypatch.setenv("CUPS_HOME", str(tmp_path / "cache"))
+    fails("explore", tmp_path / "nowhere", words=[tmp_path / "nowhere", "no such folder"])
+    fails("explore", made / "labels", words=[made / "labels", "calibration"])
+    fails("explore", made / "scenes", "--labels", made / "scenes", words=["manifest.json", "no such file"])
+    fails("explore", made / "scenes", "--dataset", "cityscapes", words=["cityscapes", "not stereo video"])
+    fails("explore", made / "scenes", "--fps", "0", words=["fps"])
+    fails("explore", "--labels", made / "labels", words=["--labels", "FOLDER"])
+    assert not (tmp_path / "cache").exists()
+
+
+def test_explore_opens_a_copy_that_knows_video_and_labels(made, tmp_path, monkeypatch, capsys):
+    asked = []
+    monkeypatch.setenv("CUPS_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("cups.workbench.opening.run_lab", lambda *given: asked.append(given))
+    monkeypatch.chdir(made)
+    before = contents(made)
+    command = ["explore", "scenes", "--labels", "labels", "--fps", "10", "--port", "8123", "--no-browser"]
+    assert main(command) == main(command) == 0
+    assert contents(made) == before
+    (copy, options), again = asked
+    assert (copy, options) == again and options == ["--port=8123", "--no-browser"]
+    assert copy.parent == tmp_path / "cache" / "explore" and str(copy) in capsys.readouterr().err
+    cells = json.loads(copy.read_text())["cells"]
+    values = {}
+    exec(next("".join(c["source"]) for c in cells if "parameters" in c["metadata"].get("tags", [])), values)
+    assert values["data_root"] == str(made / "scenes") and values["store"] == str(made / "labels")
+    assert (values["dataset"], values["fps"], values["runs"]) == ("stereo_folder", 10.0, str(made / "out"))
+    assert not any(cell.get("outputs") for cell in cells)
+    assert main(["explore"]) == 0
+    assert asked[-1][0] != copy and asked[-1][1] == []
+
+
+def test_an_installed_package_brings_the_explorer(tmp_path, monkeypatch):
+    """Without a checkout beside it, the notebook is found among the files that pip installed."""
+    away = tmp_path / "site" / "cups"
+    away.mkdir(parents=True)
+    (tmp_path / "share" / "cups").mkdir(parents=True)
+    (tmp_path / "share" / "cups" / "explore.ipynb").write_text("{}")
+    record = tmp_path / "site" / "cups-0.1.dist-info"
+    record.mkdir()
+    (record / "METADATA").write_text("Metadata-Version: 2.1\nName: cups\nVersion: 0.1\n")
+    (record / "RECORD").write_text("cups/__init__.py,,\n../share/cups/explore.ipynb,,\n")
+    monkeypatch.setattr(opening, "files", lambda package: away)
+    monkeypatch.syspath_prepend(str(tmp_path / "site"))
+    assert opening.explorer_file() == (tmp_path / "share" / "cups" / "explore.ipynb").resolve()
+    (record / "RECORD").write_text("cups/__init__.py,,\n")
+    with pytest.raises(InputError, match="install it again"):
+        opening.explorer_file()
 
 
 def test_the_installed_command_fails_in_one_line(made, tmp_path):

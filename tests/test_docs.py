@@ -40,6 +40,12 @@ def parameters(notebook: str) -> set[str]:
     return {name for node in ast.parse(source).body for name in assemble.assigned(node)}
 
 
+def parameters_cell(notebook: Path) -> bool:
+    """Return whether a notebook has parameters."""
+    cells = assemble.read_notebook(ROOT, notebook)["cells"]
+    return any("parameters" in cell["metadata"].get("tags", []) for cell in cells)
+
+
 def test_every_notebook_is_a_chapter_in_reading_order():
     names = [path.as_posix() for path in assemble.notebooks(ROOT)]
     assert set(names) == {p.relative_to(ROOT / "nbs").as_posix() for p in (ROOT / "nbs").rglob("*.ipynb")
@@ -96,6 +102,31 @@ def test_no_committed_notebook_stores_an_error():
     assemble.check_outputs(ROOT, [Path("index.ipynb"), *assemble.notebooks(ROOT)])
 
 
+def test_every_parameter_of_every_job_is_in_the_reference_with_its_meaning():
+    page = assemble.job_list(ROOT, assemble.notebooks(ROOT))
+    jobs = [p for p in assemble.notebooks(ROOT) if p.parent == Path() and parameters_cell(p)]
+    assert len(jobs) > 7
+    for job in jobs:
+        rows = assemble.parameter_rows(assemble.read_notebook(ROOT, job))
+        assert {name for names, _, _ in rows for name in names.split(", ")} == parameters(f"nbs/{job}")
+        assert all(meaning for _, _, meaning in rows), rows
+        section = page.split(f"\n## {job.stem}\n")[1].split("\n## ")[0]
+        assert all(f"| `{name}` | `{default}` | {meaning} |" in section for name, default, meaning in rows)
+
+
+def test_meanings_of_parameters_stand_behind_them():
+    source = 'a, b = 1, "# 2"  # sizes: "é"\nc = {}'
+    cell = {"cell_type": "code", "metadata": {"tags": ["parameters"]}, "source": source}
+    assert assemble.parameter_rows({"cells": [cell]}) == [("a, b", "(1, '# 2')", 'sizes: "é"'), ("c", "{}", "")]
+
+
+def test_the_help_of_every_command_is_in_the_reference():
+    page = assemble.command_list(parser())
+    for name in ("scenes", "explore", "data check", "store merge", "weights fetch"):
+        assert f"\n## cups {name}\n" in page and f"usage: cups {name} " in page
+    assert page.count("\n## ") == page.count("usage: ")
+
+
 def test_directives_and_hidden_cells_are_not_shown():
     def cell(source: str, **more) -> dict:
         return {"cell_type": "code", "source": source, "metadata": {}, "outputs": [], **more}
@@ -134,7 +165,7 @@ def test_pages_are_filled_with_what_notebooks_store(tmp_path):
 @pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
 def test_commands_and_imports_on_the_pages_exist(path, tmp_path):
     text = assemble.filled(path.read_text(), ROOT, tmp_path)
-    for line in "\n".join(blocks(text, "sh")).splitlines():
+    for line in "\n".join(blocks(text, "sh")).replace("\\\n", " ").splitlines():
         words = shlex.split(line, comments=True)
         if words[:1] == ["cups"]:
             parser().parse_args(words[1:])

@@ -37,5 +37,5 @@ def test_folders_of_the_package_hold_no_code_of_their_own():
 
 def test_readme_is_the_index_notebook():
     body, _ = MarkdownExporter().from_filename(ROOT / "nbs" / "index.ipynb")
-    expected = body.replace("](images/", "](nbs/images/").strip()
+    expected = body.replace("](images/", "](nbs/images/").replace("](_docs_src/", "](nbs/_docs_src/").strip()
     assert (ROOT / "README.md").read_text().strip() == expected, "run make readme"

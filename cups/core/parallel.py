@@ -22,8 +22,12 @@ _Result = TypeVar("_Result")
 
 _BAR_COLUMNS = 90  # width of a bar in a notebook, in characters
 
+LOG_SECONDS = 30.0
+"""Time between two lines of progress where no one watches; work that takes less leaves none."""
+_LOG_FORMAT = "{desc}: {n_fmt} of {total_fmt} ({percentage:.0f} %), {elapsed} gone, {remaining} to go"
+
 # %% auto #0
-__all__ = ['use_one_thread', 'one_thread', 'in_one_thread', 'progress_bar', 'progress', 'Mapper', 'serial_map']
+__all__ = ['LOG_SECONDS', 'use_one_thread', 'one_thread', 'in_one_thread', 'progress_bar', 'progress', 'Mapper', 'serial_map']
 
 # %% ../../nbs/core/14_parallel.ipynb #2a729912
 def use_one_thread() -> threadpool_limits:
@@ -82,24 +86,36 @@ class _OutputLine:
             self.handle.update(self.display.Pretty(text))
 
 
+class _LogLines:
+    """Whole lines on standard error; tqdm, which replaces its last text, takes it for a file."""
+
+    def write(self, text: str) -> None:
+        """Print a text as a line of its own."""
+        if text := text.strip():
+            print(text, file=sys.stderr, flush=True)
+
+# %% ../../nbs/core/14_parallel.ipynb #5ce1a0b7
 def progress_bar(total: int, description: str, initial: int = 0) -> tqdm:
     """Return a progress bar, to be closed at the end.
 
     In a notebook it is a line of text, which the saved notebook holds as it was at the end; the widget that tqdm has
-    for notebooks would be saved as it was at the start, and a terminal's bar as an error.
+    for notebooks would be saved as it was at the start, and a terminal's bar as an error. Where standard error is
+    neither a terminal nor a notebook, a line is printed every `LOG_SECONDS`.
 
     Parameters
     ----------
     total, initial : int
         Number of items, and of those that are done already.
     description : str
-        Title of the bar. There is none without a title or an item, or where standard error is neither a terminal nor a
-        notebook.
+        Title of the bar. There is none without a title or an item.
     """
     wanted = bool(description and total)
-    options: dict[str, Any] = {"disable": not (wanted and sys.stderr.isatty())}
+    options: dict[str, Any] = {"disable": not wanted}
     if wanted and _in_notebook():
         options = {"file": _OutputLine(), "ascii": False, "ncols": _BAR_COLUMNS}
+    elif wanted and not sys.stderr.isatty():
+        often = {"delay": LOG_SECONDS, "mininterval": LOG_SECONDS, "maxinterval": LOG_SECONDS, "miniters": 1}
+        options = {"file": _LogLines(), "bar_format": _LOG_FORMAT, **often}
     return tqdm(total=total, desc=description, initial=initial, **options)
 
 # %% ../../nbs/core/14_parallel.ipynb #7be1f3a2

@@ -13,6 +13,7 @@ import numpy as np
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.parallel import progress
 from ..core.processes import from_all_processes, own_share
 from ..core.protocols import LabelledDataset
 from ..core.records import PanopticLabel
@@ -177,6 +178,7 @@ def score_store(
     void_missed: bool = False,
     ignore_crowds: bool = False,
     strict: bool = False,
+    description: str = "",
 ) -> dict[str, Any]:
     """Score a pseudo-label store against ground truth.
 
@@ -194,6 +196,8 @@ def score_store(
         As in `panoptic_scores`.
     strict : bool
         Whether a frame with ground truth that has no label is an error.
+    description : str
+        Title of the progress bar; none if empty.
 
     Returns
     -------
@@ -214,7 +218,7 @@ def score_store(
     left = frames_not_judged(truth, set(names), labels, strict)
 
     def pairs() -> Iterator[tuple[PanopticLabel, PanopticLabel]]:
-        for name in names:
+        for name in progress(names, len(names), description):
             prediction = store.read(name)
             true = true_label(truth, name, tuple(prediction.semantic.shape))
             if true is not None:

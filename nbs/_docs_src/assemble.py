@@ -9,15 +9,19 @@ A page of this folder may have lines that are filled in from elsewhere, so that 
 
 from __future__ import annotations
 
+import argparse
 import ast
 import base64
 import json
 import re
 import shutil
 import sys
+from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
+
+from cups.cli import parser as command_line
 
 FOLDERS = {
     "stages": "The method in its order: what follows what, and the record that each stage makes.",
@@ -251,7 +255,9 @@ def reference(module: str, names: list[str], page: str, package: bool) -> str:
 def reference_list(root: Path, names: list[str]) -> str:
     """Return the page that leads to the reference of all modules."""
     pages = chapters_of_modules(root)
-    lines = ["# Reference", "", "> Every public name of the package, from its docstrings.", ""]
+    lines = ["# Reference", "", "> Commands, parameters of jobs, and every public name of the package.", ""]
+    lines += ["- {doc}`commands`: what each takes", "- {doc}`jobs`: the parameters of each, one by one", ""]
+    lines += toctree(["commands", "jobs"], "To run")
     packages = {name.rpartition(".")[0] for name in names}
     sections = {name: name if name in packages else name.rpartition(".")[0] for name in names}
     for section in dict.fromkeys(sections.values()):
@@ -260,6 +266,49 @@ def reference_list(root: Path, names: list[str]) -> str:
         entries = [f"{name.removeprefix(section + '.')} <{name}>" for name in inside]
         lines += [f"## {section}", "", *rows, "", *toctree(entries, section)]
     return "\n".join(lines)
+
+
+def parameter_rows(notebook: dict[str, Any]) -> list[tuple[str, str, str]]:
+    """Return name, default and meaning of every parameter of a job, in their order."""
+    tagged = (c["source"] for c in notebook["cells"] if "parameters" in c["metadata"].get("tags", []))
+    source = next(tagged, "")
+    rows, lines = [], source.splitlines()
+    for node in (node for node in ast.parse(source).body if isinstance(node, ast.Assign)):
+        names = [inner.id for inner in ast.walk(node.targets[0]) if isinstance(inner, ast.Name)]
+        meaning = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode().strip().removeprefix("#").strip()
+        rows.append((", ".join(names), ast.unparse(node.value), meaning))
+    return rows
+
+
+def job_list(root: Path, paths: list[Path]) -> str:
+    """Return the page of the jobs' parameters, one by one."""
+    lines = ["# Parameters of the jobs", "", "> What `-p NAME VALUE` of papermill sets, job by job.", ""]
+    for path in paths:
+        rows = parameter_rows(notebook := read_notebook(root, path))
+        if path.parent != Path() or not rows:
+            continue
+        name = path.with_suffix("").as_posix()
+        lines += [f"## {path.stem}", "", f"{title_of(notebook)[1]} {{doc}}`The notebook </{name}>`.", ""]
+        lines += ["| parameter | default | meaning |", "| --- | --- | --- |"]
+        lines += [f"| `{parameter}` | `{default}` | {meaning} |" for parameter, default, meaning in rows] + [""]
+    return "\n".join(lines)
+
+
+def command_list(parser: argparse.ArgumentParser) -> str:
+    """Return the page of all commands: the help that each prints."""
+    lines = ["# Commands", "", "> What `cups COMMAND --help` says, command by command.", ""]
+    for command in commands_of(parser):
+        lines += [f"## {command.prog}", "", "```text", command.format_help().rstrip(), "```", ""]
+    return "\n".join(lines)
+
+
+def commands_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    """Yield the parsers that run something: those of commands without actions, and of actions."""
+    inner = [action for action in parser._actions if isinstance(action, argparse._SubParsersAction)]
+    if not inner:
+        yield parser
+    for command in (command for action in inner for command in action.choices.values()):
+        yield from commands_of(command)
 
 
 def card_list(root: Path) -> str:
@@ -281,7 +330,7 @@ def index_section(root: Path, title: str) -> str:
     sections = {"": re.sub(r"^# .+\n+> .+\n", "", parts[0].lstrip())} | dict(zip(parts[1::2], parts[2::2], strict=True))
     if title not in sections:
         raise SystemExit(f"nbs/index.ipynb has no section {title!r}")
-    return sections[title].strip()
+    return sections[title].strip().replace("](_docs_src/", "](/")
 
 
 def stored_error(notebook: dict[str, Any]) -> str | None:
@@ -353,6 +402,8 @@ def assemble(root: Path, out: Path) -> None:
     texts |= {p.relative_to(here): filled(p.read_text(encoding="utf-8"), root, out) for p in here.rglob("*.md")}
     texts |= {p.relative_to(root): p.read_text(encoding="utf-8") for p in (root / "data_cards").glob("*.md")}
     texts[Path("changelog.md")] = (root / "CHANGELOG.md").read_text(encoding="utf-8")
+    texts[Path("reference/commands.md")] = command_list(command_line())
+    texts[Path("reference/jobs.md")] = job_list(root, paths)
     texts[Path("reference/index.md")] = reference_list(root, list(names))
     for module, (public, _) in names.items():
         package = (root / Path(*module.split("."))).is_dir()

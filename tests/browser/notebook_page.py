@@ -1,12 +1,17 @@
 """A running JupyterLab, and a notebook of it in a browser."""
 
 import json
+import os
 import re
+import secrets
 import socket
 import subprocess
+import sys
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -71,6 +76,31 @@ def wait_for(check, message: str, seconds: float = PATIENCE_S) -> None:
     while not check():
         assert time.monotonic() < end, message
         time.sleep(0.2)
+
+
+@contextmanager
+def exploring(home: Path, *arguments: str) -> Iterator[Lab]:
+    """Run `cups explore`; what it, JupyterLab and kernels keep lies in the folder `home`."""
+    port, token = free_port(), secrets.token_hex(16)
+    own = {"CUPS_HOME": "cups", "JUPYTER_CONFIG_DIR": "config", "JUPYTER_RUNTIME_DIR": "runtime", "IPYTHONDIR": "ipython",
+           "JUPYTERLAB_SETTINGS_DIR": "settings", "JUPYTERLAB_WORKSPACES_DIR": "workspaces"}  # fmt: skip
+    environment = os.environ | {name: str(home / value) for name, value in own.items()}
+    environment |= {"JUPYTER_TOKEN": token, "PYTHONPATH": str(ROOT)}
+    settings = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    settings.parent.mkdir(parents=True)
+    settings.write_text('{"fetchNews": "false"}')
+    program = "import sys; from cups.cli import main; sys.exit(main())"
+    options = ["--no-browser", "--allow-root", "--port", str(port), *arguments]
+    with (home / "log.txt").open("w") as log:
+        command = [sys.executable, "-c", program, "explore", *options]
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+    lab = Lab(f"http://127.0.0.1:{port}", token, home / "cups" / "explore", home / "runtime", process)
+    try:
+        wait_for(lambda: answers(lab), f"JupyterLab does not answer; see {home / 'log.txt'}")
+        yield lab
+    finally:
+        process.terminate()
+        process.wait(30)
 
 
 def overlapping(boxes: list[dict]) -> list[tuple[dict, dict]]:
