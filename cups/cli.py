@@ -52,6 +52,8 @@ def _add_scenes(commands: _Commands) -> None:
     scenes.add_argument("--seed", type=int, default=0, metavar="S", help="scenes of different seeds differ")
     scenes.add_argument("--height", type=int, default=192, metavar="PX", help="height of the images in pixels")
     scenes.add_argument("--width", type=int, default=384, metavar="PX", help="width of the images in pixels")
+    scenes.add_argument("--traffic", default="town", metavar="KIND", help="town, or oncoming: near and fast vehicles")
+    scenes.add_argument("--grey", action="store_true", help="render grey images")
     _add_workers(scenes)
 
 
@@ -60,8 +62,9 @@ def _run_scenes(options: argparse.Namespace) -> dict[str, Any]:
     from cups.run.scenes import render_scenes
 
     folder = render_scenes(
-        options.out, options.count, options.seed, options.height, options.width, workers=options.workers
-    )
+        options.out, options.count, options.seed, options.height, options.width, options.workers, options.traffic,
+        options.grey,
+    )  # fmt: skip
     return {"root": str(folder.root), "samples": len(folder)}
 
 # %% ../nbs/cli.ipynb #e8a2f8b2
