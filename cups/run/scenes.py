@@ -60,8 +60,9 @@ def _render_one(index: int, root: Path, scenes: StreetScenes) -> None:
 
 # %% ../../nbs/run/06_scenes.ipynb #f5a01592
 def render_scenes(
-    root: str | Path, count: int, seed: int = 0, height: int = 192, width: int = 384, workers: int = 0
-) -> StereoFolder:
+    root: str | Path, count: int, seed: int = 0, height: int = 192, width: int = 384, workers: int = 0,
+    traffic: str = "town", grey: bool = False,
+) -> StereoFolder:  # fmt: skip
     """Render street scenes as a stereo folder with ground truth; what is there already stays.
 
     Parameters
@@ -76,20 +77,28 @@ def render_scenes(
         Size of the images in pixels.
     workers : int
         Number of processes; 0 takes one per core.
+    traffic : str
+        "town", or "oncoming" for near and fast vehicles at 10 frames a second.
+    grey : bool
+        True for grey cameras.
 
     Raises
     ------
     InputError
-        If a number is not positive, the folder cannot be written, or it holds scenes of another seed or size.
+        If a number is not positive, the folder cannot be written, there is no such traffic, or the folder holds
+        scenes of another kind.
     """
     root, made_of = Path(root), {"seed": seed, "height": height, "width": width}
+    made_of |= {"traffic": traffic} if traffic != "town" else {}  # a folder of the usual kind says nothing of either
+    made_of |= {"grey": grey} if grey else {}
     for name, value in {"count": count, "height": height, "width": width}.items():
         if value < 1:
             raise InputError(f"{name} must be positive, got {value}")
+    scenes = StreetScenes(count, seed, height, width, traffic=traffic, grey=grey)
     if (root / "scenes.json").exists() and (before := read_json(root / "scenes.json")) != made_of:
         raise InputError(f"{root / 'scenes.json'}: the folder holds scenes of {before}, asked for {made_of}")
     write_json(root / "scenes.json", made_of)
-    render = partial(_render_one, root=root, scenes=StreetScenes(count, seed, height, width))
+    render = partial(_render_one, root=root, scenes=scenes)
     processes = min(Workers(workers).processes, count)
     with Engine(Workers(processes)) as engine:
         for _ in engine.map(render, range(count), "rendering street scenes"):

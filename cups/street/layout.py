@@ -5,6 +5,7 @@
 # %% ../../nbs/street/05_layout.ipynb #75414224
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 
@@ -36,7 +37,8 @@ from cups.street.objects import (
 from .renderer import Geometry, Light
 
 # %% auto #0
-__all__ = ['Path', 'Actor', 'Street', 'sample_street', 'Crowd', 'sample_light', 'StreetWorld', 'street_world']
+__all__ = ['TOWN', 'Path', 'Actor', 'Street', 'sample_street', 'Crowd', 'sample_vehicle', 'sample_light', 'StreetWorld',
+           'Traffic', 'street_world']
 
 # %% ../../nbs/street/05_layout.ipynb #30186340
 @dataclass(frozen=True)
@@ -443,9 +445,12 @@ class Crowd:
     ----------
     static : bool
         True if nothing may move.
+    moments_s : tuple of float
+        Moments at which footprints are compared; two vehicles that meet must not pass each other between two of them.
     """
 
     static: bool
+    moments_s: tuple[float, ...] = _MOMENTS_S
     actors: list[Actor] = field(default_factory=list)
     _discs: list[np.ndarray] = field(default_factory=list)
 
@@ -466,9 +471,9 @@ class Crowd:
         centres = np.zeros((count, 4))
         centres[:, 2] = np.linspace(-reach, reach, count) if count > 1 else 0
         centres[:, 3] = 1
-        places = np.stack([(centres @ path.pose(t).T)[:, [0, 2]] for t in _MOMENTS_S], axis=1)
+        places = np.stack([(centres @ path.pose(t).T)[:, [0, 2]] for t in self.moments_s], axis=1)
         # 10 % more than the half width, for the corners between the discs
-        radius = np.full((count, len(_MOMENTS_S), 1), 0.55 * width + slack_m / 2)
+        radius = np.full((count, len(self.moments_s), 1), 0.55 * width + slack_m / 2)
         discs = np.concatenate([places, radius], axis=-1)
         if self._discs:
             others = np.concatenate(self._discs)
@@ -535,7 +540,7 @@ def _park(rng: np.random.Generator, street: Street, crowd: Crowd) -> None:
             s += rng.uniform(5.6, 6.6)
 
 # %% ../../nbs/street/05_layout.ipynb #0a6ee089
-def _vehicle(rng: np.random.Generator) -> tuple[tuple[float, float], list[Mesh]]:
+def sample_vehicle(rng: np.random.Generator) -> tuple[tuple[float, float], list[Mesh]]:
     """Sample a vehicle; return its size and its one mesh, or two if it has a rider."""
     chance = rng.random()
     if chance < 0.08:
@@ -551,11 +556,11 @@ def _drive(rng: np.random.Generator, street: Street, crowd: Crowd, ego: Path) ->
         e = street.lane_m * (lane + 0.5)
         oncoming = rng.uniform(4, 13)  # m/s
         for s in rng.uniform(8, 20) + np.cumsum(rng.uniform(0, 14, rng.integers(1, 4))):
-            size, meshes = _vehicle(rng)
+            size, meshes = sample_vehicle(rng)
             crowd.add(street.path(s, -e, oncoming, np.pi), size, *meshes)
         ahead = ego.speed_m_s * rng.uniform(0.75, 1.25) if ego.speed_m_s else rng.uniform(2, 8) * (rng.random() < 0.6)
         if rng.random() < 0.6:
-            size, meshes = _vehicle(rng)
+            size, meshes = sample_vehicle(rng)
             crowd.add(street.path(rng.uniform(9, 28) + size[0] / 2, e, float(ahead)), size, *meshes)
 
 # %% ../../nbs/street/05_layout.ipynb #7b6e6ff1
@@ -565,7 +570,7 @@ def _cross(rng: np.random.Generator, street: Street, crowd: Crowd) -> None:
         return
     for _ in range(rng.integers(0, 3)):
         way = int(rng.choice([-1, 1]))
-        size, meshes = _vehicle(rng)
+        size, meshes = sample_vehicle(rng)
         s = street.crossing_m + way * street.crossing_half_m / 2
         path = street.path(s, rng.uniform(-14, 14), rng.uniform(3, 9), -way * np.pi / 2)
         if rng.random() < 0.4:  # turns
@@ -696,8 +701,43 @@ def _sample_ego(rng: np.random.Generator, street: Street, static: bool) -> Path:
     drift = rng.normal(0, 0.002) if rng.random() < 0.8 else rng.choice([-1, 1]) / rng.uniform(25, 60)
     return Path(path.x, path.z, path.heading + rng.normal(0, 0.012), path.speed_m_s, path.curvature + float(drift))
 
+# %% ../../nbs/street/05_layout.ipynb #727ed9e9
+@dataclass(frozen=True)
+class Traffic:
+    """What drives on a street, given as functions that sample it; the first argument is the random numbers.
 
-def street_world(seed: int | tuple[int, ...], static: bool = False) -> StreetWorld:
+    Parameters
+    ----------
+    street : callable
+        Samples the course of the street.
+    ego : callable
+        Samples the drive of the camera's car, from the street and whether nothing else moves.
+    vehicles : callable
+        Puts vehicles on the road, from the street, the crowd so far and the drive of the camera's car.
+    moments_s : tuple of float
+        Moments at which a `Crowd` compares footprints.
+    step_s : tuple of float
+        Least and greatest time between two frames.
+    """
+
+    street: Callable[[np.random.Generator], Street]
+    ego: Callable[[np.random.Generator, Street, bool], Path]
+    vehicles: Callable[[np.random.Generator, Street, Crowd, Path], None]
+    moments_s: tuple[float, ...]
+    step_s: tuple[float, float]
+
+
+def _town_vehicles(rng: np.random.Generator, street: Street, crowd: Crowd, ego: Path) -> None:
+    """Put vehicles on the street and on its side street."""
+    _drive(rng, street, crowd, ego)
+    _cross(rng, street, crowd)
+
+
+TOWN = Traffic(sample_street, _sample_ego, _town_vehicles, _MOMENTS_S, step_s=(0.06, 0.1))
+"""The traffic of a town: at 4 to 13 m/s, at 10 to 17 frames a second."""
+
+# %% ../../nbs/street/05_layout.ipynb #40a322a6
+def street_world(seed: int | tuple[int, ...], static: bool = False, traffic: Traffic = TOWN) -> StreetWorld:
     """Sample a street with its traffic.
 
     Parameters
@@ -706,16 +746,16 @@ def street_world(seed: int | tuple[int, ...], static: bool = False) -> StreetWor
         Not negative. The same seed gives the same street.
     static : bool
         True for a street in which nothing moves but the camera.
+    traffic : Traffic
     """
     rng = np.random.default_rng(seed)
-    light, street = sample_light(rng), sample_street(rng)
-    ego = _sample_ego(rng, street, static)
-    crowd = Crowd(static)
+    light, street = sample_light(rng), traffic.street(rng)
+    ego = traffic.ego(rng, street, static)
+    crowd = Crowd(static, traffic.moments_s)
     crowd.admit(ego, (5.5, 2.1), slack_m=0.6)  # the camera's car
     for populate in (_park, _cycle, _walk):
         populate(rng, street, crowd)
-    _drive(rng, street, crowd, ego)
-    _cross(rng, street, crowd)
+    traffic.vehicles(rng, street, crowd, ego)
     meshes = [build(_ground(rng, street) + _markings(rng, street)), *_furniture(rng, street, crowd)]
     for side in (-1, 1):
         meshes += _side(rng, street, side)
@@ -727,5 +767,5 @@ def street_world(seed: int | tuple[int, ...], static: bool = False) -> StreetWor
         light=light,
         camera_height_m=rng.uniform(1.3, 1.65),
         camera_pitch_rad=rng.uniform(-0.005, 0.02),
-        step_s=rng.uniform(0.06, 0.1),
+        step_s=rng.uniform(*traffic.step_s),
     )

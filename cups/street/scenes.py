@@ -14,8 +14,9 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.records import Calibration, Matches, PanopticLabel, Record, StereoSample
-from .layout import StreetWorld, street_world
+from .layout import StreetWorld, Traffic, street_world
 from .objects import LABEL
+from .oncoming import TRAFFIC
 from .renderer import View
 
 # %% auto #0
@@ -55,6 +56,8 @@ _LENS = np.float32([0.12, 0.76, 0.12])
 
 _NOISE_VARIANCE = 0.8, 0.010  # grey levels squared: constant, and per grey level of brightness
 
+_LUMA = np.float32([0.299, 0.587, 0.114])  # shares of red, green and blue in a grey camera's brightness (ITU-R BT.601)
+
 _NOISE_STREAM = 77  # keeps the random numbers of the sensor apart from those of the world
 
 
@@ -63,14 +66,17 @@ def noise_std(image: np.ndarray | Tensor) -> np.ndarray | Tensor:
     return (_NOISE_VARIANCE[0] + _NOISE_VARIANCE[1] * image) ** 0.5
 
 
-def _expose(view: View, seed: tuple[int, ...]) -> Tensor:
-    """Render a view through the lens, with sensor noise: (3, H, W) uint8."""
-    border = cv2.BORDER_REFLECT_101
-    image = np.stack([cv2.sepFilter2D(plane, -1, _LENS, _LENS, borderType=border) for plane in view.image()])
+def _expose(view: View, seed: tuple[int, ...], grey: bool = False) -> Tensor:
+    """Render a view through the lens, with sensor noise: (3, H, W) uint8; a grey one is repeated in all channels."""
+    planes, border = view.image(), cv2.BORDER_REFLECT_101
+    if grey:
+        planes = np.tensordot(_LUMA, planes, 1)[None]
+    image = np.stack([cv2.sepFilter2D(plane, -1, _LENS, _LENS, borderType=border) for plane in planes])
     noise = np.random.default_rng(seed).standard_normal(image.shape, dtype=np.float32)
     noise *= noise_std(image)
     image += noise
-    return torch.from_numpy(np.clip(np.rint(image, out=image), 0, 255, out=image).astype(np.uint8))
+    image = torch.from_numpy(np.clip(np.rint(image, out=image), 0, 255, out=image).astype(np.uint8))
+    return image.repeat(3, 1, 1) if grey else image
 
 # %% ../../nbs/street/06_scenes.ipynb #b3ba598d
 def _image_position(points: np.ndarray, calibration: Calibration) -> tuple[np.ndarray, np.ndarray]:
@@ -258,8 +264,10 @@ class StreetScene(Record):
     truth: StreetTruth
 
 
-def render_scene(world: StreetWorld, seed: tuple[int, ...], frame: int, calibration: Calibration) -> StreetScene:
-    """Render frames `frame` and `frame` + 1 of the world of a seed, with their ground truth."""
+def render_scene(
+    world: StreetWorld, seed: tuple[int, ...], frame: int, calibration: Calibration, grey: bool = False
+) -> StreetScene:
+    """Render frames `frame` and `frame` + 1 of the world of a seed, with their ground truth, in colour or grey."""
     times = frame * world.step_s, (frame + 1) * world.step_s
     beside = np.eye(4)
     beside[0, 3] = calibration.baseline_m
@@ -268,14 +276,18 @@ def render_scene(world: StreetWorld, seed: tuple[int, ...], frame: int, calibrat
         geometry, pose = world.geometry(time_s), world.camera_pose(time_s)
         left.append(View(geometry, pose, calibration, world.light))
         right.append(View(geometry, pose @ beside, calibration, world.light))
-    images = [_expose(view, (*seed, _NOISE_STREAM, frame + k % 2, k // 2)) for k, view in enumerate(left + right)]
+    views = enumerate(left + right)
+    images = [_expose(view, (*seed, _NOISE_STREAM, frame + k % 2, k // 2), grey) for k, view in views]
     truth = _truth(world, times, left, right)
     name = "street_" + "_".join(f"{n:06d}" for n in (*seed, frame))
     sample = StereoSample(images[0], images[2], images[1], images[3], calibration, name=name, truth=truth.panoptic)
     return StreetScene(sample, truth)
 
 # %% ../../nbs/street/06_scenes.ipynb #3c6b4824
-def street_scene(seed: int | tuple[int, ...], height: int = 192, width: int = 384, static: bool = False) -> StreetScene:
+def street_scene(
+    seed: int | tuple[int, ...], height: int = 192, width: int = 384, static: bool = False, traffic: str = "town",
+    grey: bool = False,
+) -> StreetScene:  # fmt: skip
     """Render a street scene with its ground truth.
 
     Parameters
@@ -286,32 +298,45 @@ def street_scene(seed: int | tuple[int, ...], height: int = 192, width: int = 38
         Size of the images in pixels.
     static : bool
         True for a street in which nothing moves but the camera.
+    traffic : str
+        "town", or "oncoming" for near and fast vehicles at 10 frames a second.
+    grey : bool
+        True for grey cameras.
 
     Raises
     ------
     InputError
-        If the seed is negative or a size is too small.
+        If the seed is negative, a size is too small, or there is no such traffic.
     """
-    return street_clip(seed, 1, height, width, static)[0]
+    return street_clip(seed, 1, height, width, static, traffic, grey)[0]
 
 
 def street_clip(
-    seed: int | tuple[int, ...], frames: int, height: int = 192, width: int = 384, static: bool = False
-) -> list[StreetScene]:
+    seed: int | tuple[int, ...], frames: int, height: int = 192, width: int = 384, static: bool = False,
+    traffic: str = "town", grey: bool = False,
+) -> list[StreetScene]:  # fmt: skip
     """Render a drive of `frames` successive scenes; the second pair of one is the first pair of the next.
 
     Parameters
     ----------
-    seed, height, width, static
+    seed, height, width, static, traffic, grey
         As for `street_scene`, which is the clip's first scene.
     frames : int
-        Number of scenes. After about 20 frames (a few seconds) the drive may leave the street.
+        Number of scenes. After about 20 frames (a few seconds) the drive may leave the street; oncoming vehicles are
+        kept from colliding for a second.
     """
     seed = (seed,) if isinstance(seed, int) else tuple(seed)
     if min(seed) < 0:
         raise InputError(f"street scenes: the seed must not be negative, got {min(seed)}")
-    calibration, world = street_calibration(height, width), street_world(seed, static)
-    return [render_scene(world, seed, frame, calibration) for frame in range(frames)]
+    calibration, world = street_calibration(height, width), street_world(seed, static, _traffic(traffic))
+    return [render_scene(world, seed, frame, calibration, grey) for frame in range(frames)]
+
+
+def _traffic(name: str) -> Traffic:
+    """Return the traffic of a name."""
+    if name not in TRAFFIC:
+        raise InputError(f"street scenes: traffic must be one of {', '.join(TRAFFIC)}, got {name!r}")
+    return TRAFFIC[name]
 
 # %% ../../nbs/street/06_scenes.ipynb #97f574d2
 def exact_matches(scene: StreetScene) -> Matches:
@@ -336,10 +361,22 @@ class StreetScenes:
         Size of the images in pixels.
     static : bool
         True for streets in which nothing moves but the camera.
+    traffic, grey
+        As for `street_scene`.
+
+    Raises
+    ------
+    InputError
+        If there is no such traffic.
     """
 
-    def __init__(self, count: int, seed: int = 0, height: int = 192, width: int = 384, static: bool = False) -> None:
+    def __init__(
+        self, count: int, seed: int = 0, height: int = 192, width: int = 384, static: bool = False,
+        traffic: str = "town", grey: bool = False,
+    ) -> None:  # fmt: skip
+        _traffic(traffic)
         self.count, self.seed, self.height, self.width, self.static = count, seed, height, width, static
+        self.traffic, self.grey = traffic, grey
 
     def __len__(self) -> int:
         return self.count
@@ -347,4 +384,6 @@ class StreetScenes:
     def __getitem__(self, index: int) -> StreetScene:
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
-        return street_scene((self.seed, index), self.height, self.width, self.static)
+        return street_scene(
+            (self.seed, index), self.height, self.width, self.static, self.traffic, self.grey
+        )

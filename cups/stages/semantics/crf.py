@@ -19,7 +19,8 @@ from ...core.errors import InputError
 from ...core.geometry import pixel_grid
 from ...core.images import to_array
 from ...core.records import ClassScores
-from .permutohedral import GaussianFilter
+from ...core.parallel import one_thread
+from .permutohedral import Each, GaussianFilter
 
 # %% auto #0
 __all__ = ['ENGINES', 'CrfSettings', 'smoothed', 'mean_field', 'mean_field_pydensecrf', 'dense_crf']
@@ -94,11 +95,43 @@ def smoothed(maps: Tensor, deviation_px: float, weight: float) -> Tensor:
     planes = F.conv2d(F.conv2d(planes, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1))
     return planes[:, 0].permute(1, 2, 0)
 
-# %% ../../../nbs/stages/semantics/10_crf.ipynb #48ac531e
+# %% ../../../nbs/stages/semantics/10_crf.ipynb #d17a6db6
 _STRIP_ROWS = 64
 """Rows of an image in a strip on the CPU; its class maps stay in the cache from the first to the last operation."""
 
 
+def _mean_field(log_probs: Tensor, image: Tensor, settings: CrfSettings, each: Each) -> Tensor:
+    """Return what `mean_field` returns; `each` works on strips and on shares of the lattice."""
+    height, width = log_probs.shape[1:]
+    appearance_px = settings.appearance_px * height / settings.reference_height_px
+    places = pixel_grid(height, width, log_probs.device) / appearance_px
+    colours = image.to(log_probs.device) / settings.appearance_rgb
+    appearance = GaussianFilter(torch.cat([places, colours]).flatten(1).T, each=each)
+    unary = log_probs.permute(1, 2, 0).contiguous()
+    probs = unary.softmax(-1)
+    narrow = probs.to(appearance.dtype)
+    halo, rows = _radius(settings.smoothness_px), _STRIP_ROWS if probs.device.type == "cpu" else height
+
+    def step(first: int, above: Tensor, below: Tensor, sums: Tensor) -> None:
+        own = slice(first, first + rows)
+        near = torch.cat([above, probs[own], below])
+        near = smoothed(near, settings.smoothness_px, settings.smoothness_weight)
+        energy = near[len(above) : len(near) - len(below)].add_(unary[own])
+        alike = appearance.slice(sums, slice(first * width, (first + rows) * width)).view_as(energy)
+        energy.add_(alike, alpha=settings.appearance_weight)
+        narrow[own] = torch.softmax(energy, -1, out=probs[own])
+
+    for _ in range(settings.steps):
+        firsts = range(0, height, rows)
+        # Strips are overwritten in any order, and their neighbours still need the rows next to them as they were.
+        above = [probs[max(first - halo, 0) : first].clone() for first in firsts]
+        below = [probs[first + rows : first + rows + halo].clone() for first in firsts]
+        update = partial(step, sums=appearance.blur(appearance.splat(narrow.flatten(0, 1))))
+        list(each(update, firsts, above, below))
+        del update  # the sums take as much memory as the class maps
+    return probs.flatten(0, 1)
+
+# %% ../../../nbs/stages/semantics/10_crf.ipynb #48ac531e
 def mean_field(log_probs: Tensor, image: Tensor, settings: CrfSettings) -> Tensor:
     """Return the class probabilities after the settings' number of mean-field steps.
 
@@ -116,35 +149,11 @@ def mean_field(log_probs: Tensor, image: Tensor, settings: CrfSettings) -> Tenso
     ------
     Krähenbühl and Koltun: Efficient inference in fully connected CRFs with Gaussian edge potentials, NeurIPS 2011.
     """
-    height, width = log_probs.shape[1:]
-    appearance_px = settings.appearance_px * height / settings.reference_height_px
-    places = pixel_grid(height, width, log_probs.device) / appearance_px
-    colours = image.to(log_probs.device) / settings.appearance_rgb
-    appearance = GaussianFilter(torch.cat([places, colours]).flatten(1).T)
-    unary = log_probs.permute(1, 2, 0).contiguous()
-    probs = unary.softmax(-1)
-    narrow = probs.to(appearance.dtype)
-    halo, rows = _radius(settings.smoothness_px), _STRIP_ROWS if probs.device.type == "cpu" else height
-
-    def step(first: int, above: Tensor, below: Tensor, sums: Tensor) -> None:
-        own = slice(first, first + rows)
-        near = torch.cat([above, probs[own], below])
-        near = smoothed(near, settings.smoothness_px, settings.smoothness_weight)
-        energy = near[len(above) : len(near) - len(below)].add_(unary[own])
-        alike = appearance.slice(sums, slice(first * width, (first + rows) * width)).view_as(energy)
-        energy.add_(alike, alpha=settings.appearance_weight)
-        narrow[own] = torch.softmax(energy, -1, out=probs[own])
-
-    with ThreadPoolExecutor(torch.get_num_threads()) as pool:
-        for _ in range(settings.steps):
-            firsts = range(0, height, rows)
-            # Strips are overwritten in any order, and their neighbours still need the rows next to them as they were.
-            above = [probs[max(first - halo, 0) : first].clone() for first in firsts]
-            below = [probs[first + rows : first + rows + halo].clone() for first in firsts]
-            update = partial(step, sums=appearance.blur(appearance.splat(narrow.flatten(0, 1))))
-            list(pool.map(update, firsts, above, below))
-            del update  # the sums take as much memory as the class maps
-    return probs.flatten(0, 1)
+    threads = torch.get_num_threads()
+    if threads == 1 or log_probs.device.type != "cpu":
+        return _mean_field(log_probs, image, settings, map)
+    with one_thread(), ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:
+        return _mean_field(log_probs, image, settings, pool.map)
 
 # %% ../../../nbs/stages/semantics/10_crf.ipynb #a3d60d97
 def mean_field_pydensecrf(log_probs: Tensor, image: Tensor, settings: CrfSettings) -> Tensor:

@@ -5,16 +5,20 @@
 # %% ../../../nbs/stages/semantics/09_permutohedral.ipynb #5c667de1
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Any
 
+import numpy as np
 import torch
+from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional as F
 
 from ...core.errors import InputError
 
 # %% auto #0
-__all__ = ['Bags', 'elevated', 'simplices', 'numbered_corners', 'blurs', 'GaussianFilter']
+__all__ = ['Each', 'Bags', 'shares_of', 'sums_of', 'elevated', 'simplices', 'numbered', 'lattice', 'blurs', 'GaussianFilter']
 
 # %% ../../../nbs/stages/semantics/09_permutohedral.ipynb #e82a3337
 @dataclass(frozen=True)
@@ -38,6 +42,34 @@ class Bags:
         """Return the sums (S, K) of values (R, K)."""
         weights = self.weights.to(values.dtype)
         return F.embedding_bag(self.rows, values, self.starts, mode="sum", per_sample_weights=weights)
+
+    def parts(self, size: int) -> list[Bags]:
+        """Return the sums in parts of `size` sums."""
+        bounds = [*self.starts[::size].tolist(), len(self.rows)]
+        spans = zip(bounds[:-1], bounds[1:], self.starts.split(size), strict=True)
+        return [Bags(self.rows[a:b], starts - a, self.weights[a:b]) for a, b, starts in spans]
+
+# %% ../../../nbs/stages/semantics/09_permutohedral.ipynb #fbf5bc9f
+Each = Callable[..., Iterable[Any]]
+"""How shares are worked on: `map`, in this thread, or that of a pool of threads."""
+
+_POINTS = 1 << 15
+"""Points in a share, and sums in a part of `Bags`: 1 to 2 MB of each kind of number."""
+
+
+def shares_of(count: int) -> list[slice]:
+    """Return `count` rows in shares."""
+    return [slice(first, min(first + _POINTS, count)) for first in range(0, count, _POINTS)]
+
+
+def sums_of(parts: list[Bags], values: Tensor, each: Each = map) -> Tensor:
+    """Return the sums (S, K) of values (R, K) by parts of bags, one share each."""
+    if len(parts) == 1:
+        return parts[0](values)
+    sums = values.new_empty(sum(len(part.starts) for part in parts), values.shape[1])
+    places = sums.split([len(part.starts) for part in parts])
+    list(each(lambda part, place: place.copy_(part(values)), parts, places))
+    return sums
 
 # %% ../../../nbs/stages/semantics/09_permutohedral.ipynb #e064fde8
 def elevated(features: Tensor) -> Tensor:
@@ -80,37 +112,34 @@ def simplices(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     nearest = (point / (d + 1)).round()
     beyond = point - nearest * (d + 1)
     rank = nearest.sum(0).to(torch.int8).repeat(d + 1, 1)
-    for i in range(d + 1):
-        for j in range(i + 1, d + 1):
-            less = beyond[i] < beyond[j]
-            rank[i] += less
-            rank[j] += ~less
+    for i in range(d):
+        less = beyond[i] < beyond[i + 1 :]
+        rank[i] += less.sum(0, dtype=torch.int8)
+        rank[i + 1 :] += ~less
     # Where the rounded coordinates do not add up to zero, those with the extreme ranks are rounded the other way.
     wrap = (rank < 0).to(torch.int8) - (rank > d).to(torch.int8)
     rank += wrap * (d + 1)
     corner = (nearest.int() + wrap) * (d + 1)
-    share = (point - corner) / (d + 1)
-    weights = torch.zeros(d + 2, point.shape[1], device=point.device)
-    for sign, place in ((1, d), (-1, d + 1)):
-        for ranks, shares in zip(rank, share, strict=True):
-            weights.scatter_add_(0, (place - ranks.long())[None], sign * shares[None])
-    weights[0] += 1 + weights[d + 1]
-    return corner, rank, weights[: d + 1]
+    share = list((point - corner) / (d + 1))
+    for last in range(d, 0, -1):  # sort them in every column, the largest first
+        for i in range(last):
+            share[i], share[i + 1] = torch.maximum(share[i], share[i + 1]), torch.minimum(share[i], share[i + 1])
+    weights = [share[d] + (1 - share[0]), *(share[d - k] - share[d + 1 - k] for k in range(1, d + 1))]
+    return corner, rank, torch.stack(weights)
 
 # %% ../../../nbs/stages/semantics/09_permutohedral.ipynb #2c33749c
-def numbered_corners(corner: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
-    """Return a number for each corner, the same for equal corners, and the steps between neighbours.
+def numbered(corner: Tensor) -> tuple[Tensor, list[int]]:
+    """Return a number for the first corner of each point's simplex, and the unit of each coordinate but the last.
 
     Parameters
     ----------
-    corner, rank : Tensor, (D + 1, N)
+    corner : Tensor, (D + 1, N)
         From `simplices`.
 
     Returns
     -------
-    numbers : Tensor, (N, D + 1), int64
-    steps : list of int
-        What a step along each of the D + 1 axes adds to the number.
+    numbers : Tensor, (N,), int64
+    units : list of int
 
     Raises
     ------
@@ -124,24 +153,89 @@ def numbered_corners(corner: Tensor, rank: Tensor) -> tuple[Tensor, list[int]]:
         units.append(units[-1] * span)
     if units[-1] >= 1 << 62:  # half the range of int64: neighbours must not overflow
         raise InputError("the kernel is too narrow for the range of its features")
-    units, whole = units[:-1], sum(units[:-1])
-    numbers = torch.zeros(corner.shape[1], d + 1, dtype=torch.int64, device=corner.device)
-    for places, ranks, start, unit in zip(corner, rank, low.tolist(), units, strict=False):
-        first = (places.long() - start) * unit
-        for r, number in enumerate(numbers.T):
-            number += first - (d + 1) * unit * (ranks > d - r)
-    numbers += whole * torch.arange(d + 1, device=corner.device)
-    return numbers, [(d + 1) * unit - whole for unit in units] + [-whole]
+    numbers = torch.zeros(corner.shape[1], dtype=torch.int64, device=corner.device)
+    for places, start, unit in zip(corner, low.tolist(), units[:-1], strict=False):
+        numbers.add_(places - start, alpha=unit)
+    return numbers, units[:-1]
+
+
+def _steps(units: list[int]) -> list[int]:
+    """Return what a step along each of the lattice's D + 1 axes adds to a number."""
+    return [(len(units) + 1) * unit - sum(units) for unit in units] + [-sum(units)]
+
+# %% ../../../nbs/stages/semantics/09_permutohedral.ipynb #e462185e
+def _slots(features: Tensor, each: Each) -> tuple[Tensor, Tensor, Tensor, Tensor, list[int]]:
+    """Return slots (N, D + 1) and weights of all corners, which slots are in use, their numbers, and the units."""
+    count, dimensions = features.shape
+    corners, device = dimensions + 1, features.device
+    first = torch.empty(corners, count, dtype=torch.int32, device=device)
+    slots = torch.empty(count, corners, dtype=torch.int32, device=device)
+    weights = torch.empty(count, corners, device=device)
+    least = dimensions - torch.arange(corners, device=device)[:, None]  # a coordinate is reduced if its rank is greater
+
+    def locate(part: slice) -> None:
+        first[:, part], rank, shares = simplices(features[part])
+        weights[part] = shares.T
+        reduced = torch.zeros_like(rank, dtype=torch.int32)
+        for i in range(corners):
+            reduced.add_(rank[i] > least, alpha=1 << i)
+        slots[part] = reduced.T
+
+    list(each(locate, shares_of(count)))
+    numbers, units = numbered(first)
+    firsts, index = torch.unique(numbers, return_inverse=True)
+    used = torch.zeros(len(firsts) << corners, dtype=torch.bool, device=device)
+
+    def enter(part: slice) -> None:
+        slots[part] += (index[part] << corners)[:, None]
+        used.index_fill_(0, slots[part].flatten().long(), True)
+
+    list(each(enter, shares_of(count)))
+    places = used.nonzero()[:, 0]
+    steps = [sum(units) - corners * unit for unit in units] + [sum(units)]  # of a reduced coordinate
+    numbers = firsts[places >> corners]
+    for i, step in enumerate(steps):
+        numbers.add_((places >> i) & 1, alpha=step)
+    return slots, weights, places, numbers, units
+
+# %% ../../../nbs/stages/semantics/09_permutohedral.ipynb #d8cbec6a
+def lattice(features: Tensor, each: Each = map) -> tuple[Tensor, Tensor, Tensor, list[int]]:
+    """Return the corners of all points (N, D).
+
+    Returns
+    -------
+    known : Tensor, (M,), int64
+        Numbers of the corners in ascending order.
+    corners : Tensor, (N, D + 1), int32
+        The corners of each point's simplex, as indices of `known`.
+    weights : Tensor, (N, D + 1)
+        Barycentric coordinates.
+    steps : list of int
+        What a step along each of the D + 1 axes adds to a corner's number.
+    """
+    slots, weights, places, numbers, units = _slots(features, each)
+    known, index = torch.unique(numbers, return_inverse=True)
+    table = torch.empty(int(places[-1]) + 1, dtype=torch.int32, device=features.device)
+    table[places] = index.int()
+
+    def look_up(part: slice) -> None:
+        slots[part] = table.index_select(0, slots[part].flatten()).view(-1, slots.shape[1])
+
+    list(each(look_up, shares_of(len(slots))))
+    return known, slots, weights, _steps(units)
 
 # %% ../../../nbs/stages/semantics/09_permutohedral.ipynb #93fa13b6
-def _sums(rows: Tensor, weights: Tensor, used: Tensor) -> Bags:
-    """Return the sums over those of the rows (S, n) that are `used`, with weights (n,)."""
+def _sums(rows: Tensor, weights: Tensor, count: int) -> Bags:
+    """Return the sums over those of the rows (S, n) that are less than `count`, with weights (n,)."""
+    used = rows < count
     counts = used.sum(1)
     entries = used.flatten().nonzero()[:, 0]
-    return Bags(rows.flatten()[entries].int(), (counts.cumsum(0) - counts).int(), weights[entries % len(weights)])
+    spread = weights.expand(len(rows), -1).flatten()
+    starts = (counts.cumsum(0) - counts).int()
+    return Bags(rows.flatten().index_select(0, entries), starts, spread.index_select(0, entries))
 
 
-def blurs(known: Tensor, steps: list[int]) -> list[Bags]:
+def blurs(known: Tensor, steps: list[int], each: Each = map) -> list[Bags]:
     """Return the blurs along all axes, two at a time.
 
     Parameters
@@ -150,26 +244,41 @@ def blurs(known: Tensor, steps: list[int]) -> list[Bags]:
         Numbers of the corners in ascending order.
     steps : list of int
         Differences between the numbers of neighbours along each axis.
+    each : callable
     """
     count = len(known)
-    own = torch.arange(count, device=known.device)
+    own = torch.arange(count, dtype=torch.int32, device=known.device)
 
     def neighbours(step: int) -> Tensor:
-        index = torch.searchsorted(known, known + step).clamp(max=count - 1)
-        there = known[index] == known + step
+        index = torch.searchsorted(known, known + step, out_int32=True).clamp_(max=count - 1)
+        there = known.index_select(0, index) == known + step
         before = torch.full_like(own, count).index_put_((index[there],), own[there])
         around = torch.stack([own, torch.where(there, index, count), before], 1)
         return torch.cat([around, around.new_full((1, 3), count)])  # row `count` stands for a missing neighbour
 
     share = torch.tensor([1.0, 0.5, 0.5], device=known.device)
     both = (share[:, None] * share).flatten()
-    made = []
-    for first, second in zip(steps[::2], [*steps[1::2], None], strict=False):
-        rows, weights = neighbours(first)[:-1], share
-        if second is not None:
-            rows, weights = neighbours(first)[neighbours(second)[:-1]].flatten(1), both
-        made.append(_sums(rows, weights, rows < count))
-    return made
+
+    def blur(first: int, second: int | None) -> Bags:
+        if second is None:
+            return _sums(neighbours(first)[:-1], share, count)
+        rows = neighbours(first).index_select(0, neighbours(second)[:-1].flatten())
+        return _sums(rows.view(count, -1), both, count)
+
+    return list(each(blur, steps[::2], [*steps[1::2], None][: len(steps[::2])]))
+
+# %% ../../../nbs/stages/semantics/09_permutohedral.ipynb #f7d19346
+def _by_corner(corners: Tensor, weights: Tensor, count: int) -> Bags:
+    """Return the sums over the points of each of `count` corners, from the corners (N, C) of each point."""
+    points, each = corners.shape
+    if corners.device.type == "cpu":  # scipy counts where torch would sort
+        ends = np.arange(0, points * each + 1, each, dtype=np.int32)
+        by_point = csr_array((weights.numpy().ravel(), corners.numpy().ravel(), ends), shape=(points, count))
+        found = by_point.tocsc()
+        return Bags(*(torch.from_numpy(v) for v in (found.indices, found.indptr[:-1], found.data)))
+    order = corners.flatten().sort(stable=True).indices
+    sizes = torch.bincount(corners.flatten(), minlength=count)
+    return Bags((order // each).int(), (sizes.cumsum(0) - sizes).int(), weights.flatten()[order])
 
 # %% ../../../nbs/stages/semantics/09_permutohedral.ipynb #7caa8b3b
 class GaussianFilter:
@@ -181,6 +290,8 @@ class GaussianFilter:
         In standard deviations of the Gaussian.
     dtype : torch.dtype
         In which it computes.
+    each : callable
+        How shares of the work are done.
 
     Source
     ------
@@ -188,34 +299,30 @@ class GaussianFilter:
     Krähenbühl and Koltun, NeurIPS 2011, for the normalisation.
     """
 
-    def __init__(self, features: Tensor, dtype: torch.dtype = torch.float16) -> None:
-        corner, rank, weights = simplices(features)
-        numbers, steps = numbered_corners(corner, rank)
-        count, corners = numbers.shape
-        ascending, order = numbers.flatten().sort(stable=True)
-        known, place, sizes = torch.unique_consecutive(ascending, return_inverse=True, return_counts=True)
-        del corner, rank, numbers, ascending  # each takes as much memory as several class maps
-        unsorted = torch.empty_like(place, dtype=torch.int32).index_put_((order,), place.int())
-        self._corners = unsorted.view(count, corners)
-        self._shares = weights.T / (1 + 2.0 ** (1 - corners))  # the constant gain of Adams et al.
-        points = (order // corners).int()
-        self._splat = Bags(points, (sizes.cumsum(0) - sizes).int(), weights.T.flatten()[order])
-        del weights, place, order, unsorted
-        self._blurs = blurs(known, steps)
-        norm = (self(torch.ones(count, 1, device=features.device)) + 1e-20).rsqrt()
+    def __init__(self, features: Tensor, dtype: torch.dtype = torch.float16, each: Each = map) -> None:
+        self._each = each
+        known, self._corners, weights, steps = lattice(features, each)
+        self._shares = weights / (1 + 2.0 ** (1 - weights.shape[1]))  # the constant gain of Adams et al.
+        splat = _by_corner(self._corners, weights, len(known))
+        del weights  # takes as much memory as several class maps
+        size = _POINTS if features.device.type == "cpu" else len(known)
+        self._splat = splat.parts(size)
+        self._blurs = [bags.parts(size) for bags in blurs(known, steps, each)]
+        norm = (self(torch.ones(len(features), 1, device=features.device)) + 1e-20).rsqrt()
         self._shares = (self._shares * norm).to(dtype)
-        self._splat = Bags(points, self._splat.starts, (self._splat.weights * norm[points, 0]).to(dtype))
-        self._blurs = [Bags(b.rows, b.starts, b.weights.to(dtype)) for b in self._blurs]
+        splat = Bags(splat.rows, splat.starts, (splat.weights * norm[:, 0].index_select(0, splat.rows)).to(dtype))
+        self._splat = splat.parts(size)
+        self._blurs = [[Bags(b.rows, b.starts, b.weights.to(dtype)) for b in parts] for parts in self._blurs]
         self.dtype = dtype
 
     def splat(self, values: Tensor) -> Tensor:
         """Return the sums (M, K) at the lattice's corners of values (N, K) of the filter's type."""
-        return self._splat(values)
+        return sums_of(self._splat, values, self._each)
 
     def blur(self, sums: Tensor) -> Tensor:
         """Return sums (M, K) at the corners, blurred along all axes."""
         for axes in self._blurs:
-            sums = axes(sums)
+            sums = sums_of(axes, sums, self._each)
         return sums
 
     def slice(self, sums: Tensor, points: slice = slice(None)) -> Tensor:
