@@ -11,6 +11,7 @@ import sys
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, NoReturn
 
 from . import __version__
@@ -29,7 +30,20 @@ class Parser(argparse.ArgumentParser):
 
 # %% ../nbs/cli.ipynb #47de4ba5
 _Commands = Any  # what `argparse` returns for `add_subparsers`; it has no public name
-_DEFAULTS = argparse.ArgumentDefaultsHelpFormatter
+
+
+class _Help(argparse.HelpFormatter):
+    """Says of every option whether it is required, else its default if it has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.required and action.option_strings:
+            return f"{action.help} (required)"
+        if action.option_strings and action.default not in (None, False, "", [], argparse.SUPPRESS):
+            return f"{action.help} (default: {action.default})"
+        return action.help
+
+
+_DEFAULTS = _Help
 
 
 def _add_workers(command: argparse.ArgumentParser) -> None:
@@ -52,6 +66,8 @@ def _add_scenes(commands: _Commands) -> None:
     scenes.add_argument("--seed", type=int, default=0, metavar="S", help="scenes of different seeds differ")
     scenes.add_argument("--height", type=int, default=192, metavar="PX", help="height of the images in pixels")
     scenes.add_argument("--width", type=int, default=384, metavar="PX", help="width of the images in pixels")
+    scenes.add_argument("--traffic", default="town", metavar="KIND", help="town, or oncoming: near and fast vehicles")
+    scenes.add_argument("--grey", action="store_true", help="render grey images")
     _add_workers(scenes)
 
 
@@ -60,8 +76,9 @@ def _run_scenes(options: argparse.Namespace) -> dict[str, Any]:
     from cups.run.scenes import render_scenes
 
     folder = render_scenes(
-        options.out, options.count, options.seed, options.height, options.width, workers=options.workers
-    )
+        options.out, options.count, options.seed, options.height, options.width, options.workers, options.traffic,
+        options.grey,
+    )  # fmt: skip
     return {"root": str(folder.root), "samples": len(folder)}
 
 # %% ../nbs/cli.ipynb #e8a2f8b2
@@ -108,6 +125,44 @@ def _run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
         print(f"cups: {line}", file=sys.stderr)
     return {"root": str(store.root), "frames": len(store), "failed": failed, "things": store.split.things}
 
+# %% ../nbs/cli.ipynb #e3a91c70
+def _add_explore(commands: _Commands) -> None:
+    """Add `cups explore`."""
+    explore = commands.add_parser(
+        "explore", help="open the workbench on stereo video, in JupyterLab", formatter_class=_DEFAULTS
+    )
+    explore.add_argument("root", nargs="?", metavar="FOLDER", help="the data set's; street scenes if it is left out")
+    explore.add_argument("--labels", metavar="DIR", help="folder of its pseudo-labels, to be shown, too")
+    explore.add_argument("--dataset", default="stereo_folder", metavar="NAME", help="kind of data set")
+    explore.add_argument("--fps", type=float, metavar="HZ", help="frames per second, for speeds in metres per second")
+    explore.add_argument("--runs", default="out", metavar="DIR", help="folder of run folders, for the browser of runs")
+    explore.add_argument("--port", type=int, metavar="N", help="of JupyterLab; a free one from 8888 on if left out")
+    explore.add_argument("--no-browser", action="store_true", help="print the address instead of opening a browser")
+    explore.add_argument("--allow-root", action="store_true", help="let root run JupyterLab, as in a container")
+
+
+def _run_explore(options: argparse.Namespace) -> str:
+    """Run `cups explore`."""
+    from cups.datasets.registry import open_stereo_dataset
+    from cups.labels.store import PseudoLabelStore
+    from cups.workbench.opening import copy_of_explorer, run_lab
+    from cups.workbench.sources import DatasetSource
+
+    if options.labels and not options.root:
+        raise InputError("--labels needs the FOLDER of the video that was labelled")
+    values: dict[str, Any] = {"runs": str(Path(options.runs).resolve()), "fps": options.fps}
+    if options.root:
+        values |= {"dataset": options.dataset, "data_root": str(Path(options.root).resolve())}
+        values |= {"store": str(Path(options.labels).resolve())} if options.labels else {}
+        video = open_stereo_dataset(options.dataset, options.root)  # faults are said before JupyterLab starts
+        DatasetSource(video, PseudoLabelStore(options.labels) if options.labels else None, options.fps)
+    copy = copy_of_explorer(values, values.get("data_root", "street_scenes"))
+    print(f"cups: opens {copy}; stop it with Control-C", file=sys.stderr)
+    flags = {"--no-browser": options.no_browser, "--allow-root": options.allow_root}
+    port = [] if options.port is None else [f"--port={options.port}"]
+    run_lab(copy, [*port, *(flag for flag, given in flags.items() if given)])
+    return f"{copy}: stopped"
+
 # %% ../nbs/cli.ipynb #f47a912d
 def _add_evaluate(commands: _Commands) -> None:
     """Add `cups evaluate`."""
@@ -136,7 +191,9 @@ def _run_evaluate(options: argparse.Namespace) -> dict[str, Any] | str:
     truth = open_truth(options.dataset, options.truth, options.truth_classes, options.height)
     taxonomy = evaluated_classes(truth, options.classes)
     counted = {"void_missed": options.void_missed, "ignore_crowds": options.ignore_crowds}
-    scores = score_store(options.labels, truth, taxonomy, options.without, **counted, strict=options.strict)
+    scores = score_store(
+        options.labels, truth, taxonomy, options.without, **counted, strict=options.strict, description="scoring"
+    )
     if left := scores["not_judged"]:
         line = f"{left} of {left + scores['frames']} frames with ground truth have no label in {options.labels}"
         print(f"cups: {line}: not judged; --strict makes that an error", file=sys.stderr)
@@ -410,6 +467,7 @@ def _run_rectify(options: argparse.Namespace) -> dict[str, Any]:
 _COMMANDS = {
     "scenes": (_add_scenes, _run_scenes),
     "pseudo-labels": (_add_pseudo_labels, _run_pseudo_labels),
+    "explore": (_add_explore, _run_explore),
     "evaluate": (_add_evaluate, _run_evaluate),
     "export": (_add_export, _run_export),
     "import": (_add_import, _run_import),
