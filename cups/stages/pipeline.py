@@ -319,15 +319,19 @@ def run_stages(
     return records
 
 # %% ../../nbs/stages/03_pipeline.ipynb #7d3e1d61
-def describe(sample: StereoSample, settings: PseudoLabelSettings) -> FrameDescription:
+def describe(
+    sample: StereoSample, settings: PseudoLabelSettings, known: Mapping[str, Any] | None = None
+) -> FrameDescription:
     """Return what `fit_pseudo_classes` needs to know of a sample.
 
     Parameters
     ----------
     sample : StereoSample
     settings : PseudoLabelSettings
+    known : mapping, optional
+        Results of stages that are there already, by name.
     """
-    records = run_stages({"sample": sample}, settings, ("regions", "proposals"))
+    records = run_stages({**(known or {}), "sample": sample}, settings, ("regions", "proposals"))
     proposals = records["proposals"]
     objects = _describe_objects(settings, records["flow"], proposals, records["features"])
     trust = trust_facts(records["flow"])[None]

@@ -24,13 +24,15 @@ from ..core.pictures import image_rgb, panel
 from ..core.records import PanopticLabel, StereoSample
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
 from ..datasets.sense import sense
-from ..stages.pipeline import FrameAnalysis, analyse
+from ..stages.pipeline import FrameAnalysis
 from .layers import LAYERS, Packet, class_names, frame_layers, pack
 from .reports import motion_report
 from .segments import history, segment_facts
 from .showing import has_front_end
+from .stage_cache import StageCache
 from .sources import DatasetSource, Frame, FrameSource, neighbours, open_source
 from .view.frame_view import FrameView
+from .waiting import Watch
 
 # %% auto #0
 __all__ = ['LatestFirst', 'report_html', 'segment_panel', 'thumbnail', 'FrameExplorer']
@@ -332,14 +334,29 @@ def sample(self: FrameExplorer) -> StereoSample:
     """
     if self.source is None or not self.source.names:
         raise InputError(self.view.message)
-    return self.source.sample(self.view.frame)
+    return self.source.kept(self.view.frame).sample
 
 
 @patch
-def analysis(self: FrameExplorer) -> FrameAnalysis:
-    """Run all stages on the frame that is shown, and return what each made of it."""
-    sample = self.sample
-    return analyse(sample, self.source.found_classes(), self.source.settings)
+def analysis(self: FrameExplorer, watch: Watch | None = None) -> FrameAnalysis:
+    """Return what each stage made of the frame that is shown; stages that have not run on it run now.
+
+    Parameters
+    ----------
+    watch : Watch, optional
+        Told of every stage that runs.
+
+    Raises
+    ------
+    InputError
+        If there is no frame, or its files cannot be used.
+    Stopped
+        If the watch was stopped.
+    """
+    self.sample  # noqa: B018 - says what is wrong with the frame
+    if watch is not None:
+        watch.plan(self.source.steps())
+    return self.source.analysis(self.view.frame, watch)
 
 
 @patch(as_prop=True)
@@ -347,6 +364,12 @@ def fps(self: FrameExplorer) -> float | None:
     """Return the frames per second of the video; None if they are not known."""
     seconds = self.source and self.source.seconds(self.view.frame)
     return 1 / seconds if seconds else None
+
+
+@patch
+def kept(self: FrameExplorer) -> StageCache:
+    """Return what is kept of the frame that is shown."""
+    return self.source.kept(self.view.frame)
 
 # %% ../../nbs/workbench/07_explorer.ipynb #b587fbd7
 def _on_black(rgba: np.ndarray) -> np.ndarray:

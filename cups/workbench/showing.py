@@ -7,15 +7,20 @@ from __future__ import annotations
 
 import io
 import os
+import threading
 from collections.abc import Callable, Iterator
+from html import escape
+from inspect import signature
 from typing import Any
 
 import ipywidgets as widgets
+from fastcore.basics import patch
 from IPython.display import Markdown
 from PIL import Image
 
 from ..core.errors import InputError
 from ..core.memory import release_memory
+from .waiting import Progress, Stopped, Watch
 from .widgets import fault_html
 
 # %% auto #0
@@ -67,43 +72,89 @@ class Opener(widgets.VBox):
     Parameters
     ----------
     make : callable
-        Takes nothing and returns the widget. If it raises `InputError`, its line is shown instead.
+        Returns the widget. If it raises `InputError`, its line is shown instead. If it takes a `Watch`, it works in a
+        thread: its steps are shown, and a second button stops it.
     text : str
         Text of the button.
     """
 
-    def __init__(self, make: Callable[[], widgets.Widget], text: str) -> None:
-        self.make = make
+    def __init__(self, make: Callable[..., widgets.Widget], text: str) -> None:
+        self.make, self.thread, self.watch = make, None, Watch()
         self.button = widgets.Button(description=text, icon="play", layout={"width": "max-content"})
+        self.stop_button = widgets.Button(description="Stop", icon="stop", layout={"width": "90px", "display": "none"})
+        self.bar = widgets.FloatProgress(0.0, min=0.0, max=1.0, layout={"width": "140px", "display": "none"})
         self.status = widgets.HTML()
         self.button.on_click(lambda _: self.press())
-        super().__init__([widgets.HBox([self.button, self.status])])
+        self.stop_button.on_click(lambda _: self.stop())
+        super().__init__([widgets.HBox([self.button, self.stop_button, self.bar, self.status])])
         self.add_class("cups-opener")
 
     def press(self) -> None:
         """Make the widget, and close the one before."""
         self.button.disabled, self.status.value = True, "working …"
-        bar, *old = self.children
-        fault = ""
-        try:
-            new = [self.make()]
-        except InputError as error:
-            new, fault = [], fault_html(error)
-        finally:
-            self.button.disabled = False
-        self.status.value, self.children = fault, [bar, *new]
-        for widget in old:
-            _close_tree(widget)
-        release_memory()
+        if not signature(self.make).parameters:
+            self._work(self.make)
+            return
+        self.watch = Watch(self._tell)
+        self._show_waiting(True)
+        self.thread = threading.Thread(target=self._work, args=(lambda: self.make(self.watch),), daemon=True)
+        self.thread.start()
+
+    def stop(self) -> None:
+        """Stop the work after the step that is being made."""
+        self.watch.stop()
+        self.status.value = "stopping …"
+
+    def wait(self) -> None:
+        """Wait until the widget is made."""
+        if self.thread is not None:
+            self.thread.join()
+
+# %% ../../nbs/workbench/08_showing.ipynb #f1c15dcd
+@patch
+def _show_waiting(self: Opener, waiting: bool) -> None:
+    """Show or hide what is of use only while the widget is made."""
+    self.bar.value = 0
+    for part in (self.stop_button, self.bar):
+        part.layout.display = "" if waiting else "none"
+
+
+@patch
+def _tell(self: Opener, progress: Progress) -> None:
+    """Show a step that begins."""
+    self.bar.value = (progress.number - 1) / progress.of
+    self.status.value = escape(str(progress))
+
+
+@patch
+def _work(self: Opener, make: Callable[[], widgets.Widget]) -> None:
+    """Make the widget and show it, or the line that says why there is none."""
+    bar, *old = self.children
+    line = ""
+    try:
+        new = [make()]
+    except InputError as error:
+        new, line = [], fault_html(error)
+    except Stopped:
+        new, old, line = old, [], "stopped; what was computed is kept"
+    except Exception as error:  # the button must go on working, whatever is wrong
+        new, line = [], fault_html(f"{type(error).__name__}: {error}")
+    finally:
+        self.button.disabled = False
+        self._show_waiting(False)
+    self.status.value, self.children = line, (bar, *new)
+    for widget in old:
+        _close_tree(widget)
+    release_memory()
 
 # %% ../../nbs/workbench/08_showing.ipynb #ec3b9e1d
-def shown(make: Callable[[], widgets.Widget], text: str) -> Any:
+def shown(make: Callable[..., widgets.Widget], text: str) -> Any:
     """Return the output of a cell for a widget that takes seconds to make.
 
     Parameters
     ----------
     make : callable
-        Takes nothing and returns the widget, or raises `InputError`.
+        Returns the widget, or raises `InputError`. If it takes a `Watch`, see `Opener`.
     text : str
         Text of the button that makes it.
 
@@ -115,6 +166,6 @@ def shown(make: Callable[[], widgets.Widget], text: str) -> Any:
     if has_front_end():
         return Opener(make, text)
     try:
-        return _stand_in(make())
+        return _stand_in(make(*[Watch()] * len(signature(make).parameters)))
     except InputError as error:
         return Markdown(f"**{error}**")

@@ -8,10 +8,10 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
-from contextlib import suppress
-from dataclasses import dataclass, field, fields
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from threading import Lock
+from threading import Lock, RLock
 from typing import Any, Generic, Protocol, TypeVar
 
 import numpy as np
@@ -31,13 +31,16 @@ from ..datasets.frame_names import frame_number
 from ..labels.store import PseudoLabelStore
 from ..run.features import with_features
 from ..stages.labels.pseudo_classes import PseudoClasses
-from ..stages.pipeline import FrameAnalysis, PseudoLabelSettings, describe, find_pseudo_classes, run_stages
+from ..stages.pipeline import FrameAnalysis, PseudoLabelSettings, describe, find_pseudo_classes, stages_for
 from ..street.layout import StreetWorld, street_world
 from ..street.scenes import StreetScene, render_scene, street_calibration
+from .stage_cache import StageCache, compute
+from .waiting import Stopped, Watch
 
 # %% auto #0
 __all__ = ['Frame', 'record_bytes', 'small_label', 'with_images', 'residual_motion', 'with_motion', 'with_classes', 'ByteCache',
-           'FrameSource', 'neighbours', 'evenly_spaced', 'StageSource', 'StreetSource', 'DatasetSource', 'open_source']
+           'FrameSource', 'neighbours', 'evenly_spaced', 'StageSource', 'planned', 'StreetSource', 'DatasetSource',
+           'open_source']
 
 # %% ../../nbs/workbench/04_sources.ipynb #f7e04f18
 @dataclass(frozen=True)
@@ -242,16 +245,21 @@ class StageSource(ABC):
         Frames that the classes are found on, unless they are given.
     cache_bytes : int
         Maximum memory of cached frames.
+    results_bytes : int
+        Maximum memory of the stages' results, which the labs start from: of the latest frame, and of more if they fit.
     """
 
     settings: PseudoLabelSettings = field(default_factory=PseudoLabelSettings)
     stages: bool = True
     class_frames: int = 4
     cache_bytes: int = 120_000_000
+    results_bytes: int = 200_000_000
 
     def __post_init__(self) -> None:
         self.settings = with_features(self.settings)
         self.cache: ByteCache[Frame] = ByteCache(self.cache_bytes, record_bytes)
+        self.results: ByteCache[StageCache] = ByteCache(self.results_bytes, lambda kept: kept.nbytes)
+        self._computing = RLock()
         self.classes: PseudoClasses | None = None
         self.num_classes, self.things = 0, ()
 
@@ -259,6 +267,15 @@ class StageSource(ABC):
         """Take the pseudo-classes; those of objects are things whatever the statistics."""
         self.classes, self.num_classes = classes, classes.num_classes
         self.things = tuple(range(classes.pixels.num_classes, classes.num_classes))
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def __bool__(self) -> bool:
+        return True  # also without a frame
+
+    def __getitem__(self, index: int) -> StereoSample:
+        return self.sample(index)
 
     @abstractmethod
     def sample(self, index: int) -> StereoSample:
@@ -277,32 +294,138 @@ class StageSource(ABC):
         """Return the frame with what is known of it before any stage runs."""
         return frame
 
+# %% ../../nbs/workbench/04_sources.ipynb #e69da90d
+_EFFORT = {"matching": 6.0, "motion": 3.0, "CRF": 7.0, "finding the classes": 1.0}
+"""Rough seconds for a million pixels; only their ratios count. Every other stage takes `_SMALL_EFFORT`."""
+
+_SMALL_EFFORT = 0.2
+
+
+def planned(steps: Sequence[str], suffix: str = "") -> list[tuple[str, float]]:
+    """Return stages as steps for `Watch.plan`, each with its effort; `suffix` is appended to their names."""
+    return [(name + suffix, _EFFORT.get(name, _SMALL_EFFORT)) for name in steps]
+
+
+@patch
+def kept(self: StageSource, index: int) -> StageCache:
+    """Return what is kept of a frame: the images alone if no stage has run on it."""
+    return self.results.get(index) or StageCache(self.sample(index))
+
+
+@patch
+@contextmanager
+def _turn(self: StageSource, watch: Watch) -> Iterator[None]:
+    """Wait until nobody else computes, or until the watch is stopped."""
+    if not self._computing.acquire(blocking=False):
+        watch.step("waiting for what is being computed")
+        while not self._computing.acquire(timeout=0.1):
+            if watch.stopped:
+                raise Stopped
+    try:
+        yield
+    finally:
+        self._computing.release()
+
+# %% ../../nbs/workbench/04_sources.ipynb #077ddf5a
+@patch
+def records(
+    self: StageSource, index: int, wanted: Sequence[str] = ("label",), watch: Watch | None = None, suffix: str = ""
+) -> dict[str, Any]:
+    """Return the records `wanted` of a frame and all they need; only what is not kept is computed.
+
+    Parameters
+    ----------
+    index : int
+    wanted : sequence of str
+        As for `run_stages`. Those that need the classes need `found_classes` first.
+    watch : Watch, optional
+        Told of every stage.
+    suffix : str
+        Appended to the names that it is told.
+
+    Raises
+    ------
+    Stopped
+        If the watch was stopped; what was computed is kept.
+    InputError
+        If files of the frame cannot be used.
+    """
+    watch = watch or Watch()
+    with self._turn(watch):
+        kept = replace(self.kept(index), classes=self.classes)
+        told = lambda name, _: watch.step(name + suffix)  # noqa: E731
+        kept, made = compute(kept, self.settings, wanted, told, lambda: watch.stopped)
+        self.results.put(index, kept.without("classes"))
+    if made is None:
+        raise Stopped
+    return made
+
+# %% ../../nbs/workbench/04_sources.ipynb #4efac92a
+_CLASS_RECORDS = ("regions", "proposals")  # what `describe` needs
+
+
+@patch
+def class_steps(self: StageSource) -> list[tuple[str, float]]:
+    """Return the steps of `found_classes`; none if the classes are known."""
+    if self.classes is not None:
+        return []
+    names = [stage.name for stage in stages_for(*_CLASS_RECORDS)]
+    count = min(len(self.names), self.class_frames)
+    steps = [step for n in range(1, count + 1) for step in planned(names, _class_suffix(n, count))]
+    return [*steps, *planned(["finding the classes"])]
+
+
+def _class_suffix(number: int, count: int) -> str:
+    """Return what the name of a stage ends with that runs on frame `number` of `count` to find the classes."""
+    return f" of frame {number} of {count}, to find the classes"
+
+
+@patch
+def found_classes(self: StageSource, watch: Watch | None = None) -> PseudoClasses:
+    """Return the pseudo-classes; they are found on a few frames the first time. Raise `Stopped` as `records` does."""
+    watch = watch or Watch()
+    with self._turn(watch):
+        if self.classes is None:
+            chosen, found = evenly_spaced(len(self.names), self.class_frames), []
+            for number, index in enumerate(chosen, 1):
+                made = self.records(index, _CLASS_RECORDS, watch, _class_suffix(number, len(chosen)))
+                found.append(describe(made["sample"], self.settings, made))
+            watch.step("finding the classes")
+            self.use_classes(find_pseudo_classes(found, self.settings))
+        return self.classes
+
+# %% ../../nbs/workbench/04_sources.ipynb #57683645
+@patch
+def steps(self: StageSource) -> list[tuple[str, float]]:
+    """Return the steps, for `Watch.plan`, of labelling a frame of which nothing is kept."""
+    return [*self.class_steps(), *planned([stage.name for stage in stages_for("label")])]
+
+
+@patch
+def analysis(self: StageSource, index: int, watch: Watch | None = None, suffix: str = "") -> FrameAnalysis:
+    """Return what all stages made of a frame; only what is not kept is computed. For the rest see `records`."""
+    kept = self.kept(index)
+    self.found_classes(watch)
+    if self.results.get(index) is None:  # those that the classes were found on took its place
+        self.results.put(index, kept)
+    return FrameAnalysis.of(self.records(index, ("label",), watch, suffix))
+
 # %% ../../nbs/workbench/04_sources.ipynb #f12edfa9
 @patch
-def found_classes(self: StageSource) -> PseudoClasses:
-    """Return the pseudo-classes; they are found on a few frames the first time."""
-    if self.classes is None:
-        chosen = evenly_spaced(len(self.names), self.class_frames)
-        self.use_classes(find_pseudo_classes([describe(self.sample(i), self.settings) for i in chosen], self.settings))
-    return self.classes
-
-
-@patch
-def load(self: StageSource, index: int) -> Iterator[Frame]:
-    """Yield a frame with its images, then with what moves, then with its classes."""
+def load(self: StageSource, index: int, watch: Watch | None = None, suffix: str = "") -> Iterator[Frame]:
+    """Yield a frame with its images, then with what moves, then with its classes; for the rest see `records`."""
     if (known := self.cache.get(index)) is not None:
         yield known
         return
-    sample = self.sample(index)
+    sample = self.kept(index).sample
     frame = self.first(index, with_images(sample, self.seconds(index)))
     if self.stages:
         yield frame
         stored = {} if frame.label is None else {"label": frame.label, "diagnostics": frame.diagnostics}
-        records = run_stages({"sample": sample}, self.settings, ("proposals",))
-        frame = with_motion(frame, records).replace(**{k: v for k, v in stored.items() if k == "diagnostics"})
+        kept_reasons = {name: value for name, value in stored.items() if name == "diagnostics"}
+        frame = with_motion(frame, self.records(index, ("proposals",), watch, suffix)).replace(**kept_reasons)
         yield frame
-        records = run_stages({**records, "classes": self.found_classes()}, self.settings)
-        frame = with_classes(frame, FrameAnalysis.of(records)).replace(**stored)
+        frame = with_classes(frame, self.analysis(index, watch, suffix)).replace(**stored)
     self.cache.put(index, frame)
     yield frame
 

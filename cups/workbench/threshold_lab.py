@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Hashable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from html import escape
 from numbers import Real
 from pathlib import Path
@@ -34,89 +34,12 @@ from ..stages.labels.pseudo_classes import PseudoClasses
 from ..stages.pipeline import STAGES, FrameAnalysis, PseudoLabelSettings
 from ..stages.semantics.region_classes import RegionClasses
 from .frames import frame_pictures
-from .motion_lab import LAB_WIDTH, png_bytes
+from .stage_cache import StageCache, grouped, recompute
+from .widgets import LAB_WIDTH, png_bytes
 
 # %% auto #0
-__all__ = ['StageCache', 'grouped', 'recompute', 'Recomputer', 'diagnostic_numbers', 'changes', 'split_of', 'frame_quality',
-           'changes_table', 'Control', 'controls', 'slider', 'class_colours', 'class_legend', 'ThresholdLab']
-
-# %% ../../nbs/workbench/21_threshold_lab.ipynb #d0b10f29
-_KEPT_RESULTS = 3
-
-
-@dataclass(frozen=True)
-class StageCache:
-    """Results of the stages for one sample.
-
-    Parameters
-    ----------
-    sample : StereoSample
-    classes : PseudoClasses
-        Of its data set.
-    results : mapping
-        By stage, results by key; the most recently used last.
-    """
-
-    sample: StereoSample
-    classes: PseudoClasses
-    results: Mapping[str, Mapping[Hashable, Any]] = field(default_factory=dict)
-
-    def used(self, stage: str, key: Hashable, result: Any) -> StageCache:
-        """Return the cache with a result as the most recently used one of its stage."""
-        known = {k: v for k, v in self.results.get(stage, {}).items() if k != key}
-        kept = dict([*known.items(), (key, result)][-_KEPT_RESULTS:])
-        return replace(self, results={**self.results, stage: kept})
-
-# %% ../../nbs/workbench/21_threshold_lab.ipynb #ca3c723e
-def grouped(classes: PseudoClasses, settings: PseudoLabelSettings) -> PseudoClasses:
-    """Return the classes in the number that the settings ask for.
-
-    Raises
-    ------
-    InputError
-        If their cluster centres cannot be joined into so many.
-    """
-    if settings.num_classes in (0, classes.pixels.num_classes):
-        return classes
-    return classes.regrouped(settings.num_classes)
-
-# %% ../../nbs/workbench/21_threshold_lab.ipynb #b69b9d3d
-def recompute(
-    cache: StageCache, settings: PseudoLabelSettings, on_stage: Callable[[str, int], None] | None = None,
-    stopped: Callable[[], bool] = lambda: False,
-) -> tuple[StageCache, FrameAnalysis | None]:  # fmt: skip
-    """Return the same as `analyse`, computing only what is not in the cache.
-
-    Parameters
-    ----------
-    cache : StageCache
-    settings : PseudoLabelSettings
-    on_stage : callable, optional
-        Called with the name and the place (from 1) of a stage before it is computed.
-    stopped : callable
-        Called before every stage; nothing more is computed once it returns True.
-
-    Returns
-    -------
-    StageCache
-        With all that was computed, also if it was stopped.
-    FrameAnalysis or None
-        None if it was stopped.
-    """
-    records: dict[str, Any] = {"sample": cache.sample, "classes": grouped(cache.classes, settings)}
-    keys: dict[str, Hashable] = {"classes": settings.num_classes}
-    for place, stage in enumerate(STAGES, 1):
-        if stopped():
-            return cache, None
-        key = keys[stage.makes] = stage.settings_read(settings), *(keys.get(name) for name in stage.needs)
-        known = cache.results.get(stage.name, {})
-        if key not in known:
-            if on_stage is not None:
-                on_stage(stage.name, place)
-            known = {key: stage(records, settings)}
-        records[stage.makes] = known[key]
-        cache = cache.used(stage.name, key, known[key])
-    return cache, None if stopped() else FrameAnalysis.of(records)
+__all__ = ['Recomputer', 'diagnostic_numbers', 'changes', 'split_of', 'frame_quality', 'changes_table', 'Control', 'controls',
+           'slider', 'class_colours', 'class_legend', 'ThresholdLab']
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #c8cdbd1f
 class Recomputer:
@@ -393,11 +316,13 @@ class ThresholdLab(widgets.VBox):
         Ground truth; the sample's own if None.
     taxonomy : Taxonomy
         Classes of the ground truth.
+    known : StageCache, optional
+        Results for the sample that are there already.
     """
 
     def __init__(
         self, sample: StereoSample, classes: PseudoClasses, settings: PseudoLabelSettings | None = None,
-        truth: PanopticLabel | None = None, taxonomy: Taxonomy = CITYSCAPES_19,
+        truth: PanopticLabel | None = None, taxonomy: Taxonomy = CITYSCAPES_19, known: StageCache | None = None,
     ) -> None:  # fmt: skip
         settings = with_features(settings or PseudoLabelSettings())
         self.settings = self.start = with_setting(settings, "num_classes", classes.pixels.num_classes)
@@ -405,7 +330,8 @@ class ThresholdLab(widgets.VBox):
         self.truth, self.taxonomy = truth if truth is not None else sample.truth, taxonomy
         self.before: tuple[PseudoLabelSettings, FrameAnalysis] | None = None
         self.after: tuple[PseudoLabelSettings, FrameAnalysis] | None = None
-        self.recomputer = Recomputer(StageCache(sample, classes), self._show, self._progress, self._fault)
+        cache = replace(known or StageCache(sample), classes=classes)
+        self.recomputer = Recomputer(cache, self._show, self._progress, self._fault)
         super().__init__([self._tabs(), self._bar(), self._views(), self._numbers()], layout={"max_width": LAB_WIDTH})
         self.add_class("cups-threshold-lab")
         self.recomputer.request(self.settings)
