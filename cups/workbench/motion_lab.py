@@ -5,24 +5,28 @@
 # %% ../../nbs/workbench/20_motion_lab.ipynb #2b6bc74b
 from __future__ import annotations
 
+from html import escape
 from typing import Any
 
 import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
 import torch
+from PIL import Image
 from torch import Tensor
 
 from ..core.geometry import pixel_grid, project
-from ..core.pictures import instance_rgb
+from ..core.pictures import image_rgb, instance_rgb
 from ..core.records import Calibration
 from ..core.rigid import invert, transform
 from ..stages.pipeline import FrameAnalysis
-from .widgets import LAB_WIDTH, MONOSPACE, png_bytes
+from .rules import drop_advice, drop_reason
+from .widgets import LAB_WIDTH, MONOSPACE, ClickPicture, png_bytes
 
 # %% auto #0
-__all__ = ['own_motion_m', 'residual_px', 'cloud_pixels', 'plotted', 'camera_frustum', 'object_arrows', 'colour_marker',
-           'region_points', 'view_m', 'motion_figure', 'drop_reason', 'dropped_rows', 'region_picture', 'MotionLab']
+__all__ = ['own_motion_m', 'residual_px', 'cloud_pixels', 'plotted', 'camera_frustum', 'object_arrows', 'image_colours',
+           'colour_marker', 'region_points', 'view_m', 'motion_figure', 'dropped_rows', 'region_about',
+           'region_picture', 'region_at', 'MotionLab']
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #6b28a14b
 _COLOURS = {"not trusted": "#E69F00", "trusted": "#0072B2", "highlight": "#E7298A", "t": "#333333", "t + 1": "#D55E00"}
@@ -112,6 +116,21 @@ def object_arrows(analysis: FrameAnalysis) -> tuple[np.ndarray, np.ndarray]:
         shifts.append(plotted(transform(own, centre) - centre)[0])
     return np.reshape(starts, (-1, 3)), np.reshape(shifts, (-1, 3))
 
+# %% ../../nbs/workbench/20_motion_lab.ipynb #e7904d83
+def image_colours(rgb: np.ndarray, pixels: Tensor) -> dict[str, Any]:
+    """Return the part of plotly's marker that gives points the colours of pixels (N,) of an image (H, W, 3), uint8.
+
+    Plotly checks colours one by one, for seconds; so the points get numbers, on a scale of the image's 256 main colours.
+    """
+    few = Image.fromarray(rgb).quantize(_MAIN_COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
+    palette = np.resize(np.array(few.getpalette(), np.uint8), (_MAIN_COLOURS, 3))
+    places = np.linspace(0, 1, _MAIN_COLOURS)
+    scale = [[place, f"rgb({r},{g},{b})"] for place, (r, g, b) in zip(places.tolist(), palette.tolist(), strict=True)]
+    return {"color": np.asarray(few).reshape(-1)[pixels], "colorscale": scale, "cmin": 0, "cmax": _MAIN_COLOURS - 1}
+
+
+_MAIN_COLOURS = 256
+
 # %% ../../nbs/workbench/20_motion_lab.ipynb #309c5a1c
 def _top(values: Tensor, pixels: Tensor, percent: float, minimum: float) -> float:
     """Return a percentile of some pixels' values, no less than `minimum`."""
@@ -121,6 +140,8 @@ def _top(values: Tensor, pixels: Tensor, percent: float, minimum: float) -> floa
 
 def colour_marker(analysis: FrameAnalysis, pixels: Tensor, colouring: str, fps: float | None = None) -> dict[str, Any]:
     """Return plotly's marker of the points at `pixels` (N,): their values, the scale, and its bar with a unit."""
+    if colouring == "image":
+        return {"size": 1.6, "showscale": False} | image_colours(image_rgb(analysis.sample.left_0), pixels)
     bar = {"thickness": 12, "len": 0.7, "x": 1.0}
     if colouring == "trust":
         values, scale = analysis.flow.trusted.float(), [[0, _COLOURS["not trusted"]], [1, _COLOURS["trusted"]]]
@@ -135,7 +156,7 @@ def colour_marker(analysis: FrameAnalysis, pixels: Tensor, colouring: str, fps: 
         shifts = np.linalg.norm(object_arrows(analysis)[1], axis=-1) * (fps or 1.0)
         high = 1.2 * float(shifts.max()) if len(shifts) else _top(values, pixels, 95, minimum=0.1)
     shown = values.reshape(-1).cpu()[pixels].numpy()
-    return {"size": 1.6, "color": shown, "colorscale": scale, "cmin": low, "cmax": high,
+    return {"size": 1.6, "color": shown, "colorscale": scale, "cmin": low, "cmax": high, "showscale": True,
             "colorbar": {"title": {"text": title}} | bar}  # fmt: skip
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #f622773a
@@ -197,9 +218,10 @@ def _layout(analysis: FrameAnalysis) -> dict[str, Any]:
     }
     eye, centre = {"x": 0.0, "y": -1.1, "z": 0.45}, {"x": 0.0, "y": -0.15, "z": -0.1}
     scene = {"aspectmode": "data", "uirevision": "kept", "camera": {"eye": eye, "center": centre}, **axes}
-    legend = {"orientation": "h", "y": 1.0, "yanchor": "bottom", "itemsizing": "constant"}
-    return {"scene": scene, "height": 420, "margin": dict.fromkeys("lrb", 0) | {"t": 30}, "legend": legend,
-            "uirevision": "kept", "autosize": True}  # fmt: skip
+    legend = {"orientation": "h", "x": 0.0, "y": 0.0, "yanchor": "bottom", "itemsizing": "constant",
+              "bgcolor": "rgba(255,255,255,0.7)", "font": {"color": "#333333"}}  # fmt: skip
+    return {"scene": scene, "height": 400, "margin": dict.fromkeys("lrtb", 0), "legend": legend,
+            "modebar": {"orientation": "v"}, "uirevision": "kept", "autosize": True}  # fmt: skip
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #d87a74a0
 def motion_figure(
@@ -212,7 +234,7 @@ def motion_figure(
     ----------
     analysis : FrameAnalysis
     colouring : str
-        `motion`, `trust` or `residual`.
+        `image`, `motion`, `trust` or `residual`.
     fps : float, optional
         Frames per second; motion is per frame if it is not known.
     region : int, optional
@@ -228,7 +250,8 @@ def motion_figure(
         Traces: points, highlighted points, arrows' shafts and tips, camera at t, camera at t + 1.
     """
     pixels = cloud_pixels(analysis, trusted=colouring != "trust", count=points)
-    unit = "%{x:.1f} m right, %{y:.1f} m ahead, %{z:.1f} m up: %{marker.color:.2f}<extra></extra>"
+    value = "" if colouring == "image" else ": %{marker.color:.2f}"
+    unit = f"%{{x:.1f}} m right, %{{y:.1f}} m ahead, %{{z:.1f}} m up{value}<extra></extra>"
     traces = [
         _points(plotted(analysis.flow.points_0.reshape(-1, 3).cpu()[pixels]), mode="markers", name="points",
                 marker=colour_marker(analysis, pixels, colouring, fps), hovertemplate=unit, showlegend=False),
@@ -243,17 +266,24 @@ def motion_figure(
     return go.Figure(traces, _layout(analysis))
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #2fe65f11
-def drop_reason(dropped: dict[str, Any]) -> str:
-    """Return why a proposal was dropped: `"confidence 0.44 < 0.65, mostly agreement"`."""
-    value, bound = dropped["value"], dropped["bound"]
-    weakest = f", mostly {dropped['weakest']}" if "weakest" in dropped else ""
-    return f"{dropped['rule']} {value:.4g} {'>' if value > bound else '<'} {bound:g}{weakest}"
-
-
 def dropped_rows(analysis: FrameAnalysis) -> list[tuple[str, int]]:
     """Return a line of text for every dropped proposal, and the number of its region; large ones first."""
     dropped = sorted(analysis.proposals.diagnostics.get("dropped", []), key=lambda d: -d["region_px"])
-    return [(f"{d['region']:>4}  {d['region_px']:>8} px   {drop_reason(d)}", d["region"]) for d in dropped]
+    return [(f"{d['region']:>4}  {d['region_px']:>7,} px  {drop_reason(d)}", d["region"]) for d in dropped]
+
+
+def region_about(analysis: FrameAnalysis, region: int | None) -> str:
+    """Return what became of a region in a sentence or two; what to do for None."""
+    if region is None:
+        return "Click a region in the picture, or a line of the list."
+    found = [d for d in analysis.proposals.diagnostics.get("dropped", []) if d["region"] == region]
+    if found:
+        return f"Region {region} was dropped: {drop_reason(found[0])}. {drop_advice(found[0])}".strip()
+    inside = analysis.proposals.regions == region
+    numbers = analysis.proposals.instance[inside]
+    kept = numbers[numbers > 0].unique().tolist()
+    named = ", ".join(f"object {number}" for number in kept)
+    return f"Region {region} is part of {named}." if kept else f"Region {region} was joined to another."
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #a45ae156
 def region_picture(analysis: FrameAnalysis, region: int | None = None) -> np.ndarray:
@@ -263,6 +293,12 @@ def region_picture(analysis: FrameAnalysis, region: int | None = None) -> np.nda
         inside = (analysis.proposals.regions == region).cpu().numpy()
         rgb[inside] = [int(_COLOURS["highlight"][k : k + 2], 16) for k in (1, 3, 5)]
     return rgb
+
+
+def region_at(analysis: FrameAnalysis, x: int, y: int) -> int | None:
+    """Return the number of the moving region at pixel (x, y), None if there is none."""
+    regions = analysis.proposals.regions
+    return int(regions[y, x]) or None if regions is not None else None
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #66e97aa5
 class MotionLab(widgets.VBox):
@@ -280,9 +316,9 @@ class MotionLab(widgets.VBox):
     def __init__(self, analysis: FrameAnalysis, fps: float | None = None, points: int = _POINTS) -> None:
         self.analysis, self.fps, self.points = analysis, fps, points
         self.colouring = widgets.ToggleButtons(
-            options=[("motion, m/s" if fps else "motion, m per frame", "motion"), ("trust", "trust"),
-                     ("residual, px", "residual")],
-            description="Colour:", style={"button_width": "130px"},
+            options=[("image", "image"), ("motion, m/s" if fps else "motion, m per frame", "motion"),
+                     ("trust", "trust"), ("residual, px", "residual")],
+            description="Colour:", style={"button_width": "130px", "description_width": "initial"},
         )  # fmt: skip
         self.arrow_frames = widgets.FloatSlider(
             5.0, min=1, max=20, step=1, description="Arrows, frames:", style={"description_width": "initial"},
@@ -290,30 +326,46 @@ class MotionLab(widgets.VBox):
         )  # fmt: skip
         rows = dropped_rows(analysis)
         self.dropped = widgets.Select(
-            options=[("nothing highlighted", None), *rows], rows=8, layout={"width": "500px", "height": "170px"}
+            options=[("nothing highlighted", None), *rows], rows=7, layout={"width": "auto", "height": "140px"}
         )
         self.dropped.add_class("cups-lab-rows")
+        self.region: int | None = None
         self.figure = go.FigureWidget(self._figure())
-        fitted = {"max_width": "580px", "max_height": "200px", "object_fit": "contain"}
-        self.picture = widgets.Image(value=png_bytes(region_picture(analysis)), layout=fitted)
-        for control in (self.colouring, self.arrow_frames, self.dropped):
+        self.figure._config = self.figure._config | {"responsive": True}
+        self.picture = ClickPicture(value=png_bytes(region_picture(analysis)), about="objects; click a region")
+        self.picture.on_pixel(lambda x, y: self.select(region_at(self.analysis, x, y)))
+        self.about = widgets.HTML(escape(region_about(analysis, None)))
+        for control in (self.colouring, self.arrow_frames):
             control.observe(self._update, "value")
+        self.dropped.observe(lambda change: self.select(change["new"]), "value")
         why = analysis.proposals.diagnostics.get("why_empty", f"{len(analysis.proposals.motions)} objects move")
         heading = widgets.Label(f"{why}; {len(rows)} proposals dropped (region, pixels, reason):")
-        heading.layout.width = "500px"
         bar = widgets.HBox([self.colouring, self.arrow_frames, widgets.HTML(MONOSPACE)])
-        below = widgets.HBox([widgets.VBox([heading, self.dropped]), self.picture])
+        below = widgets.HBox([
+            widgets.VBox([heading, self.dropped, self.about], layout={"flex": "1 1 0", "min_width": "0"}),
+            widgets.Box([self.picture], layout={"flex": "0 1 auto", "max_width": "55%"}),
+        ])  # fmt: skip
         super().__init__([bar, self.figure, below], layout={"width": "100%", "max_width": LAB_WIDTH})
         self.add_class("cups-motion-lab")
 
+    def select(self, region: int | None) -> None:
+        """Highlight a region, dropped or not, in the cloud, the picture and the list."""
+        self.region = region
+        self.dropped.value = region if region in [value for _, value in self.dropped.options[1:]] else None
+        if self.region == region:  # else the list has called already
+            self._update()
+
     def _figure(self) -> go.Figure:
         """Return the figure for the values of the controls."""
-        options = self.colouring.value, self.fps, self.dropped.value, self.points, self.arrow_frames.value
+        options = self.colouring.value, self.fps, self.region, self.points, self.arrow_frames.value
         return motion_figure(self.analysis, *options)
 
-    def _update(self, _change: dict[str, Any]) -> None:
-        """Copy the traces of a new figure."""
+    def _update(self, _change: Any = None) -> None:
+        """Take the properties of new traces; the camera of the plot stays."""
         with self.figure.batch_update():
             for old, new in zip(self.figure.data, self._figure().data, strict=True):
-                old.update(new.to_plotly_json(), overwrite=False)
-        self.picture.value = png_bytes(region_picture(self.analysis, self.dropped.value))
+                for name, value in new.to_plotly_json().items():
+                    if name != "type":
+                        old[name] = value
+        self.picture.value = png_bytes(region_picture(self.analysis, self.region))
+        self.about.value = escape(region_about(self.analysis, self.region))

@@ -21,7 +21,7 @@ from PIL import Image
 from ..core.errors import InputError
 from ..core.memory import release_memory
 from .waiting import Progress, Stopped, Watch
-from .widgets import fault_html
+from .widgets import ClickPicture, fault_html
 
 # %% auto #0
 __all__ = ['has_front_end', 'pictures_in', 'Opener', 'shown']
@@ -34,7 +34,7 @@ def has_front_end() -> bool:
 # %% ../../nbs/workbench/08_showing.ipynb #4132f5b5
 def pictures_in(widget: widgets.Widget) -> Iterator[Image.Image]:
     """Yield the pictures that a widget shows, from top to bottom, without those of a single colour."""
-    if isinstance(widget, widgets.Image) and widget.value and widget.layout.display != "none":
+    if isinstance(widget, widgets.Image | ClickPicture) and widget.value and widget.layout.display != "none":
         picture = Image.open(io.BytesIO(widget.value)).convert("RGB")
         if any(low < high for low, high in picture.getextrema()):
             yield picture

@@ -34,6 +34,7 @@ from ..stages.labels.pseudo_classes import PseudoClasses
 from ..stages.pipeline import STAGES, FrameAnalysis, PseudoLabelSettings
 from ..stages.semantics.region_classes import RegionClasses
 from .frames import frame_pictures
+from .rules import RULES
 from .stage_cache import StageCache, grouped, recompute
 from .widgets import LAB_WIDTH, png_bytes
 
@@ -210,6 +211,11 @@ class Control:
     step: float
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #8aebae60
+def _of_rule(name: str, low: float, high: float, step: float) -> Control:
+    """Return the control of a rule for moving regions."""
+    return Control(RULES[name].setting, RULES[name].slider, low, high, step)
+
+
 _MATCHING = {
     "classical": (
         Control("classical.nearest_depth_m", "nearest depth, m", 1.0, 10.0, 0.5),
@@ -228,10 +234,15 @@ _CONTROLS = {
         Control("scene_flow.edge_share", "edge width, share of height", 0.0, 0.05, 0.001),
     ),
     "motion": (
-        Control("motion.min_confidence", "minimum confidence", 0.0, 1.0, 0.05),
-        Control("motion.min_moved_noise", "minimum motion, noise σ", 0.0, 10.0, 0.5),
-        Control("motion.min_moved_px", "minimum motion, px", 0.0, 3.0, 0.1),
-        Control("motion.min_agreement", "minimum agreement, share", 0.0, 1.0, 0.05),
+        _of_rule("confidence", 0.0, 1.0, 0.05),
+        _of_rule("moved_noise", 0.0, 10.0, 0.5),
+        _of_rule("moved_px", 0.0, 3.0, 0.1),
+        _of_rule("agreement", 0.0, 1.0, 0.05),
+        _of_rule("seen_points", 0, 200, 5),
+        _of_rule("surface_m2", 0.0, 2.0, 0.05),
+        _of_rule("area_px", 0, 500, 4),
+        _of_rule("area_share", 0.0, 0.005, 0.0001),
+        _of_rule("overlap", 0.0, 1.0, 0.05),
         Control("motion.min_evidence", "minimum evidence, -1 to 1", -0.5, 0.9, 0.05),
     ),
     "CRF": (
@@ -271,7 +282,8 @@ def slider(control: Control, settings: PseudoLabelSettings) -> widgets.Widget:
     whole = isinstance(value, int)
     kind, low, high = (widgets.IntSlider if whole else widgets.FloatSlider), control.low, control.high
     layout = widgets.Layout(width="400px")
-    more = {} if whole else {"readout_format": ".3f" if control.step < 0.01 else ".2f"}
+    digits = next(digits for digits in (2, 3, 4) if control.step >= 0.1**digits or digits == 4)
+    more = {} if whole else {"readout_format": f".{digits}f"}
     return kind(value, min=min(low, value), max=max(high, value), step=control.step, description=control.label,
                 style={"description_width": "190px"}, continuous_update=False, layout=layout, **more)  # fmt: skip
 
