@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.pictures import distinct_colours
+from ..core.class_colours import class_colours
 from ..core.protocols import StereoDataset
 from ..core.records import VOID, PanopticLabel
 from ..datasets.labelled_images import LabelledImages
@@ -335,8 +335,9 @@ def contour_layer(label: PanopticLabel) -> Layer:
 
 # %% ../../nbs/workbench/24_label_fixer.ipynb #333df332
 def label_packet(
-    name: str, label: PanopticLabel, image: Tensor | None, names: list[str], max_width: int = 1024
-) -> Packet:
+    name: str, label: PanopticLabel, image: Tensor | None, names: list[str], max_width: int = 1024,
+    things: Sequence[int] = (),
+) -> Packet:  # fmt: skip
     """Return a label as a message to a `FrameView`.
 
     Parameters
@@ -350,12 +351,14 @@ def label_packet(
         Of the pseudo-classes.
     max_width : int
         Labels that are wider are sampled.
+    things : sequence of int
+        Classes of things, which have strong colours.
     """
     step = step_for(label.semantic.shape[1], max_width)
     small = sampled(label, step)
     height, width = small.semantic.shape
     content = {"name": name, "width": width, "height": height, "step": step, "classes": names, "truth_classes": []}
-    colours = distinct_colours(len(names) + 1)[1:]
+    colours = class_colours(len(names), things)
     layers = {} if image is None else {"left": picture(image[:, ::step, ::step])}
     layers |= {"panoptic": class_layer(small.semantic, None, names, colours), "contours": contour_layer(small)}
     arrays = {"semantic": small.semantic.numpy().astype(np.uint8), "instance": small.instance.numpy().astype(np.uint16)}
@@ -391,7 +394,8 @@ def edits_html(opened: OpenFrame | None, unsaved: Sequence[str]) -> str:
     return "; ".join(part for part in (count, state, more) if part)
 
 # %% ../../nbs/workbench/24_label_fixer.ipynb #11215318
-_HELP = ("← → frame · click a segment, with Shift one more · Delete deletes · z undo, y redo · Esc none selected · "
+_HELP = ("← → frame · click a segment, with Shift one more · Delete deletes · r last class again · "
+         "z undo, y redo · Esc none selected · "
          "+ − 0 zoom · drag to move")  # fmt: skip
 
 class LabelFixer(widgets.VBox):
@@ -422,6 +426,7 @@ class LabelFixer(widgets.VBox):
         self.selected: list[tuple[int, int]] = []
         self.opened: OpenFrame | None = None
         self._line: list[tuple[int, int]] = []
+        self._given: int | None = None  # class that was given last
         self._drafts: dict[str, Draft] = {}
         self._fault, self._lock, self._worker = "", threading.RLock(), LatestFirst(self._serve)
         text = ""
@@ -498,6 +503,8 @@ def click(self: LabelFixer, x: int, y: int, add: bool = False) -> None:
 @patch
 def _select(self: LabelFixer, points: Sequence[tuple[int, int]]) -> None:
     """Select the segments at pixels (x, y)."""
+    if len(points) == 1 and points != self.selected and (class_id := int(self.label.semantic[points[0][::-1]])) != VOID:
+        self.to_class.value = class_id
     self.selected, self._line = list(points), []
     self.view.selected, self.view.marks = [list(point) for point in points], []
     self._refresh()
@@ -517,7 +524,7 @@ def _edit(self: LabelFixer, kind: str, **options: Any) -> None:
 def _send_label(self: LabelFixer) -> None:
     """Show the label that the open frame has now."""
     opened = self._current()
-    packet = label_packet(opened.name, opened.label, None, self.class_names, self.max_width)
+    packet = label_packet(opened.name, opened.label, None, self.class_names, self.max_width, self.things)
     self.view.send_frame({"index": opened.index}, packet, first=False, done=True)
 
 
@@ -525,6 +532,7 @@ def _send_label(self: LabelFixer) -> None:
 def relabel(self: LabelFixer, to_class: int) -> None:
     """Give the selected segments a class."""
     self._edit("relabel", to_class=to_class, to_thing=to_class in self.things)
+    self._given = to_class
 
 # %% ../../nbs/workbench/24_label_fixer.ipynb #2804bcaf
 @patch
@@ -610,7 +618,8 @@ def _serve(self: LabelFixer, request: dict[str, Any]) -> None:
         try:
             self._fault = ""
             opened = self._open(request["index"])
-            packet = label_packet(opened.name, opened.label, opened.image, self.class_names, self.max_width)
+            named = self.class_names, self.max_width, self.things
+            packet = label_packet(opened.name, opened.label, opened.image, *named)
             self.view.send_frame(request, packet, first=True, done=True)
         except InputError as error:
             self.view.send_note(request, "error", str(error))
@@ -633,19 +642,23 @@ def _do(self: LabelFixer, act: Callable[[], None]) -> None:
 @patch
 def _key_actions(self: LabelFixer) -> dict[str, Callable[[], None]]:
     """Return the functions of the keys."""
-    return {"z": self.undo, "y": self.redo, "Delete": self.delete, "Escape": self._select_none}
+    return {"z": self.undo, "y": self.redo, "r": self._relabel_again, "Delete": self.delete,
+            "Escape": self._select_none}  # fmt: skip
 
 
 @patch
 def _select_none(self: LabelFixer) -> None:
     """Select nothing, and leave the mode in which clicks are points of a line."""
-    self.cutting.value = False
+    self.cutting.value = self.picking.value = False
     self._select([])
 
 
 @patch
 def _clicked(self: LabelFixer, x: int, y: int, add: bool) -> None:
     """Take a click as a selection, or as a point of the line to split along."""
+    if self.picking.value:
+        self.pick(x, y)
+        return
     if not self.cutting.value:
         self.click(x, y, add or self.adding.value)
         return
@@ -666,6 +679,10 @@ def _controls(self: LabelFixer) -> list[widgets.Widget]:
         options=[(f"class {k} ({kind})", k) for k, kind in enumerate(kinds)], description="New class:",
         layout={"width": "230px"}, style={"description_width": "initial"},
     )  # fmt: skip
+    self.swatch = widgets.HTML()
+    self.to_class.observe(lambda _: self._show_swatch(), "value")
+    self.picking = widgets.ToggleButton(description="Pick class", icon="eyedropper", layout={"width": "auto"},
+                                        tooltip="the next click on the picture chooses the new class")  # fmt: skip
     self.buttons = {
         "relabel": self._button("Relabel", "tag", lambda: self.relabel(self.to_class.value)),
         "delete": self._button("Delete", "trash", self.delete),
@@ -682,14 +699,40 @@ def _controls(self: LabelFixer) -> list[widgets.Widget]:
     self.cutting.observe(lambda _: self._do(self._forget_line), "value")
     self.status = widgets.HTML(layout={"flex": "1 1 0", "min_width": "0"})
     self.about = widgets.HTML(layout={"min_height": "28px"})
+    self._show_swatch()
     buttons = list(self.buttons.values())
     return [
-        widgets.HBox([self.adding, self.to_class, *buttons[:4], self.cutting]),
+        widgets.HBox([self.adding, self.swatch, self.to_class, self.picking, *buttons[:4], self.cutting]),
         widgets.HBox([*buttons[4:], self.status]),
         self.about,
     ]
 
+# %% ../../nbs/workbench/24_label_fixer.ipynb #d179da3a
+@patch
+def _show_swatch(self: LabelFixer) -> None:
+    """Show the colour of the new class."""
+    colour = class_colours(self.labels.num_classes, self.things)[self.to_class.value]
+    style = f"display:inline-block;width:22px;height:22px;border:1px solid #888;background:rgb{tuple(colour.tolist())}"
+    self.swatch.value = f"<span class='cups-swatch' title='colour of the new class' style='{style}'></span>"
 
+
+@patch
+def pick(self: LabelFixer, x: int, y: int) -> None:
+    """Take the class at a pixel as the new class."""
+    class_id = int(self.label.semantic[y, x])
+    if class_id == VOID:
+        raise InputError("that pixel has no class")
+    self.picking.value, self.to_class.value = False, class_id
+
+
+@patch
+def _relabel_again(self: LabelFixer) -> None:
+    """Give the selected segments the class that was given last."""
+    if self._given is None:
+        raise InputError("no class was given yet")
+    self.relabel(self._given)
+
+# %% ../../nbs/workbench/24_label_fixer.ipynb #b82fd83c
 @patch
 def _button(self: LabelFixer, text: str, icon: str, act: Callable[[], None]) -> widgets.Button:
     """Return a button that calls a function."""

@@ -118,9 +118,9 @@ def object_arrows(analysis: FrameAnalysis) -> tuple[np.ndarray, np.ndarray]:
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #e7904d83
 def image_colours(rgb: np.ndarray, pixels: Tensor) -> dict[str, Any]:
-    """Return the part of plotly's marker that gives points the colours of pixels (N,) of an image (H, W, 3), uint8.
+    """Return the part of plotly's marker that gives points the colours of the pixels (N,) of an image (H, W, 3).
 
-    Plotly checks colours one by one, for seconds; so the points get numbers, on a scale of the image's 256 main colours.
+    Plotly checks colours one by one, for seconds; so points get numbers, on a scale of the image's 256 main colours.
     """
     few = Image.fromarray(rgb).quantize(_MAIN_COLOURS, Image.Quantize.FASTOCTREE, dither=Image.Dither.NONE)
     palette = np.resize(np.array(few.getpalette(), np.uint8), (_MAIN_COLOURS, 3))

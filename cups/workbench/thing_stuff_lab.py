@@ -41,6 +41,7 @@ def sorted_classes(split: ThingStuffSplit, pixels: Tensor, sorting: str) -> list
     return split.order.tolist()
 
 # %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #8e92691a
+_DIGITS = 3  # of a threshold, after the point
 _MAX_THRESHOLD = 0.99  # a threshold is below 1, the share of a class that is all inside proposals
 
 
@@ -52,7 +53,7 @@ def threshold_line(threshold: float) -> dict[str, Any]:
 
 def line_threshold(shape: Mapping[str, Any]) -> float:
     """Return the threshold of a line that was dragged: the mean of its ends with three digits, clamped to [0, 0.99]."""
-    return round(min(max((shape["y0"] + shape["y1"]) / 2, 0.0), _MAX_THRESHOLD), 3)
+    return round(min(max((shape["y0"] + shape["y1"]) / 2, 0.0), _MAX_THRESHOLD), _DIGITS)
 
 # %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #65a9d81e
 _THING, _STUFF = "#E69F00", "#0072B2"
@@ -230,8 +231,8 @@ def _controls(self: ThingStuffLab) -> widgets.Widget:
     self.threshold_slider = widgets.FloatSlider(
         start, min=0.0, max=_MAX_THRESHOLD, step=0.005, readout=False, layout={"width": "420px"}
     )
-    widgets.link((self.threshold, "value"), (self.threshold_slider, "value"))
-    self.threshold.observe(self._redraw, "value")
+    self.threshold.observe(self._rounded, "value")
+    self.threshold_slider.observe(lambda change: setattr(self.threshold, "value", change["new"]), "value")
     self.sorting.observe(self._redraw, "value")
     return widgets.HBox([self.sorting, self.threshold, self.threshold_slider])
 
@@ -240,12 +241,24 @@ def _controls(self: ThingStuffLab) -> widgets.Widget:
 def _bars(self: ThingStuffLab) -> go.FigureWidget:
     """Make the figure; its line can be dragged, its bars clicked."""
     self.figure = go.FigureWidget(self._figure())
-    self.figure._config = self.figure._config | {"edits": {"shapePosition": True}, "displayModeBar": False}
+    config = {"edits": {"shapePosition": True}, "displayModeBar": False, "responsive": True}
+    self.figure._config = self.figure._config | config
     self.figure.layout.on_change(self._dragged, "shapes")
     self.figure.data[0].on_click(self._bar_clicked)
     return self.figure
 
 # %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #6da9e8d1
+@patch
+def _rounded(self: ThingStuffLab, change: dict[str, Any]) -> None:
+    """Round the threshold: steps of 0.005 add up to 0.20500000000000004."""
+    value = round(change["new"], _DIGITS)
+    if value != change["new"]:
+        self.threshold.value = value  # which calls again
+        return
+    self.threshold_slider.value = value
+    self._redraw()
+
+
 @patch
 def _figure(self: ThingStuffLab) -> go.Figure:
     """Return the figure for the values of the controls."""
@@ -273,7 +286,7 @@ def _dragged(self: ThingStuffLab, _layout: Any, shapes: Sequence[Any]) -> None:
     if not shapes:
         return
     threshold, level, shape = line_threshold(shapes[0]), threshold_line(self.threshold.value), shapes[0]
-    if threshold != round(self.threshold.value, 3):
+    if threshold != round(self.threshold.value, _DIGITS):
         self.threshold.value = threshold
     elif any(shape[end] != level[end] for end in ("x0", "x1", "y0", "y1")):
         self._redraw()

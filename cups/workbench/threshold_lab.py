@@ -344,7 +344,8 @@ class ThresholdLab(widgets.VBox):
         self.after: tuple[PseudoLabelSettings, FrameAnalysis] | None = None
         cache = replace(known or StageCache(sample), classes=classes)
         self.recomputer = Recomputer(cache, self._show, self._progress, self._fault)
-        super().__init__([self._tabs(), self._bar(), self._views(), self._numbers()], layout={"max_width": LAB_WIDTH})
+        parts = [self._tabs(), self._bar(), self._views(), self._numbers()]
+        super().__init__(parts, layout={"width": "100%", "max_width": LAB_WIDTH})
         self.add_class("cups-threshold-lab")
         self.recomputer.request(self.settings)
 
@@ -417,7 +418,8 @@ def _numbers(self: ThresholdLab) -> widgets.Widget:
     self.save_button = widgets.Button(description="Save as YAML", icon="save", layout={"width": "130px"})
     self.saved = widgets.HTML()
     self.save_button.on_click(lambda _: self._save())
-    numbers = widgets.Box([self.table], layout={"width": "620px", "max_height": "180px", "overflow": "auto"})
+    fitted = {"flex": "1 1 0", "min_width": "0", "max_height": "180px", "overflow": "auto"}
+    numbers = widgets.Box([self.table], layout=fitted)
     row = widgets.HBox([self.path, self.save_button])
     return widgets.HBox([numbers, widgets.VBox([self.yaml_view, row, self.saved])])
 

@@ -23,6 +23,7 @@ from cups.stages.labels.pseudo_classes import fit_pseudo_classes
 sample = street_scene(7).sample
 settings = PseudoLabelSettings(num_classes=6, num_object_classes=0)
 classes = fit_pseudo_classes(describe(sample, settings), 6, 0)
+analysis = analyse(sample, classes, settings)
 """
 FILES = """
 from cups.datasets.stereo_folder import StereoFolder
@@ -31,7 +32,7 @@ from cups.labels.store import PseudoLabelStore
 video, store = StereoFolder("scenes"), PseudoLabelStore("labels")
 """
 LABS = {
-    "motion-lab": (STREET, "cups.workbench.motion_lab", "MotionLab(analyse(sample, classes, settings), fps=10)"),
+    "motion-lab": (STREET, "cups.workbench.motion_lab", "MotionLab(analysis, fps=10)"),
     "threshold-lab": (STREET, "cups.workbench.threshold_lab", "ThresholdLab(sample, classes, settings)"),
     "thing-stuff-lab": (FILES, "cups.workbench.thing_stuff_lab", "ThingStuffLab(store, video)"),
     "run-browser": (FILES, "cups.workbench.run_browser", 'RunBrowser("runs", video)'),
@@ -99,15 +100,30 @@ def test_a_lab_fits_the_window_and_its_controls_do_not_overlap(labs, artefacts, 
     assert box["height"] <= 700
 
 
-def test_a_dropped_proposal_is_highlighted(labs, artefacts):
+def test_a_click_selects_a_region_in_the_list_and_the_cloud(labs, lab, artefacts):
     page, found = shown(labs, "motion-lab")
-    picture = found.locator("img").get_attribute("src")
+    image = found.locator(".cups-click-picture")
+    picture = image.get_attribute("src")
     found.locator("select").select_option(index=1)
-    wait_for(lambda: found.locator("img").get_attribute("src") != picture, "the picture does not change")
+    wait_for(lambda: image.get_attribute("src") != picture, "the picture does not change")
+    found.get_by_text(re.compile("Region \\d+ was dropped: .* The slider “.*” keeps it")).wait_for()
+    found.locator("select").select_option(index=0)
+    found.get_by_text("Click a region in the picture").wait_for()
+    size = image.evaluate("e => [e.naturalWidth, e.naturalHeight, e.clientWidth, e.clientHeight]")
+    ask = "[(d['region'], *(_.proposals.regions == d['region']).nonzero()[0].tolist()) for _ in [analysis] for d in "
+    expression = f"{ask}analysis.proposals.diagnostics['dropped']][:1]"
+    region, y, x = json.loads(lab.ask("motion-lab.ipynb", expression).replace("(", "[").replace(")", "]"))[0]
+    image.click(position={"x": (x + 0.5) * size[2] / size[0], "y": (y + 0.5) * size[3] / size[1]})
+    found.get_by_text(f"Region {region} was dropped").wait_for()
+    assert found.locator("select").evaluate("e => e.selectedIndex") > 0
     found.get_by_text("trust", exact=True).click()
     found.get_by_text("not trusted").wait_for()
+    found.get_by_text("residual, px", exact=True).first.click()
+    found.get_by_text("not trusted").wait_for(state="detached")
     assert found.locator("canvas").count()
-    page.screenshot(path=artefacts / "motion-lab-trust.png")
+    plot = found.locator(".js-plotly-plot").bounding_box()
+    assert plot["width"] > 0.9 * found.bounding_box()["width"], "the plot fills its place"
+    page.screenshot(path=artefacts / "motion-lab-clicked.png")
 
 
 def test_a_moved_slider_changes_what_is_shown(labs, artefacts):
@@ -138,6 +154,7 @@ def test_the_threshold_is_dragged_and_a_class_decided_by_hand(labs, lab, artefac
     page.mouse.move(line["x"] + line["width"] / 2, line["y"] - 60, steps=8)
     page.mouse.up()
     wait_for(lambda: float(number.input_value()) > start + 0.01, "the number does not follow the line")
+    assert re.fullmatch(r"0\.\d{1,3}", number.input_value()), "three digits"
     bar = found.locator(".barlayer .point path").first.bounding_box()
     page.mouse.click(bar["x"] + bar["width"] / 2, bar["y"] + bar["height"] - 3)
     found.get_by_text(re.compile("pixels in 2 frames|pixels in 1 frames")).wait_for()
