@@ -365,7 +365,7 @@ def fps(self: FrameExplorer) -> float | None:
     seconds = self.source and self.source.seconds(self.view.frame)
     return 1 / seconds if seconds else None
 
-
+# %% ../../nbs/workbench/07_explorer.ipynb #2df5f07a
 @patch
 def kept(self: FrameExplorer) -> StageCache:
     """Return what is kept of the frame that is shown."""

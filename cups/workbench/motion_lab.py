@@ -12,6 +12,7 @@ import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
 import torch
+from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
@@ -348,24 +349,30 @@ class MotionLab(widgets.VBox):
         super().__init__([bar, self.figure, below], layout={"width": "100%", "max_width": LAB_WIDTH})
         self.add_class("cups-motion-lab")
 
-    def select(self, region: int | None) -> None:
-        """Highlight a region, dropped or not, in the cloud, the picture and the list."""
-        self.region = region
-        self.dropped.value = region if region in [value for _, value in self.dropped.options[1:]] else None
-        if self.region == region:  # else the list has called already
-            self._update()
+# %% ../../nbs/workbench/20_motion_lab.ipynb #9ab8d422
+@patch
+def select(self: MotionLab, region: int | None) -> None:
+    """Highlight a region, dropped or not, in the cloud, the picture and the list."""
+    self.region = region
+    self.dropped.value = region if region in [value for _, value in self.dropped.options[1:]] else None
+    if self.region == region:  # else the list has called already
+        self._update()
 
-    def _figure(self) -> go.Figure:
-        """Return the figure for the values of the controls."""
-        options = self.colouring.value, self.fps, self.region, self.points, self.arrow_frames.value
-        return motion_figure(self.analysis, *options)
 
-    def _update(self, _change: Any = None) -> None:
-        """Take the properties of new traces; the camera of the plot stays."""
-        with self.figure.batch_update():
-            for old, new in zip(self.figure.data, self._figure().data, strict=True):
-                for name, value in new.to_plotly_json().items():
-                    if name != "type":
-                        old[name] = value
-        self.picture.value = png_bytes(region_picture(self.analysis, self.region))
-        self.about.value = escape(region_about(self.analysis, self.region))
+@patch
+def _figure(self: MotionLab) -> go.Figure:
+    """Return the figure for the values of the controls."""
+    options = self.colouring.value, self.fps, self.region, self.points, self.arrow_frames.value
+    return motion_figure(self.analysis, *options)
+
+
+@patch
+def _update(self: MotionLab, _change: Any = None) -> None:
+    """Take the properties of new traces; the camera of the plot stays."""
+    with self.figure.batch_update():
+        for old, new in zip(self.figure.data, self._figure().data, strict=True):
+            for name, value in new.to_plotly_json().items():
+                if name != "type":
+                    old[name] = value
+    self.picture.value = png_bytes(region_picture(self.analysis, self.region))
+    self.about.value = escape(region_about(self.analysis, self.region))

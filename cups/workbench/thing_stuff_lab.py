@@ -258,7 +258,7 @@ def _rounded(self: ThingStuffLab, change: dict[str, Any]) -> None:
     self.threshold_slider.value = value
     self._redraw()
 
-
+# %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #167f42b8
 @patch
 def _figure(self: ThingStuffLab) -> go.Figure:
     """Return the figure for the values of the controls."""

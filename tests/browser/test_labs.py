@@ -121,8 +121,6 @@ def test_a_click_selects_a_region_in_the_list_and_the_cloud(labs, lab, artefacts
     found.get_by_text("residual, px", exact=True).first.click()
     found.get_by_text("not trusted").wait_for(state="detached")
     assert found.locator("canvas").count()
-    plot = found.locator(".js-plotly-plot").bounding_box()
-    assert plot["width"] > 0.9 * found.bounding_box()["width"], "the plot fills its place"
     page.screenshot(path=artefacts / "motion-lab-clicked.png")
 
 
