@@ -99,7 +99,7 @@ class Followed:
     guesses : tuple of Guess
         The flow forward in the first window and backward in the second one.
     returned : float
-        Share of the region's pixels, 0 to 1, that come back to where they began.
+        Share of the region's pixels that stay in the image, 0 to 1, that come back to where they began.
     """
 
     windows: tuple[Window, Window]
@@ -107,7 +107,7 @@ class Followed:
     returned: float
 
 
-_MIN_INSIDE_SHARE = 0.3
+_MIN_INSIDE_SHARE = 0.25
 """Share of a region's pixels that have to stay in the image."""
 
 _RELATIVE_ERROR, _SQUARED_ERROR_PX = 0.01, 0.5
@@ -131,7 +131,7 @@ def follow_region(
     own = forward.flow[mask[window]]
     allowed = _RELATIVE_ERROR * (np.square(own).sum(-1) + np.square(back).sum(-1)) + _SQUARED_ERROR_PX
     returned = (np.square(own + back).sum(-1) < allowed) & inside
-    return Followed((window, there), (forward, backward), float(returned.mean()))
+    return Followed((window, there), (forward, backward), float(returned.sum() / inside.sum()))
 
 # %% ../../../nbs/stages/matching/08_guided_flow.ipynb #60a6bec5
 _MIN_RETURNED, _MIN_ALIKE, _MAX_LOSS = 0.5, 0.5, 0.05

@@ -38,7 +38,7 @@ class Template:
     offset: tuple[float, float]
 
 
-_MIN_TEMPLATE_PX, _MIN_INSIDE_SHARE = 12, 0.4
+_MIN_TEMPLATE_PX, _MIN_INSIDE_SHARE = 12, 0.25
 """Pixels of a template, and share of the region that has to stay inside the image."""
 
 def make_template(
@@ -78,9 +78,10 @@ _DISPARITY_WEIGHT, _UNSEEN_SHARE = 0.5, 0.2
 """Score of a template whose every disparity is as predicted (that of the image is 1), and what little is known costs."""
 
 def best_place(
-    template: Template, image: np.ndarray, disparity: np.ndarray, expected_px: float, reach_px: tuple[float, float]
-) -> tuple[float, float, tuple[float, float]] | None:
-    """Return score, correlation and place (x, y) of the region's centre, where a template fits best.
+    template: Template, image: np.ndarray, disparity: np.ndarray, expected_px: float,
+    reach_px: tuple[float, float],
+) -> tuple[float, float, tuple[float, float]] | None:  # fmt: skip
+    """Return score, correlation and place (x, y) of the region's centre where a template fits best.
 
     Parameters
     ----------
@@ -194,6 +195,8 @@ def measured_shift(
     window : tuple of slice
     """
     rows, columns = (grid[mask[window]] for grid in window_grid(mask.shape, window))
+    if len(rows) < _MIN_POINTS:
+        return None
     x, y = columns + flow[..., 0][mask[window]], rows + flow[..., 1][mask[window]]
     disparity_0, disparity_1 = views[0].disparity[window][mask[window]], looked_up_at(views[1].disparity, x, y)
     seen = (looked_up_at(views[1].seen.astype(np.uint8), x, y) > 0) & (np.minimum(disparity_0, disparity_1) > 0)
