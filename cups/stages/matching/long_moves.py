@@ -75,7 +75,7 @@ _DISPARITY_PX, _DISPARITY_SHARE = 0.3, 0.05
 """Tolerance of the next disparity, in pixels of half the resolution and as a share of it."""
 
 _DISPARITY_WEIGHT, _UNSEEN_SHARE = 0.5, 0.2
-"""Score of a template whose every disparity is as predicted (that of the image is 1), and what little is known costs."""
+"""Score of a template whose every disparity is as predicted (that of the image is 1), and the price of few of them."""
 
 def best_place(
     template: Template, image: np.ndarray, disparity: np.ndarray, expected_px: float,
