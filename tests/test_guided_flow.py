@@ -57,8 +57,9 @@ def test_oncoming_vehicles_are_followed_the_same_way_every_time() -> None:
         truth = scene.truth
         grey, known = grey_and_disparities(scene.sample, truth.disparity_0, truth.disparity_1)
         forward, backward = guided_flow(grey, known, scene.sample.calibration)
-        again = guided_flow(grey, known, scene.sample.calibration)
-        assert np.array_equal(forward, again[0]) and np.array_equal(backward, again[1])
+        if not guided:
+            again = guided_flow(grey, known, scene.sample.calibration)
+            assert np.array_equal(forward, again[0]) and np.array_equal(backward, again[1])
         right = truth.flow_forward.permute(1, 2, 0).numpy()
         far = truth.flow_visible.numpy() & (np.linalg.norm(right, axis=-1) > 10)
         for errors, flow in ((guided, forward), (plain, inverse_search_flow(*grey))):
@@ -71,8 +72,8 @@ def test_oncoming_vehicles_are_followed_the_same_way_every_time() -> None:
 def test_oncoming_cars_of_a_real_road(first: int, second: int) -> None:
     root = shared_folder() / "data" / "kitti_street21"
     frames = StereoFolder(root)
-    now, then = frames[first], frames[second]
-    sample = StereoSample(now.left_0, now.right_0, then.left_0, then.right_0, now.calibration)
+    images = [frames.image(side, f"{index:06d}") for index in (first, second) for side in ("left", "right")]
+    sample = StereoSample(*images, frames.calibration)
     instance = propose(sample, scene_flow(sample, ClassicalMatcher()(sample))).instance.numpy()
     truth = np.asarray(Image.open(root / "moving_objects" / f"{first:06d}.png"))
     for vehicle in np.unique(truth)[1:]:

@@ -30,7 +30,7 @@ from .unexplained import View, half_view, unexplained_regions
 
 # %% auto #0
 __all__ = ['Guess', 'guess_of', 'better', 'box_around', 'refined', 'Followed', 'follow_region', 'candidate_shifts', 'shifted',
-           'holds', 'halves', 'follow_regions', 'rough_motion', 'start_flow', 'guided_flow']
+           'holds', 'followed_again', 'halves', 'follow_regions', 'rough_motion', 'start_flow', 'guided_flow']
 
 # %% ../../../nbs/stages/matching/08_guided_flow.ipynb #9afd1de6
 @dataclass(frozen=True)
@@ -171,6 +171,17 @@ def holds(views: tuple[View, View], mask: np.ndarray, followed: Followed, so_far
     gained = max(gains) > _CLEARLY and min(gains) > -_MAX_LOSS
     return followed.returned > _MIN_RETURNED and gained and float(forward.alike[mine].mean()) > _MIN_ALIKE
 
+# %% ../../../nbs/stages/matching/08_guided_flow.ipynb #c6dbd650
+def followed_again(
+    views: tuple[View, View], mask: np.ndarray, followed: Followed, camera: Calibration
+) -> Followed:
+    """Return a region (h, w), bool, followed by the motion that its flow tells, if no less of it comes back."""
+    flow = np.zeros((*mask.shape, 2), np.float32)
+    flow[followed.windows[0]] = followed.guesses[0].flow
+    motion = camera_motion(views[0].disparity, views[0].seen & mask, flow, camera)
+    again = None if motion is None else follow_region(views, mask, motion, camera)
+    return followed if again is None or again.returned < followed.returned else again
+
 # %% ../../../nbs/stages/matching/08_guided_flow.ipynb #d6b4acae
 _MAX_TRIES, _MIN_HALVED_PX, _MIN_REGION_PX = 16, 160, 60
 """Regions that are tried in all, and the areas of one that is worth halving and of a half worth trying."""
@@ -209,6 +220,7 @@ def follow_regions(
         for shift in candidate_shifts(views, mask, guesses[0].flow, motion, camera):
             followed = follow_region(views, mask, shifted(motion, shift), camera)
             if followed is not None and holds(views, mask, followed, guesses):
+                followed = followed_again(views, mask, followed, camera)
                 triples = zip(guesses, followed.guesses, followed.windows, strict=True)
                 guesses = tuple(better(*triple) for triple in triples)
                 kept.append(mask)
