@@ -15,13 +15,13 @@ from torch import Tensor
 
 from ...core.errors import InputError
 from ...core.geometry import visible
-from ...core.images import guided_filter, root_colour, to_array
-from ...core.records import Matches, StereoSample
+from ...core.images import root_colour, to_array
+from ...core.records import Calibration, Matches, StereoSample
+from .guided_flow import guided_flow
 
 # %% auto #0
 __all__ = ['SMALLEST_SIDE_PX', 'ClassicalMatcherSettings', 'semi_global_disparity', 'left_right_consistent', 'snap_to_edges',
-           'fill_rows', 'inverse_search_flow', 'enlarged', 'reduced', 'visible_shares', 'unmatched', 'stereo_disparity',
-           'ClassicalMatcher']
+           'fill_rows', 'enlarged', 'reduced', 'visible_shares', 'unmatched', 'stereo_disparity', 'ClassicalMatcher']
 
 # %% ../../../nbs/stages/matching/01_classical.ipynb #4d029a4b
 @dataclass(frozen=True)
@@ -118,18 +118,39 @@ def left_right_consistent(disparity: np.ndarray, disparity_right: np.ndarray, sp
         seen &= cv2.filterSpeckles(sixteenths, 0, speckle_px, 16)[0] > 0  # a jump of 1 px separates regions
     return seen
 
+# %% ../../../nbs/stages/matching/01_classical.ipynb #5c1f20ae
+_COST_RADIUS_PX = 2
+"""Radius of the window over which costs are averaged: that of a matching block."""
+
+_EDGE_VARIANCE = 1e-3
+"""Variance of brightness above which a window holds an edge: about the square of `_COST_LIMIT`."""
+
+_MEAN_COLOUR = np.full((1, 3), 1 / 3, np.float32)
+"""Weights of red, green and blue."""
+
+class _EdgeAwareMean:
+    """The guided filter of one guide (H, W), float32, whose own means are computed once."""
+
+    def __init__(self, guide: np.ndarray) -> None:
+        self.guide = cv2.merge([guide] * 3)
+        self.mean = self._blur(self.guide)
+        self.variance = np.maximum(self._blur(self.guide * self.guide) - self.mean * self.mean, 0) + _EDGE_VARIANCE
+
+    def __call__(self, values: np.ndarray) -> np.ndarray:
+        """Return values (H, W, 3), float32, averaged over windows that do not cross edges of the guide."""
+        mean = self._blur(values)
+        slope = (self._blur(values * self.guide) - mean * self.mean) / self.variance
+        return self._blur(mean - slope * self.mean) + self._blur(slope) * self.guide
+
+    def _blur(self, values: np.ndarray) -> np.ndarray:
+        return cv2.blur(values, (2 * _COST_RADIUS_PX + 1, 2 * _COST_RADIUS_PX + 1))
+
 # %% ../../../nbs/stages/matching/01_classical.ipynb #6e332f53
 _SEARCH_RADII_PX = (2, 1, 1)
 """One pass each: half a block of 5 pixels, as far as it fattens, then the remaining pixel in two passes."""
 
-_COST_RADIUS_PX = 2
-"""Radius of the window over which costs are averaged: that of a matching block."""
-
 _COST_LIMIT = 0.03
 """Colour difference at which the cost saturates, so that occluded pixels do not dominate a window."""
-
-_EDGE_VARIANCE = 1e-3
-"""Variance of brightness above which a window holds an edge: about the square of `_COST_LIMIT`."""
 
 
 def snap_to_edges(disparity: np.ndarray, left: np.ndarray, right: np.ndarray) -> np.ndarray:
@@ -152,17 +173,20 @@ def snap_to_edges(disparity: np.ndarray, left: np.ndarray, right: np.ndarray) ->
     disparities.
     """
     rows, columns = np.indices(disparity.shape, np.float32)
-    guide, ones = left.mean(-1), np.ones_like(disparity)
+    smooth = _EdgeAwareMean(cv2.transform(left, _MEAN_COLOUR))
     for radius in _SEARCH_RADII_PX:
         square = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
         candidates = [disparity, cv2.erode(disparity, square), cv2.dilate(disparity, square)]
         costs = []
         for candidate in candidates:
             there = cv2.remap(right, columns - candidate, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-            cost = np.minimum(cv2.absdiff(left, there).mean(-1) / _COST_LIMIT, 1)
+            cost = np.minimum(cv2.transform(cv2.absdiff(left, there), _MEAN_COLOUR) / _COST_LIMIT, 1)
             cost[columns < candidate] = 0.5  # outside the right image there is no evidence for or against
-            costs.append(guided_filter([guide], cost, ones, _COST_RADIUS_PX, _EDGE_VARIANCE))
-        disparity = cv2.medianBlur(np.choose(np.argmin(costs, 0), candidates), 5)
+            costs.append(cost)
+        same, smaller, larger = cv2.split(smooth(cv2.merge(costs)))
+        chosen = np.where(smaller < same, candidates[1], disparity)
+        chosen = np.where(larger < np.minimum(same, smaller), candidates[2], chosen)
+        disparity = cv2.medianBlur(chosen, 5)
     return disparity
 
 # %% ../../../nbs/stages/matching/01_classical.ipynb #8cb830c4
@@ -187,35 +211,6 @@ def fill_rows(disparity: np.ndarray, known: np.ndarray) -> np.ndarray:
     right = np.where(after < len(columns), disparity[rows, np.minimum(after, len(columns) - 1)], np.inf)
     filled = np.minimum(left, right)
     return np.where(known, disparity, np.where(np.isfinite(filled), filled, 0)).astype(np.float32)
-
-# %% ../../../nbs/stages/matching/01_classical.ipynb #5e77b680
-def inverse_search_flow(
-    image_0: np.ndarray, image_1: np.ndarray, finest_scale: int = 0, stride_px: int = 4
-) -> np.ndarray:
-    """Return the optical flow between two images by dense inverse search.
-
-    Parameters
-    ----------
-    image_0, image_1 : ndarray, (H, W), uint8
-        Grey images.
-    finest_scale : int
-        Flow is computed down to 1 / 2^scale of the image size.
-    stride_px : int
-        Stride of the patches.
-
-    Returns
-    -------
-    ndarray, (H, W, 2), float32
-        Displacement (u right, v down) in pixels.
-
-    Source
-    ------
-    Kroeger, Timofte, Dai, Van Gool: Fast optical flow using dense inverse search, ECCV 2016.
-    """
-    search = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM)
-    search.setFinestScale(finest_scale)
-    search.setPatchStride(stride_px)
-    return search.calc(image_0, image_1, None)
 
 # %% ../../../nbs/stages/matching/01_classical.ipynb #e99e2fe1
 _MIN_VISIBLE_SHARE = 0.7
@@ -309,7 +304,7 @@ SMALLEST_SIDE_PX = 32
 
 
 class ClassicalMatcher:
-    """Semi-global matching with boundaries snapped to image edges, and dense inverse search; no weights.
+    """Semi-global matching with boundaries snapped to image edges, and guided flow; no weights.
 
     Runs on the CPU whatever the sample's device; the matches are returned on that device.
     """
@@ -327,11 +322,14 @@ class ClassicalMatcher:
             enlarged(to_array(image), factor)
             for image in (sample.left_0, sample.right_0, sample.left_1, sample.right_1)
         )
-        pairs = (left_0, right_0), (left_1, right_1)
         with ThreadPoolExecutor(2) as pool:
-            at = [pool.submit(stereo_disparity, *pair, search, self.settings) for pair in pairs]
-            flows = [pool.submit(self._flow, *pair) for pair in ((left_0, left_1), (left_1, left_0))]
-        (at_0, at_1), (forward, backward) = ([job.result() for job in jobs] for jobs in (at, flows))
+            jobs = [
+                pool.submit(stereo_disparity, left, right, search, self.settings)
+                for left, right in ((left_0, right_0), (left_1, right_1))
+            ]
+            at_0, at_1 = (job.result() for job in jobs)
+        camera = sample.calibration.resized(*left_0.shape[:2])
+        forward, backward = self._flows((left_0, left_1), (at_0, at_1), camera)
         seen = visible(forward[None], backward[None])[0, 0]
         matches = Matches(
             flow_forward=reduced(forward, factor), flow_backward=reduced(backward, factor),
@@ -349,8 +347,9 @@ class ClassicalMatcher:
         nearest = camera.fx * camera.baseline_m / self.settings.nearest_depth_m
         return max(16, int(np.ceil(factor * min(nearest, sample.size[1] / 4) / 16)) * 16)
 
-    def _flow(self, image_0: np.ndarray, image_1: np.ndarray) -> Tensor:
-        """Return the flow (2, H, W) between two RGB images (H, W, 3)."""
-        grey_0, grey_1 = (cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in (image_0, image_1))
-        flow = inverse_search_flow(grey_0, grey_1, self.settings.flow_finest_scale, self.settings.flow_stride_px)
-        return torch.from_numpy(np.ascontiguousarray(flow.transpose(2, 0, 1)))
+    def _flows(self, images: tuple, disparities: tuple, camera: Calibration) -> list[Tensor]:
+        """Return the flow (2, H, W), forward and backward, between RGB images (H, W, 3) of known disparities."""
+        grey = tuple(cv2.cvtColor(image, cv2.COLOR_RGB2GRAY) for image in images)
+        known = tuple((disparity.numpy(), seen.numpy()) for disparity, _, seen in disparities)
+        flows = guided_flow(grey, known, camera, self.settings.flow_finest_scale, self.settings.flow_stride_px)
+        return [torch.from_numpy(np.ascontiguousarray(flow.transpose(2, 0, 1))) for flow in flows]

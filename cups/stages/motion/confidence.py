@@ -51,23 +51,23 @@ class Term:
 
 # %% ../../../nbs/stages/motion/06_confidence.ipynb #26433235
 TERMS = (
-    Term("noise_px", 0.05, 1.0, -1.37, 0.08, log=True),
-    Term("tracked_ppm", 30.0, 30000.0, 1.03, 3536.22, log=True),
-    Term("seen_ppm", 30.0, 30000.0, 0.11, 3786.09, log=True),
-    Term("agreement", 0.5, 1.0, 7.81, 0.99),
-    Term("moved_noise", 1.0, 300.0, 0.18, 36.65, log=True),
-    Term("surface_m2", 0.02, 2.0, 0.72, 0.94, log=True),
-    Term("texture", 0.0, 0.4, 10.81, 0.40),
-    Term("seen", -0.1, 0.3, 19.17, 0.28),
-    Term("base_m", 0.4, 3.0, -1.70, 0.40),
-    Term("turned_deg", 0.0, 6.0, -0.51, 0.10),
-    Term("rise_m", -0.02, 0.1, -43.65, -0.02),
-    Term("shift_m", 0.01, 1.0, -0.07, 0.33, log=True),
-    Term("shift_m", 1.0, 8.0, -2.28, 1.00, log=True),
+    Term("noise_px", 0.05, 1.0, -0.68, 0.15, log=True),
+    Term("tracked_ppm", 30.0, 30000.0, 1.05, 3803.82, log=True),
+    Term("seen_ppm", 30.0, 30000.0, 0.41, 4111.29, log=True),
+    Term("agreement", 0.5, 1.0, 12.09, 0.99),
+    Term("moved_noise", 1.0, 300.0, 0.30, 26.70, log=True),
+    Term("surface_m2", 0.02, 2.0, 0.78, 0.98, log=True),
+    Term("texture", 0.0, 0.4, 9.14, 0.40),
+    Term("seen", -0.1, 0.3, 15.77, 0.30),
+    Term("base_m", 0.4, 3.0, -1.26, 0.40),
+    Term("turned_deg", 0.0, 6.0, -0.24, 0.20),
+    Term("rise_m", -0.02, 0.1, -27.16, -0.02),
+    Term("shift_m", 0.01, 1.0, -0.04, 0.44, log=True),
+    Term("shift_m", 1.0, 8.0, -0.14, 1.00, log=True),
 )
 """Of the numbers that `region_values` and `object_values` of `cups.stages.motion.propose` return."""
 
-TYPICAL_LOG_ODDS = 7.79
+TYPICAL_LOG_ODDS = 7.86
 """Log-odds of an object all of whose numbers are typical."""
 
 _MIN_LOG_ODDS = -700.0

@@ -30,8 +30,8 @@ from cups.stages.motion.region_motions import (
 from .settings import MotionSettings
 
 # %% auto #0
-__all__ = ['broken_rule', 'own_motion', 'region_values', 'base_height', 'object_values', 'Candidate', 'outlined',
-           'outline_regions', 'Selection', 'instance_map', 'select_objects', 'renumbered', 'join_objects',
+__all__ = ['broken_rule', 'own_motion', 'region_values', 'base_height', 'object_values', 'supported_noise', 'Candidate',
+           'outlined', 'outline_regions', 'Selection', 'instance_map', 'select_objects', 'renumbered', 'join_objects',
            'no_proposals', 'ego_diagnostics', 'propose']
 
 # %% ../../../nbs/stages/motion/07_propose.ipynb #a046e7f6
@@ -119,7 +119,17 @@ def object_values(claim: Claim, evidence: Evidence) -> dict[str, float]:
         "texture": float(evidence.known[window][pixels].mean()),
         "seen": float(claim.seen[pixels].mean()),
         "base_m": base_height(claim, evidence),
+        "top_m": float(np.quantile(evidence.layout.height_m[window][pixels], 1 - _BASE_QUANTILE)),
     }
+
+# %% ../../../nbs/stages/motion/07_propose.ipynb #a7d01c02
+_MIN_TEXTURE = 0.02
+"""With less texture the images neither support nor contradict an object."""
+
+def supported_noise(values: dict[str, float]) -> float:
+    """Return the displacement in standard deviations that the images support, by the other numbers of an object."""
+    support = max(values.get("seen", 0.0), 0.0) / max(values.get("texture", 0.0), _MIN_TEXTURE)
+    return support * values["moved_noise"]
 
 # %% ../../../nbs/stages/motion/07_propose.ipynb #cdcbd630
 @dataclass(frozen=True)
@@ -157,6 +167,7 @@ def outlined(k: int, found: RegionMotions, evidence: Evidence, settings: MotionS
     slack_px = float(flow_error(torch.tensor(found.moved_px[k]), ego.measurements))
     claim = claim_pixels(mask, found.motions[k], slack_px, evidence, settings)
     values |= object_values(claim, evidence)
+    values["supported_noise"] = supported_noise(values)
     values["confidence"], weakest = confidence(values)
     return Candidate(k, int(mask.sum()), values, weakest, claim)
 

@@ -57,6 +57,10 @@ class MotionSettings:
         Area of a region, and of an object, in pixels and as a share of the image.
     min_surface_m2 : float
         Visible surface of an object in square metres.
+    min_supported_noise : float
+        The displacement that the images support, in standard deviations of the flow.
+    max_top_m : float
+        Height above the ground in metres that nine tenths of an object do not exceed. Lorries and buses are 4 m high.
     min_confidence : float
         Probability, 0 to 1, that it is an object, given all its numbers.
     max_overlap : float
@@ -74,7 +78,9 @@ class MotionSettings:
     min_area_px: int = 24
     min_area_share: float = 2e-4
     min_surface_m2: float = 0.05
-    min_confidence: float = 0.65
+    min_supported_noise: float = 1.0
+    max_top_m: float = 4.5
+    min_confidence: float = 0.9
     max_overlap: float = 0.6
 
     MOVED: ClassVar[dict[str, str]] = _MOVED
