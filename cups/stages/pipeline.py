@@ -117,7 +117,7 @@ class PseudoLabelSettings:
     stable_share: float = 0.9
     num_object_classes: int = 4
     thing_threshold: float = THING_THRESHOLD
-    movable_lift: float = 1.0
+    movable_lift: float = 1.2
     token_weight: float = 1.0
     clustering_frames: int = 200
     seed: int = 0
