@@ -1,4 +1,4 @@
-"""Classes that neighbouring regions and the next frame agree on: the same in any order, fewer that swap, bad values refused."""
+"""Classes that regions and the next frame agree on: the same in any order, fewer that swap, bad values refused."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from cups.stages.semantics.region_classes import region_scores
 from cups.stages.semantics.regions import find_regions
 from cups.street.scenes import street_scene
 
-SETTINGS = PseudoLabelSettings(min_classes=8, max_classes=60)
+SETTINGS = PseudoLabelSettings(min_classes=8, max_classes=60, stable_share=0.9)
 
 
 @pytest.fixture(scope="module")

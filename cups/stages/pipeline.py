@@ -76,7 +76,7 @@ class PseudoLabelSettings:
         The range.
     stable_share : float
         Where the data choose the number, classes that swap from frame to frame are joined until this share of the
-        pixels keep theirs; 0 leaves them as they are.
+        pixels keep theirs: fewer and more stable classes, but rare ones are lost. 0 leaves them as they are.
     num_object_classes : int
         Number J of classes of moving objects, told apart by size, speed and shape; K + J <= 255. With 0 every object
         takes the majority class of its pixels, as published. Few objects need few classes: four are pedestrians,
@@ -112,9 +112,9 @@ class PseudoLabelSettings:
     dinov2: TokenSettings = field(default_factory=TokenSettings)
     crf: CrfSettings = field(default_factory=CrfSettings)
     num_classes: int = 0
-    min_classes: int = 15
+    min_classes: int = 30
     max_classes: int = 80
-    stable_share: float = 0.9
+    stable_share: float = 0.0
     num_object_classes: int = 4
     thing_threshold: float = THING_THRESHOLD
     movable_lift: float = 1.2
