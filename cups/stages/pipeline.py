@@ -72,11 +72,8 @@ class PseudoLabelSettings:
     num_classes : int
         Number K of classes of regions; with 0 the data choose it in the range below. DepthG's weights have 27 classes,
         whatever is chosen here.
-    min_classes, max_classes : int
-        The range.
-    stable_share : float
-        Where the data choose the number, classes that swap from frame to frame are joined until this share of the
-        pixels keep theirs: fewer and more stable classes, but rare ones are lost. 0 leaves them as they are.
+    min_classes, max_classes, stable_share
+        The range; in it classes that swap from frame to frame are joined until this share of pixels keep theirs.
     num_object_classes : int
         Number J of classes of moving objects, told apart by size, speed and shape; K + J <= 255. With 0 every object
         takes the majority class of its pixels, as published. Few objects need few classes: four are pedestrians,
