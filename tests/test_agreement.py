@@ -53,7 +53,7 @@ def test_classes_that_swap_are_joined_until_enough_pixels_keep_theirs(described)
     joined = find_pseudo_classes(described, SETTINGS).pixels
     few = find_pseudo_classes(described, replace(SETTINGS, stable_share=1.0)).pixels
     assert torch.equal(apart.centres, joined.centres)
-    assert apart.num_classes > joined.num_classes >= few.num_classes == SETTINGS.min_classes
+    assert apart.num_classes > joined.num_classes >= few.num_classes >= SETTINGS.min_classes
     pairs = {(int(a), int(b)) for a, b in zip(apart.classes, joined.classes, strict=True)}
     assert len(pairs) == apart.num_classes  # joined as a whole
 
