@@ -25,11 +25,17 @@ from .matching.classical import ClassicalMatcher, ClassicalMatcherSettings
 from .matching.smurf import SmurfMatcher, SmurfSettings
 from .motion.propose import MotionSettings, propose
 from .scene_flow import SceneFlowSettings, range_lines, scene_flow, trust_facts
+from cups.stages.semantics.agreement import (
+    Surroundings,
+    agreed_movability,
+    agreed_scores,
+    find_surroundings,
+    next_frame,
+)
 from .semantics.clusters import Clusters, FeatureSource, class_scores
 from .semantics.crf import CrfSettings, dense_crf
 from .semantics.depthg import DepthGFeatures, DepthGSettings
 from .semantics.handcrafted import HandcraftedFeatures, HandcraftedSettings
-from .semantics.region_classes import region_scores
 from .semantics.regions import Regions, find_regions
 from .semantics.tokens import DinoSettings, TokenFeatures, TokenSettings
 
@@ -66,8 +72,8 @@ class PseudoLabelSettings:
     num_classes : int
         Number K of classes of regions; with 0 the data choose it in the range below. DepthG's weights have 27 classes,
         whatever is chosen here.
-    min_classes, max_classes : int
-        The range.
+    min_classes, max_classes, stable_share
+        The range; in it classes that swap from frame to frame are joined until this share of pixels keep theirs.
     num_object_classes : int
         Number J of classes of moving objects, told apart by size, speed and shape; K + J <= 255. With 0 every object
         takes the majority class of its pixels, as published. Few objects need few classes: four are pedestrians,
@@ -105,9 +111,10 @@ class PseudoLabelSettings:
     num_classes: int = 0
     min_classes: int = 30
     max_classes: int = 80
+    stable_share: float = 0.0
     num_object_classes: int = 4
     thing_threshold: float = THING_THRESHOLD
-    movable_lift: float = 1.0
+    movable_lift: float = 1.2
     token_weight: float = 1.0
     clustering_frames: int = 200
     seed: int = 0
@@ -130,6 +137,8 @@ def _check_settings(settings: PseudoLabelSettings) -> None:
     if not 1 <= settings.min_classes <= settings.max_classes <= most:
         given = f"{settings.min_classes} to {settings.max_classes}"
         raise InputError(f"settings min_classes to max_classes must lie in 1..{most}, got {given}")
+    if not 0 <= settings.stable_share <= 1:
+        raise InputError(f"setting stable_share must lie in [0, 1], got {settings.stable_share}")
     for name in ("movable_lift", "token_weight"):
         if getattr(settings, name) < 0:
             raise InputError(f"setting {name} must not be negative, got {getattr(settings, name)}")
@@ -226,13 +235,25 @@ def _regions(settings: PseudoLabelSettings, sample: StereoSample, matches: Match
     return find_regions(handcrafted, sample.calibration, features.to(handcrafted.device))
 
 
+def _surroundings(
+    settings: PseudoLabelSettings, sample: StereoSample, matches: Matches, features: Tensor, regions: Regions
+) -> Surroundings:
+    """Return larger regions and those of the next frame; without the latter where a network would have to run again."""
+    describe = HandcraftedFeatures(settings.handcrafted)
+    if settings.features != "handcrafted":
+        return find_surroundings(describe(sample, matches), regions, matches, None)
+    after = find_regions(describe(*next_frame(sample, matches)), sample.calibration)
+    return find_surroundings(features, regions, matches, after)
+
+
 def _scores(
-    settings: PseudoLabelSettings, sample: StereoSample, features: Tensor, regions: Regions, classes: PseudoClasses
-) -> ClassScores:
+    settings: PseudoLabelSettings, sample: StereoSample, features: Tensor, regions: Regions, around: Surroundings,
+    classes: PseudoClasses,
+) -> ClassScores:  # fmt: skip
     """Return the class scores."""
     if isinstance(classes.pixels, Clusters):
         return class_scores(features, classes.pixels, sample.size)
-    return region_scores(regions, classes.pixels, sample.size)
+    return agreed_scores(regions, around, classes.pixels, sample.size)
 
 # %% ../../nbs/stages/03_pipeline.ipynb #b9e28f24
 def _describe_objects(
@@ -242,11 +263,13 @@ def _describe_objects(
     return describe_objects(flow, proposals, None if settings.features == "handcrafted" else features)
 
 
-def _likely(settings: PseudoLabelSettings, sample: StereoSample, regions: Regions, classes: PseudoClasses) -> Tensor:
+def _likely(
+    settings: PseudoLabelSettings, sample: StereoSample, regions: Regions, around: Surroundings, classes: PseudoClasses
+) -> Tensor:
     """Return how likely each pixel is to move by what it looks like, in units of an average pixel; 0 if unknown."""
     if classes.movable is None:
         return torch.zeros(sample.size, device=regions.descriptions.device)
-    return classes.movable.map(regions, sample.size)
+    return agreed_movability(regions, around, classes.movable, sample.size)
 
 
 def _label(
@@ -272,11 +295,13 @@ STAGES = (
     Stage("features", ("sample", "matches"), "features", ("features",),
           lambda s, sample, matches: feature_source(s)(sample, matches)),
     Stage("regions", ("sample", "matches", "features"), "regions", ("features", "handcrafted"), _regions),
-    Stage("classes", ("sample", "features", "regions", "classes"), "scores", (), _scores),
+    Stage("agreement", ("sample", "matches", "features", "regions"), "surroundings", ("features", "handcrafted"),
+          _surroundings),
+    Stage("classes", ("sample", "features", "regions", "surroundings", "classes"), "scores", (), _scores),
     Stage("CRF", ("sample", "scores"), "semantic", ("crf",),
           lambda s, sample, scores: dense_crf(scores, sample.left_0, s.crf)),
     Stage("fusion", ("semantic", "proposals"), "fusion", (), lambda s, semantic, proposals: fuse(semantic, proposals)),
-    Stage("movable", ("sample", "regions", "classes"), "movable", (), _likely),
+    Stage("movable", ("sample", "regions", "surroundings", "classes"), "movable", (), _likely),
     Stage("object classes", ("flow", "proposals", "features", "fusion", "movable", "classes"), "label",
           ("thing_threshold", "movable_lift", "features"), _label),
 )  # fmt: skip
@@ -331,11 +356,12 @@ def describe(
     known : mapping, optional
         Results of stages that are there already, by name.
     """
-    records = run_stages({**(known or {}), "sample": sample}, settings, ("regions", "proposals"))
+    records = run_stages({**(known or {}), "sample": sample}, settings, ("regions", "surroundings", "proposals"))
     proposals = records["proposals"]
     objects = _describe_objects(settings, records["flow"], proposals, records["features"])
     trust = trust_facts(records["flow"])[None]
-    return FrameDescription.of(records["regions"], proposals, objects).replace(trust=trust)
+    found = FrameDescription.of(records["regions"], proposals, objects, records["surroundings"])
+    return found.replace(trust=trust)
 
 
 def find_pseudo_classes(
@@ -353,7 +379,9 @@ def find_pseudo_classes(
     number = settings.num_classes or (settings.min_classes, settings.max_classes)
     found = FrameDescription.joined(descriptions)
     known = known_clusters(settings) if known is None else known
-    return fit_pseudo_classes(found, number, settings.num_object_classes, settings.seed, known, settings.token_weight)
+    return fit_pseudo_classes(
+        found, number, settings.num_object_classes, settings.seed, known, settings.token_weight, settings.stable_share
+    )
 
 # %% ../../nbs/stages/03_pipeline.ipynb #72e3df68
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ from ...core.files import write_bytes
 from ...core.records import VOID, PanopticLabel, Proposals, Record
 from ...core.splits import movable_share, relative_share
 from .objects import fit_object_classes, object_classes
+from ..semantics.agreement import Surroundings, class_swaps, join_swapping, region_pairs
 from ..semantics.clusters import Clusters, class_scores
 from ..semantics.movable import Movability, fit_movability
 from ..semantics.region_classes import RegionClasses, fit_region_classes
@@ -48,6 +49,10 @@ class FrameDescription(Record):
         Pixels of each object.
     trust : Tensor, (F, 3), float32
         `trust_facts` of each frame; the classes do not depend on it.
+    following : Tensor, (N', D), float32
+        Descriptions of the regions of the next frames, where these are looked at.
+    pairs : Tensor, (Q, 3), int64
+        `region_pairs`: row of `regions`, row of `following`, pixels.
     """
 
     regions: Tensor
@@ -57,20 +62,32 @@ class FrameDescription(Record):
     looks: Tensor
     areas: Tensor
     trust: Tensor = field(default_factory=lambda: torch.zeros(0, 3))
+    following: Tensor = field(default_factory=lambda: torch.zeros(0, 0))
+    pairs: Tensor = field(default_factory=lambda: torch.zeros(0, 3, dtype=torch.int64))
 
     @classmethod
-    def of(cls, regions: Regions, proposals: Proposals, objects: Tensor) -> FrameDescription:
-        """Return the description of a frame with its `describe_objects`."""
+    def of(
+        cls, regions: Regions, proposals: Proposals, objects: Tensor, around: Surroundings | None = None
+    ) -> FrameDescription:
+        """Return the description of a frame with its `describe_objects` and the surroundings of its regions."""
         covered = torch.nn.functional.one_hot(proposals.instance, len(objects) + 1)[..., 1:].permute(2, 0, 1)
         shares = regions.mean(covered.float()) * regions.pixels[:, None]  # pixels of each region in each object
         areas = shares.sum(0)
         looks = shares.T @ regions.descriptions / areas.clamp(min=1e-6)[:, None]
-        return cls(regions.descriptions, regions.pixels.float(), shares.sum(1), objects, looks, areas)
+        found = cls(regions.descriptions, regions.pixels.float(), shares.sum(1), objects, looks, areas)
+        if around is None:
+            return found
+        pairs = region_pairs(regions, around, proposals.instance > 0)
+        return found.replace(following=around.next_descriptions, pairs=pairs)
 
     @classmethod
     def joined(cls, parts: Sequence[FrameDescription]) -> FrameDescription:
         """Return the description of several frames together."""
-        return cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+        together = cls(*(torch.cat([getattr(part, f.name) for part in parts]) for f in fields(cls)))
+        counts = torch.tensor([[len(part.regions), len(part.following), 0] for part in parts])
+        first = (counts.cumsum(0) - counts).to(together.pairs)  # rows of the frames before
+        shift = first.repeat_interleave(torch.tensor([len(part.pairs) for part in parts]).to(first), dim=0)
+        return together.replace(pairs=together.pairs + shift)
 
 # %% ../../../nbs/stages/labels/03_pseudo_classes.ipynb #e1cca344
 _PARTS: dict[str, type[Record]] = {"objects": Clusters, "movable": Movability}
@@ -176,6 +193,19 @@ def _stuff(found: FrameDescription, movable: Movability | None) -> Tensor:
     return still if found.pixels[still].sum() > 0.2 * found.pixels.sum() else torch.ones_like(still)
 
 
+def _settled(
+    classes: RegionClasses, found: FrameDescription, movable: Movability | None, stable: float, least: int
+) -> RegionClasses:
+    """Return the classes with those joined that swap from frame to frame; what may move does not count."""
+    if not stable or not len(found.pairs):
+        return classes
+    owners = []
+    for rows in (found.regions, found.following):
+        of_stuff = torch.ones(len(rows), dtype=torch.bool) if movable is None else movable(rows) <= _MOVES
+        owners.append(torch.where(of_stuff, classes.probabilities(rows).argmax(1), -1))
+    return join_swapping(classes, class_swaps(*owners, found.pairs, classes.num_classes), stable, least)
+
+
 def _counts(owners: Tensor, number: int, pixels: Tensor, moving: Tensor) -> Tensor:
     """Return the pixels and the moving pixels (N,) of each of `number` owners of rows, (number, 2)."""
     rows = torch.stack([pixels, moving], dim=1).double()
@@ -184,7 +214,7 @@ def _counts(owners: Tensor, number: int, pixels: Tensor, moving: Tensor) -> Tens
 # %% ../../../nbs/stages/labels/03_pseudo_classes.ipynb #068f6627
 def fit_pseudo_classes(
     found: FrameDescription, num_classes: int | tuple[int, int], num_object_classes: int, seed: int = 0,
-    pixels: Clusters | None = None, token_weight: float = 1.0,
+    pixels: Clusters | None = None, token_weight: float = 1.0, stable: float = 0.0,
 ) -> PseudoClasses:  # fmt: skip
     """Cluster the regions and the moving objects of a data set into its classes.
 
@@ -201,6 +231,8 @@ def fit_pseudo_classes(
         K classes of pixels that are known already, on the features behind the `REGION_CHANNELS`.
     token_weight : float
         Of the features of a network in the classes of regions, see `fit_region_classes`.
+    stable : float
+        Classes in whose number the data have a say are joined until this share of pixels keep theirs; 0 leaves them.
 
     Raises
     ------
@@ -214,6 +246,8 @@ def fit_pseudo_classes(
     stuff = _stuff(found, movable)
     if pixels is None:
         fitted = fit_region_classes(found.regions[stuff], found.pixels[stuff], num_classes, seed, token_weight)
+        if not isinstance(num_classes, int):
+            fitted = _settled(fitted, found, movable, stable, num_classes[0])
         owners = fitted.nearest(found.regions)
     else:
         fitted = pixels

@@ -18,7 +18,7 @@ from ...core.records import ClassScores, Record
 from .regions import KINDS, REGION_CHANNELS, Regions, region_kinds
 
 # %% auto #0
-__all__ = ['RegionClasses', 'allotted', 'fit_region_classes', 'region_scores']
+__all__ = ['RegionClasses', 'allotted', 'fit_region_classes', 'pixel_scores', 'region_scores']
 
 # %% ../../../nbs/stages/semantics/07_region_classes.ipynb #352c0d91
 _COMPARED: dict[str, dict[str, float]] = {
@@ -289,6 +289,26 @@ _MIN_PROBABILITY = 1e-5
 """Probabilities are clamped to this before the logarithm, which must stay finite."""
 
 
+def pixel_scores(probabilities: Tensor, size: tuple[int, int]) -> ClassScores:
+    """Return log-probabilities of classes at full size from their probabilities (h, w, K) in a reduced image.
+
+    Parameters
+    ----------
+    probabilities : Tensor, (h, w, K)
+    size : (int, int)
+        Height and width of the result.
+
+    Returns
+    -------
+    ClassScores, (K, H, W)
+    """
+    log_probs = probabilities.clamp(min=_MIN_PROBABILITY).log().permute(2, 0, 1)[None]
+    log_probs = torch.nn.functional.interpolate(log_probs, size, mode="bilinear", align_corners=False)
+    # Channels last: the classes of a pixel are adjacent in memory, here and in all that follows.
+    log_probs = log_probs[0].permute(1, 2, 0).contiguous()
+    return ClassScores(torch.log_softmax(log_probs, -1, out=log_probs).permute(2, 0, 1))
+
+
 def region_scores(regions: Regions, classes: RegionClasses, size: tuple[int, int]) -> ClassScores:
     """Return log-probabilities of the pseudo-classes of the regions' pixels.
 
@@ -304,9 +324,4 @@ def region_scores(regions: Regions, classes: RegionClasses, size: tuple[int, int
     -------
     ClassScores, (K, H, W)
     """
-    log_probs = classes.probabilities(regions.descriptions).clamp(min=_MIN_PROBABILITY).log()
-    log_probs = log_probs[regions.number].permute(2, 0, 1)[None]
-    log_probs = torch.nn.functional.interpolate(log_probs, size, mode="bilinear", align_corners=False)
-    # Channels last: the classes of a pixel are adjacent in memory, here and in all that follows.
-    log_probs = log_probs[0].permute(1, 2, 0).contiguous()
-    return ClassScores(torch.log_softmax(log_probs, -1, out=log_probs).permute(2, 0, 1))
+    return pixel_scores(classes.probabilities(regions.descriptions)[regions.number], size)

@@ -35,13 +35,17 @@ def _channel(features: Tensor, name: str) -> np.ndarray:
     return features[HandcraftedFeatures.names.index(name)].cpu().numpy()
 
 
-def segment(features: Tensor) -> Tensor:
+def segment(features: Tensor, scale: float = _SCALE, min_pixels: int = _MIN_PIXELS) -> Tensor:
     """Cut a frame into regions.
 
     Parameters
     ----------
     features : Tensor, (C, h, w)
         Handcrafted features.
+    scale : float
+        Preference for large regions.
+    min_pixels : int
+        Of the smallest regions.
 
     Returns
     -------
@@ -60,7 +64,7 @@ def segment(features: Tensor) -> Tensor:
     planes = np.stack(list(steps.values()), axis=-1).astype(np.float64)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Got image with third dimension")  # not colours
-        number = felzenszwalb(planes, scale=_SCALE, sigma=0.5, min_size=_MIN_PIXELS, channel_axis=2)
+        number = felzenszwalb(planes, scale=scale, sigma=0.5, min_size=min_pixels, channel_axis=2)
     return torch.from_numpy(number.astype(np.int64)).to(features.device)
 
 # %% ../../../nbs/stages/semantics/02_regions.ipynb #c440855b
