@@ -32,11 +32,12 @@ from ..labels.store import PseudoLabelStore
 from .frames import matched_colours
 from .run_scores import class_html, html_table, result_name, results_of, score_html
 from .view.picture_grid import PictureGrid
+from .view.plot_place import placed
 from .widgets import MONOSPACE, fault_html
 
 # %% auto #0
-__all__ = ['PLOT_STYLE', 'Run', 'assigned_values', 'read_job', 'job_of', 'read_metrics', 'read_run', 'run_folders', 'find_runs',
-           'qualities', 'run_row', 'sorted_runs', 'run_lines', 'effective_parameters', 'value_text', 'parameter_table',
+__all__ = ['Run', 'assigned_values', 'read_job', 'job_of', 'read_metrics', 'read_run', 'run_folders', 'find_runs', 'qualities',
+           'run_row', 'sorted_runs', 'run_lines', 'effective_parameters', 'value_text', 'parameter_table',
            'event_curves', 'run_curves', 'curves_figure', 'compared_frames', 'frame_lines', 'located', 'run_video',
            'frames_differ', 'run_label', 'label_picture', 'compared_pictures', 'RunBrowser']
 
@@ -339,15 +340,7 @@ def run_curves(run: Run) -> dict[str, _Curve]:
 _LINES = ("#2B8CCB", "#E69F00", "#CC79A7", "#009E73", "#D55E00", "#8C564B", "#7570B3", "#999999")
 """Colours of the runs: mostly of Okabe and Ito, Color Universal Design, 2008; seen on light and on dark."""
 
-PLOT_STYLE = (
-    "<style>.cups-plot .main-svg {background: transparent !important}"
-    ".cups-plot .bg {fill: transparent !important}"
-    ".cups-plot text {fill: var(--jp-ui-font-color1, #222) !important}"
-    ".cups-plot .gridlayer path, .cups-plot .zerolinelayer path "
-    "{stroke: var(--jp-border-color2, #ddd) !important}</style>"
-)
-"""HTML that gives plots the colours of JupyterLab's theme, also when it is changed."""
-
+_TRANSPARENT = "rgba(0,0,0,0)"
 
 def curves_figure(curves: Mapping[str, Mapping[str, _Curve]], measure: str) -> go.Figure:
     """Draw one measure of several runs over the steps.
@@ -373,7 +366,7 @@ def curves_figure(curves: Mapping[str, Mapping[str, _Curve]], measure: str) -> g
         "xaxis": {"title": {"text": "training steps"}}, "showlegend": True,
         "yaxis": {"title": {"text": measure}, **({"type": "log"} if loss else {"rangemode": "tozero"})},
         "autosize": True, "height": 330, "margin": {"l": 60, "r": 10, "t": 10, "b": 40},
-        "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)",
+        "paper_bgcolor": _TRANSPARENT, "plot_bgcolor": _TRANSPARENT,
         "legend": {"orientation": "h", "y": 1.15},
     })  # fmt: skip
 
@@ -550,9 +543,9 @@ class RunBrowser(widgets.VBox):
         self.sorting = widgets.Dropdown(options=_SORTINGS, description="Sort by:", layout={"width": "200px"})
         self.reload_button = widgets.Button(description="Read again", icon="refresh", layout={"width": "120px"})
         self.head = widgets.HTML()
-        self.table = widgets.SelectMultiple(rows=8, layout={"width": "100%", "height": "110px"})
+        self.table = widgets.SelectMultiple(rows=8, layout={"width": "auto", "height": "110px"})
         bar = widgets.HBox([self.sorting, self.reload_button, self.status])
-        parts = [widgets.HTML(MONOSPACE + PLOT_STYLE), bar, self.head, self.table, self._tabs()]
+        parts = [widgets.HTML(MONOSPACE), bar, self.head, self.table, self._tabs()]
         super().__init__(parts, layout={"width": "100%"})
         self.add_class("cups-run-browser")
         self._observe()
@@ -577,9 +570,7 @@ def _tabs(self: RunBrowser) -> widgets.Tab:
     parameters = widgets.VBox([self.only_different, widgets.Box([self.parameters], layout=scrolled)])
     self.measure = widgets.Dropdown(description="Curve:", layout={"width": "420px"})
     self.figure = go.FigureWidget(curves_figure({}, ""))
-    self.figure._config = self.figure._config | {"displaylogo": False, "responsive": True}
-    self.figure.add_class("cups-plot")
-    curves = widgets.VBox([self.measure, self.figure], layout={"width": "100%"})
+    curves = widgets.VBox([self.measure, placed(self.figure)], layout={"width": "100%"})
     self.tabs = widgets.Tab(
         [widgets.Box([self.scores], layout=scrolled), parameters, curves, self._frame_tab()], titles=_TABS
     )

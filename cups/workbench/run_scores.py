@@ -42,7 +42,8 @@ def results_of(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 TABLE_STYLE = (
     "<style>.cups-table {border-collapse: collapse; font-size: 12px; line-height: 1.4}"
     ".cups-table td, .cups-table th {padding: 1px 9px; text-align: right; white-space: nowrap}"
-    ".cups-table td:first-child, .cups-table th:first-child {text-align: left}"
+    ".cups-table td:first-child, .cups-table th:first-child, .cups-words td:nth-child(2), .cups-words th:nth-child(2) "
+    "{text-align: left}"
     ".cups-table th {border-bottom: 1px solid var(--jp-border-color1, #bbb); font-weight: 600}"
     ".cups-table .cups-value {text-align: left; white-space: normal; max-width: 420px}"
     ".cups-table .cups-faint {opacity: 0.6}"
@@ -55,7 +56,7 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Return a table as HTML; its cells are HTML too, so names must be escaped."""
     top = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"{TABLE_STYLE}<table class='cups-table'><tr>{top}</tr>{body}</table>"
+    return f"{TABLE_STYLE}<table class='cups-table cups-words'><tr>{top}</tr>{body}</table>"
 
 # %% ../../nbs/workbench/10_run_scores.ipynb #7474cd25
 _COLUMNS = {
@@ -144,7 +145,7 @@ def class_html(
     body = []
     for name, a, b in changes:
         known = None not in (a, b)
-        change = f"{100 * (b - a):+.1f}" if known else "–"
+        change = f"{100 * (b - a):+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0") if known else "–"
         bar = change_bar(b - a, largest) if known else ""
         body.append([escape(name), "thing" if things[name] else "stuff", percent(a), percent(b), change, bar])
     return html_table(["class, PQ in %", "", *(escape(title) for title in titles), "change", ""], body)
