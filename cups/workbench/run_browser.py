@@ -30,7 +30,7 @@ from ..core.taxonomy import CITYSCAPES_19
 from ..datasets.stereo_folder import StereoFolder
 from ..labels.store import PseudoLabelStore
 from .frames import matched_colours
-from .run_scores import class_html, html_table, result_name, results_of, score_html
+from .run_scores import class_html, html_table, points, result_name, results_of, score_html
 from .view.picture_grid import PictureGrid
 from .view.plot_place import placed
 from .widgets import MONOSPACE, fault_html
@@ -215,7 +215,8 @@ def qualities(run: Run) -> dict[str, float]:
 def _with_void(run: Run, name: str, pq: float) -> str:
     """Return a panoptic quality as text, with the share of void beside it where that was recorded."""
     share = run.metrics[name].get("void_share")
-    return f"{name} {pq:.1f}" + (f" (void {100 * share:.1f})" if isinstance(share, int | float) else "")
+    void = f" (void {100 * share:.1f})" if isinstance(share, int | float) else ""
+    return f"{result_name(name)} {pq:.1f}{void}"
 
 
 def run_row(run: Run) -> dict[str, str]:
@@ -225,7 +226,7 @@ def run_row(run: Run) -> dict[str, str]:
     return {
         "run": run.name,
         "job": run.job or "–",
-        "PQ, %": " ".join(_with_void(run, name, pq) for name, pq in qualities(run).items()) or "–",
+        "PQ, %": ", ".join(_with_void(run, name, pq) for name, pq in qualities(run).items()) or "–",
         "minutes": f"{seconds / 60:.1f}" if isinstance(seconds, int | float) else "–",
         "commit": str((environment.get("git") if isinstance(environment, dict) else None) or "–"),
         "started": run.started or "–",
@@ -234,7 +235,7 @@ def run_row(run: Run) -> dict[str, str]:
 
 # %% ../../nbs/workbench/23_run_browser.ipynb #fec55f31
 _SORTINGS = ("name", "PQ", "time", "started")
-_WIDEST = 44  # characters of a column: all columns then fit into the width of a lab
+_WIDEST = 56  # characters of a column: all columns then fit into the width of a lab
 
 def sorted_runs(runs: Sequence[Run], sorting: str) -> list[Run]:
     """Return the runs by name, or with the best PQ, the longest time or the latest start first."""
@@ -309,7 +310,7 @@ def parameter_table(runs: Sequence[Run], only_different: bool = False) -> str:
         rows.append([title, *cells])
     if not rows:
         return "no parameter differs" if only_different else "no parameter is known: no notebook of a job was found"
-    return html_table(["parameter", *(escape(run.name) for run in runs)], rows)
+    return html_table(["parameter", *(escape(run.name) for run in runs)], rows, words=True)
 
 # %% ../../nbs/workbench/23_run_browser.ipynb #8baabadb
 _Curve = list[tuple[float, float]]  # step, value
@@ -414,7 +415,7 @@ def frame_lines(rows: Sequence[tuple[Any, ...]]) -> list[str]:
     lines = []
     for name, (_, *shares) in zip(names, rows, strict=True):
         line = name.ljust(width) + "".join(f" {100 * share:5.1f}" for share in shares)
-        lines.append(line + (f" {100 * (shares[1] - shares[0]):+6.1f}" if len(shares) == 2 else ""))
+        lines.append(line + (f" {points(shares[1] - shares[0]):>6}" if len(shares) == 2 else ""))
     return [line.replace(" ", "\N{NO-BREAK SPACE}") for line in lines]
 
 # %% ../../nbs/workbench/23_run_browser.ipynb #2c7c1aff
@@ -521,6 +522,8 @@ def compared_pictures(
         share = (run.metrics.get("frame_accuracy") or {}).get(name)
         title = run.name if share is None else f"{run.name}: {100 * share:.1f} % of the pixels are right"
         pictures[title] = label_picture(*found, image, truth if only_wrong else None)
+    if len(runs) == 1 and truth is not None and found[1] is not None:
+        pictures["where it is wrong"] = label_picture(*found, image, truth)
     return pictures
 
 # %% ../../nbs/workbench/23_run_browser.ipynb #bedcd26b
@@ -558,7 +561,8 @@ class RunBrowser(widgets.VBox):
 
 # %% ../../nbs/workbench/23_run_browser.ipynb #57bfadf6
 _TABS = ("Scores", "Parameters", "Curves", "Frames")
-_TAB_HEIGHT = "400px"  # with the table of runs the browser then fits into a window of 800 pixels
+_TAB_HEIGHT = "max(400px, 100vh - 400px)"  # with the table of runs the browser then fits into the window
+_PICTURES_HEIGHT = "max(365px, 100vh - 435px)"  # two rows of pictures, without the controls above them
 
 
 @patch
@@ -582,9 +586,10 @@ def _frame_tab(self: RunBrowser) -> widgets.Widget:
     """Make the list of frames, and beside it the pictures of one."""
     self.order = widgets.Dropdown(options=_ORDERS, layout={"width": "180px"})
     self.only_wrong = widgets.Checkbox(description="only what is wrong", indent=False, layout={"width": "170px"})
-    self.frames = widgets.Select(rows=16, layout={"width": "310px", "height": "345px"})
+    self.frames = widgets.Select(rows=16, layout={"width": "310px", "height": _PICTURES_HEIGHT})
     self.frame_status = widgets.HTML()
-    self.pictures = PictureGrid(layout={"width": "100%", "max_height": "345px", "overflow": "auto"})
+    place = {"width": "100%", "max_height": _PICTURES_HEIGHT, "overflow": "auto"}
+    self.pictures = PictureGrid(tallest="max(155px, 50vh - 245px)", layout=place)
     bar = widgets.HBox([self.order, self.only_wrong, self.frame_status])
     return widgets.VBox([bar, widgets.HBox([self.frames, self.pictures], layout={"width": "100%"})])
 
@@ -692,7 +697,8 @@ def _list_frames(self: RunBrowser) -> None:
     """List the frames of one run, or of two with their difference."""
     self.frames.options = []
     self.pictures.show([], [])
-    self.order.layout.display = "" if len(self.chosen) == 2 else "none"
+    for control in (self.order, self.only_wrong):  # of one run, both are shown: the label, and what is wrong in it
+        control.layout.display = "" if len(self.chosen) == 2 else "none"
     if len(self.chosen) not in (1, 2):
         self.frame_status.value = "select one run to see its frames, or two to compare them"
         return

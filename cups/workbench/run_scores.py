@@ -13,7 +13,8 @@ from ..core.taxonomy import CITYSCAPES_19, Taxonomy
 from ..evaluation.tables import percent
 
 # %% auto #0
-__all__ = ['TABLE_STYLE', 'result_name', 'results_of', 'html_table', 'score_html', 'class_changes', 'change_bar', 'class_html']
+__all__ = ['TABLE_STYLE', 'result_name', 'results_of', 'html_table', 'score_html', 'class_changes', 'points', 'change_bar',
+           'class_html']
 
 # %% ../../nbs/workbench/10_run_scores.ipynb #ffd61259
 _WORDS = {"pseudo_labels": "pseudo-labels", "stage2": "network", "stage3": "self-trained network"}
@@ -42,21 +43,21 @@ def results_of(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
 TABLE_STYLE = (
     "<style>.cups-table {border-collapse: collapse; font-size: 12px; line-height: 1.4}"
     ".cups-table td, .cups-table th {padding: 1px 9px; text-align: right; white-space: nowrap}"
-    ".cups-table td:first-child, .cups-table th:first-child, .cups-words td:nth-child(2), .cups-words th:nth-child(2) "
-    "{text-align: left}"
+    ".cups-table :is(td, th):nth-child(-n+2), .cups-words :is(td, th) {text-align: left}"
     ".cups-table th {border-bottom: 1px solid var(--jp-border-color1, #bbb); font-weight: 600}"
-    ".cups-table .cups-value {text-align: left; white-space: normal; max-width: 420px}"
+    ".cups-table .cups-value {white-space: normal; max-width: 420px}"
     ".cups-table .cups-faint {opacity: 0.6}"
     ".cups-table .cups-differs {box-shadow: inset 3px 0 #e69f00; padding-left: 8px; font-weight: 600}</style>"
 )
 """HTML that sets the tables of the workbench."""
 
 
-def html_table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Return a table as HTML; its cells are HTML too, so names must be escaped."""
+def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: bool = False) -> str:
+    """Return a table as HTML. Its cells are HTML: names must be escaped. The first two columns hold words, or all."""
     top = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"{TABLE_STYLE}<table class='cups-table cups-words'><tr>{top}</tr>{body}</table>"
+    kind = "cups-table cups-words" if words else "cups-table"
+    return f"{TABLE_STYLE}<table class='{kind}'><tr>{top}</tr>{body}</table>"
 
 # %% ../../nbs/workbench/10_run_scores.ipynb #7474cd25
 _COLUMNS = {
@@ -107,6 +108,12 @@ def class_changes(
     return sorted((row for row in known if row[1:] != (None, None)), key=change, reverse=True)
 
 # %% ../../nbs/workbench/10_run_scores.ipynb #347a523c
+def points(change: float) -> str:
+    """Return a change of a share in points, "+1.2"; "0.0" where it rounds to nothing."""
+    text = f"{100 * change:+.1f}"
+    return "0.0" if text[1:] == "0.0" else text
+
+# %% ../../nbs/workbench/10_run_scores.ipynb #18ed9a91
 _BETTER, _WORSE = "#3d8fd1", "#e08a00"  # blue and orange: told apart by everyone, on light and on dark
 _BAR_PX = 70  # to either side
 
@@ -145,7 +152,7 @@ def class_html(
     body = []
     for name, a, b in changes:
         known = None not in (a, b)
-        change = f"{100 * (b - a):+.1f}".replace("+0.0", "0.0").replace("-0.0", "0.0") if known else "–"
+        change = points(b - a) if known else "–"
         bar = change_bar(b - a, largest) if known else ""
         body.append([escape(name), "thing" if things[name] else "stuff", percent(a), percent(b), change, bar])
     return html_table(["class, PQ in %", "", *(escape(title) for title in titles), "change", ""], body)

@@ -201,7 +201,7 @@ def instance_map(claims: Iterable[Claim], shape: tuple[int, int]) -> np.ndarray:
 
 # %% ../../../nbs/stages/motion/07_propose.ipynb #563be822
 def region_boxes(regions: Tensor) -> list[list[int]]:
-    """Return left, top, right and bottom, in pixels, the last two exclusive, of the regions 1, 2, ... of a map (H, W)."""
+    """Return left, top, right and bottom in pixels, the last two exclusive, of regions 1, 2, ... of a map (H, W)."""
     found = find_objects(regions.cpu().numpy())
     return [[box[1].start, box[0].start, box[1].stop, box[0].stop] if box else [] for box in found]
 

@@ -46,6 +46,7 @@ class Grid {
     if (files.length !== captions.length) return; // the other half is on its way
     this.forget();
     this.root.style.setProperty("--columns", this.model.get("columns"));
+    this.root.style.setProperty("--tallest", this.model.get("tallest"));
     const cells = captions.map((caption, place) => {
       const cell = make("button", "cups-grid-cell");
       const picture = document.createElement("img");

@@ -33,6 +33,8 @@ class PictureGrid(anywidget.AnyWidget):
         A text below each; line breaks are kept.
     columns : int
         Pictures beside each other.
+    tallest : str
+        Greatest height of a picture, as a length in CSS.
     chosen : int
         Place of the picture that was clicked; -1 for none.
     """
@@ -43,6 +45,7 @@ class PictureGrid(anywidget.AnyWidget):
     files = traitlets.List(traitlets.Bytes()).tag(sync=True)
     captions = traitlets.List(traitlets.Unicode()).tag(sync=True)
     columns = traitlets.Int(8).tag(sync=True)
+    tallest = traitlets.Unicode("none").tag(sync=True)
     chosen = traitlets.Int(-1).tag(sync=True)
 
     def show(self, pictures: Sequence[bytes], captions: Sequence[str], columns: int | None = None) -> None:
