@@ -62,7 +62,7 @@ def test_first_frame(street, artefacts):
 def test_all_labs_open_below(street, lab, artefacts):
     page, _ = street
     openers = page.page.locator(".cups-opener")
-    for number, name in enumerate(("motion-lab", "threshold-lab", "thing-stuff-lab", "label-fixer", "run-browser")):
+    for number, name in enumerate(("motion-lab", "threshold-lab", "thing-stuff-lab", "label-fixer", "segment-filter", "run-browser")):
         openers.nth(number).get_by_role("button").first.click()
         found = page.page.locator(f".cups-{name}")
         found.wait_for()
