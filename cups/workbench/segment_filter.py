@@ -313,7 +313,7 @@ def ask(self: SegmentFilter, page: int = 0) -> None:
         self.page, self._asked_for = page, self._asked_for + 1
         self.worker.ask((self._asked_for, page))
 
-
+# %% ../../nbs/workbench/26_segment_filter.ipynb #7d1e4ab2
 @patch(as_prop=True)
 def pages(self: SegmentFilter) -> int:
     """Return the number of pages, at least one."""
