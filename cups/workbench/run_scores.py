@@ -13,8 +13,7 @@ from ..core.taxonomy import CITYSCAPES_19, Taxonomy
 from ..evaluation.tables import percent
 
 # %% auto #0
-__all__ = ['TABLE_STYLE', 'result_name', 'results_of', 'html_table', 'score_html', 'class_changes', 'points', 'change_bar',
-           'class_html']
+__all__ = ['result_name', 'results_of', 'html_table', 'score_html', 'class_changes', 'points', 'change_bar', 'class_html']
 
 # %% ../../nbs/workbench/16_run_scores.ipynb #ffd61259
 _WORDS = {"pseudo_labels": "pseudo-labels", "stage2": "network", "stage3": "self-trained network"}
@@ -40,7 +39,7 @@ def results_of(metrics: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
     return {name: {key: part.get(name) for key, part in apart.items()} | scored[name] for name in order}
 
 # %% ../../nbs/workbench/16_run_scores.ipynb #9cb6e44c
-TABLE_STYLE = (
+_TABLE_STYLE = (
     "<style>.cups-table {border-collapse: collapse; font-size: 12px; line-height: 1.4}"
     ".cups-table td, .cups-table th {padding: 1px 9px; text-align: right; white-space: nowrap}"
     ".cups-table :is(td, th):nth-child(-n+2), .cups-words :is(td, th) {text-align: left}"
@@ -57,7 +56,7 @@ def html_table(head: Sequence[str], rows: Sequence[Sequence[str]], words: bool =
     top = "".join(f"<th>{cell}</th>" for cell in head)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     kind = "cups-table cups-words" if words else "cups-table"
-    return f"{TABLE_STYLE}<table class='{kind}'><tr>{top}</tr>{body}</table>"
+    return f"{_TABLE_STYLE}<table class='{kind}'><tr>{top}</tr>{body}</table>"
 
 # %% ../../nbs/workbench/16_run_scores.ipynb #7474cd25
 _COLUMNS = {

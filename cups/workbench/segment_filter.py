@@ -43,8 +43,7 @@ from .view.picture_grid import PictureGrid
 from .widgets import fault_html
 
 # %% auto #0
-__all__ = ['cut_window', 'segment_mask', 'segment_thumbnail', 'speed_text', 'segment_caption', 'segment_sentence', 'middle_pixel',
-           'look_at', 'SegmentFilter']
+__all__ = ['cut_window', 'segment_thumbnail', 'segment_caption', 'segment_sentence', 'middle_pixel', 'look_at', 'SegmentFilter']
 
 # %% ../../nbs/workbench/26_segment_filter.ipynb #42437ceb
 _HEIGHT_PX, _WIDTH_PX = 120, 180  # of a thumbnail: eight stand beside each other in a window of 1600 pixels
@@ -72,7 +71,7 @@ _KEPT_COLOUR, _DROPPED_COLOUR = (255, 255, 0), (230, 159, 0)
 _JPEG_QUALITY = 85  # about 7 kB each
 
 
-def segment_mask(label: PanopticLabel, row: np.void) -> np.ndarray:
+def _segment_mask(label: PanopticLabel, row: np.void) -> np.ndarray:
     """Return the pixels (H, W), uint8, of a row of the table in its label; for a dropped region those of its box."""
     if row["kind"] == DROPPED:
         mask = np.zeros(label.semantic.shape, np.uint8)
@@ -85,7 +84,7 @@ def segment_mask(label: PanopticLabel, row: np.void) -> np.ndarray:
 
 def segment_thumbnail(label: PanopticLabel, row: np.void, image: Tensor | None = None) -> bytes:
     """Return a segment in its surroundings as a JPEG; without an image (3, H, W), uint8, its mask."""
-    mask = segment_mask(label, row)
+    mask = _segment_mask(label, row)
     rgb = np.repeat(mask[..., None] * np.uint8(120) + np.uint8(50), 3, -1)
     if image is not None and image.shape[-2:] == label.semantic.shape:
         rgb = image_rgb(image)
@@ -102,7 +101,7 @@ def segment_thumbnail(label: PanopticLabel, row: np.void, image: Tensor | None =
     return file.getvalue()
 
 # %% ../../nbs/workbench/26_segment_filter.ipynb #bd6ff18f
-def speed_text(metres: float, fps: float | None) -> str:
+def _speed_text(metres: float, fps: float | None) -> str:
     """Return a speed in metres per second, or per frame where the frames per second are not known."""
     return f"{metres * fps:.1f} m/s" if fps else f"{metres:.2f} m per frame"
 
@@ -125,7 +124,7 @@ def segment_sentence(row: np.void, name: str, class_names: list[str], dropped: l
         entry = dropped[row["number"]]
         return f"{name}, region {entry['region']}, {parts[0]}, dropped: {reason_sentence(entry)}"
     if not np.isnan(row["speed"]):
-        parts.append(f"moves {speed_text(float(row['speed']), fps)}")
+        parts.append(f"moves {_speed_text(float(row['speed']), fps)}")
     if not np.isnan(row["confidence"]):
         parts.append(f"confidence {row['confidence']:.2f}")
     kind = f"object {row['number']}" if row["kind"] == OBJECT else "parts of a class"
@@ -271,7 +270,7 @@ def _fill_choices(self: SegmentFilter) -> None:
     reasons = reason_counts(rows)
     what.append((f"dropped, for any reason ({(rows['kind'] == DROPPED).sum():,})", "dropped"))
     what += [(f"dropped: {reason_words(rule)} ({count:,})", rule) for rule, count in reasons.items()]
-    classes = [("any", None), *((f"{self.class_names[k]} ({n:,})", k) for k, n in class_counts(rows).items())]
+    classes = [("any", -1), *((f"{self.class_names[k]} ({n:,})", k) for k, n in class_counts(rows).items())]
     self._filling = True
     for control, options in ((self.what, what), (self.class_id, classes)):
         if list(control.options) != options:
@@ -287,7 +286,7 @@ def query(self: SegmentFilter) -> Query:
     what = self.what.value
     return Query(
         kinds=_KINDS.get(what, (DROPPED,)), rules=(what,) if what in REASONS else None,
-        classes=None if self.class_id.value is None else (self.class_id.value,),
+        classes=None if self.class_id.value in (None, -1) else (self.class_id.value,),
         pixels=_asked(self.pixels), speed=_asked(self.speed, self.fps or 1.0), confidence=_asked(self.confidence),
         order=self.order.value,
     )  # fmt: skip
@@ -396,7 +395,7 @@ def _clicked(self: SegmentFilter) -> None:
         label = self.store.read(name)
         dropped = read_frame(self.store.paths(name)["json"])["diagnostics"].get("proposals", {}).get("dropped", [])
         text = escape(segment_sentence(row, name, self.class_names, dropped, self.fps))
-        if self.explorer is not None and not look_at(self.explorer, name, *middle_pixel(segment_mask(label, row))):
+        if self.explorer is not None and not look_at(self.explorer, name, *middle_pixel(_segment_mask(label, row))):
             text += ". The explorer shows other frames"
         self.facts.value = text
     except InputError as error:

@@ -18,7 +18,7 @@ from ..core.records import VOID, PanopticLabel
 from ..labels.store import PseudoLabelStore, list_shard
 
 # %% auto #0
-__all__ = ['REASONS', 'OBJECT', 'STUFF', 'DROPPED', 'SEGMENT', 'Span', 'ORDERS', 'reason_words', 'reason_sentence', 'label_rows',
+__all__ = ['REASONS', 'OBJECT', 'STUFF', 'DROPPED', 'SEGMENT', 'ORDERS', 'reason_words', 'reason_sentence', 'label_rows',
            'dropped_rows', 'SegmentTable', 'read_rows', 'update', 'Query', 'select', 'reason_counts', 'class_counts']
 
 # %% ../../nbs/workbench/17_segment_table.ipynb #4109800e
@@ -229,7 +229,7 @@ def _join(table: SegmentTable) -> None:
     table.names, table.rows = names, rows
 
 # %% ../../nbs/workbench/17_segment_table.ipynb #ae354d7f
-Span = tuple[float, float] | None
+_Span = tuple[float, float] | None
 """Lowest and highest value, or None for any, known or not."""
 
 ORDERS = (
@@ -258,9 +258,9 @@ class Query:
     kinds: tuple[int, ...] = (OBJECT, STUFF, DROPPED)
     rules: tuple[str, ...] | None = None
     classes: tuple[int, ...] | None = None
-    pixels: Span = None
-    speed: Span = None
-    confidence: Span = None
+    pixels: _Span = None
+    speed: _Span = None
+    confidence: _Span = None
     order: str = ORDERS[0]
 
 # %% ../../nbs/workbench/17_segment_table.ipynb #e1cca9ac
