@@ -219,4 +219,4 @@ def test_void_stands_beside_the_quality_of_a_run(tmp_path):
     RunFolder(tmp_path / "new").record(stage2={"pq": 0.351, "void_share": 0.024})
     RunFolder(tmp_path / "old").record(stage2={"pq": 0.1})  # recorded by an earlier version
     found = {run.name: run_row(run)["PQ, %"] for run in find_runs(tmp_path)}
-    assert found == {"new": "stage2 35.1 (void 2.4)", "old": "stage2 10.0"}
+    assert found == {"new": "network 35.1 (void 2.4)", "old": "network 10.0"}

@@ -396,7 +396,7 @@ def test_runs_are_found_with_their_parameters(runs):
     run = found["short"]
     assert run.parameters == {"steps": 100, "height": 192, "width": 384, "seed": 0, "run_dir": "out/short"}
     row = run_browser.run_row(run)
-    assert row["job"] == "train" and row["PQ, %"] == "stage2 10.0" and row["minutes"] == "1.7"
+    assert row["job"] == "train" and row["PQ, %"] == "network 10.0" and row["minutes"] == "1.7"
     assert row["commit"] == "0123456789ab" and row["started"] == "2026-01-02 10:00"
     assert "bad/list" in found and found["bad/list"].fault.endswith("metrics.json: expected names and numbers")
     assert found["bad/odd"].fault.endswith("validation is no list of steps")
@@ -419,7 +419,7 @@ def test_frames_of_one_run_are_listed_worst_first(runs):
     accuracy = browser.chosen[0].metrics["frame_accuracy"]
     names = [name for _, name in browser.frames.options if name]
     assert len(names) == len(accuracy) > 1 and names == sorted(accuracy, key=lambda n: (accuracy[n], n))
-    assert "difference" not in browser.frame_status.value
+    assert "change" not in browser.frame_status.value
     browser.table.value = []
     assert "select one run" in browser.frame_status.value and not browser.frames.options
 
@@ -448,12 +448,12 @@ def test_frames_are_shown_from_stores_and_video(runs, tmp_path):
     browser = run_browser.RunBrowser(runs, StereoFolder(tmp_path / "video"))
     browser.table.value = ["long", "short"]
     browser.frames.value = name
-    assert browser.sheet.layout.display == "" and browser.sheet.value[:4] == b"\x89PNG"
-    both = browser.sheet.value
+    assert [file[:4] for file in browser.pictures.files] == 4 * [b"\x89PNG"]
+    both = browser.pictures.captions
     browser.table.value = ["long"]
-    assert browser.sheet.layout.display == "none"
+    assert not browser.pictures.files
     browser.frames.value = name
-    assert browser.sheet.layout.display == "" and browser.sheet.value != both
+    assert len(browser.pictures.files) == 3 and browser.pictures.captions != both
 
 
 def test_curves_come_from_tensorboard_too(runs):

@@ -70,7 +70,8 @@ def test_first_frame(street, artefacts):
 
 
 LABS = {"motion-lab": "MotionLab(", "threshold-lab": "ThresholdLab(", "thing-stuff-lab": "ThingStuffLab(",
-        "label-fixer": "LabelFixer(", "run-browser": "RunBrowser("}  # fmt: skip
+        "label-fixer": "LabelFixer(",
+        "segment-filter": "SegmentFilter(", "run-browser": "RunBrowser("}  # fmt: skip
 """By the class of their element: a call in the cell that opens them."""
 
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from scipy.ndimage import find_objects
 from torch import Tensor
 
 from ...core.parallel import one_thread
@@ -31,8 +32,8 @@ from .settings import MotionSettings
 
 # %% auto #0
 __all__ = ['broken_rule', 'own_motion', 'region_values', 'base_height', 'object_values', 'supported_noise', 'Candidate',
-           'outlined', 'outline_regions', 'Selection', 'instance_map', 'select_objects', 'renumbered', 'join_objects',
-           'no_proposals', 'ego_diagnostics', 'propose']
+           'outlined', 'outline_regions', 'Selection', 'instance_map', 'region_boxes', 'select_objects', 'renumbered',
+           'join_objects', 'no_proposals', 'ego_diagnostics', 'propose']
 
 # %% ../../../nbs/stages/motion/07_propose.ipynb #a046e7f6
 def broken_rule(values: dict[str, float], settings: MotionSettings) -> dict[str, Any] | None:
@@ -190,7 +191,7 @@ class Selection:
     objects : list of dict
         The numbers of each object.
     dropped : list of dict
-        The rule that each dropped region broke, with its value, bound, number and area.
+        The rule that each dropped region broke, with its value, bound, number, area and box.
     """
 
     instance: Tensor
@@ -210,10 +211,16 @@ def instance_map(claims: Iterable[Claim], shape: tuple[int, int]) -> np.ndarray:
     return instance
 
 # %% ../../../nbs/stages/motion/07_propose.ipynb #563be822
+def region_boxes(regions: Tensor) -> list[list[int]]:
+    """Return left, top, right and bottom in pixels, the last two exclusive, of regions 1, 2, ... of a map (H, W)."""
+    found = find_objects(regions.cpu().numpy())
+    return [[box[1].start, box[0].start, box[1].stop, box[0].stop] if box else [] for box in found]
+
+
 def select_objects(candidates: list[Candidate], found: RegionMotions, settings: MotionSettings) -> Selection:
     """Return the candidates that break no rule as objects, and the others with the rule they broke."""
     kept, objects, dropped = [], [], []
-    shape = tuple(found.regions.shape)
+    shape, boxes = tuple(found.regions.shape), region_boxes(found.regions)
     most = np.full(shape, -np.inf, np.float32)  # votes of the objects so far
     for candidate in candidates:
         values, claim = dict(candidate.values), candidate.claim
@@ -223,7 +230,8 @@ def select_objects(candidates: list[Candidate], found: RegionMotions, settings: 
         if broken := broken_rule(values, settings):
             if broken["rule"] == "confidence":
                 broken["weakest"] = candidate.weakest
-            dropped.append(broken | {"region": candidate.region + 1, "region_px": candidate.region_px})
+            k = candidate.region
+            dropped.append(broken | {"region": k + 1, "region_px": candidate.region_px, "box": boxes[k]})
         else:
             view = most[claim.window]
             view[claim.pixels] = np.maximum(view, claim.votes)[claim.pixels]
