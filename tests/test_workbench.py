@@ -30,11 +30,12 @@ from cups.stages.pipeline import PseudoLabelSettings, Stage, analyse, describe
 from cups.stages.semantics.depthg import unit_clusters
 from cups.street.scenes import street_scene
 from cups.workbench import label_fixer, motion_lab, run_browser, sources, thing_stuff_lab, threshold_lab
+from cups.workbench.rules import RULES
 from cups.workbench.view.frame_view import FrameView
 
 SETTINGS = PseudoLabelSettings(num_classes=6, num_object_classes=0)
 ALL_STAGES = tuple(stage.name for stage in pipeline.STAGES)
-WITHOUT_UNIT = ("steps", "updates", "distance", "colour", "confidence")
+WITHOUT_UNIT = ("steps", "updates", "points", "distance", "colour", "confidence")
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +68,6 @@ def test_a_new_stage_is_run_by_all_who_run_the_method(street, monkeypatch):
     *before, fusion, movable, last = pipeline.STAGES
     longer = (*before, blank, replace(fusion, needs=("blank", "proposals")), movable, last)
     monkeypatch.setattr(pipeline, "STAGES", longer)
-    monkeypatch.setattr(threshold_lab, "STAGES", longer)
     names = []
     cache = threshold_lab.StageCache(sample, classes)
     _, in_lab = threshold_lab.recompute(cache, SETTINGS, lambda name, place: names.append(name))
@@ -111,8 +111,9 @@ def test_every_dropped_proposal_has_a_row_and_is_highlighted(street):
     analysis = street[2]
     lab, dropped = motion_lab.MotionLab(analysis, points=1000), analysis.proposals.diagnostics["dropped"]
     assert len(lab.dropped.options) == len(dropped) + 1
-    row, region = next(r for r in lab.dropped.options if "confidence" in r[0])
-    assert "<" in row and "mostly" in row
+    rule, least = RULES["confidence"], SETTINGS.motion.min_confidence
+    row, region = next(r for r in lab.dropped.options if rule.fault in r[0])
+    assert re.search(rf"{rule.fault}: .+ \(0\.\d\d, not {rule.number(least)}\)$", row)
     before = lab.picture.value
     lab.dropped.value = region
     assert len(lab.figure.data[1].x) == next(d["region_px"] for d in dropped if d["region"] == region)
@@ -277,8 +278,11 @@ def test_classes_that_came_with_the_features_have_no_slider(street):
 @pytest.mark.parametrize("matching", ["classical", "smurf"])
 def test_every_slider_begins_at_its_setting_and_has_a_unit(matching):
     settings = PseudoLabelSettings(matcher=matching)
-    for group in threshold_lab.controls(settings).values():
-        assert 1 <= len(group) <= 5
+    bounds = {rule.setting for rule in RULES.values()}  # drop_advice names the slider of each
+    groups = threshold_lab.controls(settings)
+    assert bounds <= {control.name for control in groups["motion"]}
+    for group in groups.values():
+        assert group and sum(control.name not in bounds for control in group) <= 5
         for control in group:
             assert threshold_lab.slider(control, settings).value == setting(settings, control.name)
             assert control.low <= setting(settings, control.name) <= control.high

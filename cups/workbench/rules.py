@@ -47,9 +47,13 @@ RULES = {
     "agreement": Rule("motion.min_agreement", "minimum agreement, share", "its points do not move together", 2),
     "moved_px": Rule("motion.min_moved_px", "minimum motion, px", "it hardly moves in the image", 2, " px"),
     "moved_noise": Rule("motion.min_moved_noise", "minimum motion, noise σ", "its motion may be noise", 1, " σ"),
-    "area_px": Rule("motion.min_area_px", "smallest area, px", "it is small in the image", 0, " px"),
+    "area_px": Rule("motion.min_area_px", "smallest area, px", "it has few pixels", 0, " px"),
     "area_share": Rule("motion.min_area_share", "smallest area, share", "it is small in the image", 5),
     "surface_m2": Rule("motion.min_surface_m2", "smallest surface, m²", "it is a small thing", 2, " m²"),
+    "top_m": Rule("motion.max_top_m", "greatest height, m", "it reaches high above the ground", 1, " m"),
+    "supported_noise": Rule(
+        "motion.min_supported_noise", "minimum support, noise σ", "the images hardly support its motion", 1, " σ"
+    ),
     "confidence": Rule("motion.min_confidence", "minimum confidence", "it is unlikely to be an object", 2),
     "overlap": Rule("motion.max_overlap", "greatest overlap, share", "it lies on another object", 2),
 }

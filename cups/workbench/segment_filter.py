@@ -17,25 +17,23 @@ from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
 
-from ..core.class_colours import named_classes
 from ..core.errors import InputError
 from ..core.pictures import image_rgb
 from ..core.protocols import StereoDataset
 from ..core.records import PanopticLabel
+from ..evaluation.class_names import store_classes
 from ..labels.store import PseudoLabelStore, read_frame
 from .explorer import FrameExplorer, LatestFirst
+from .rules import RULES, drop_reason
 from cups.workbench.segment_table import (
     DROPPED,
     OBJECT,
     ORDERS,
-    REASONS,
     STUFF,
     Query,
     SegmentTable,
     class_counts,
     reason_counts,
-    reason_sentence,
-    reason_words,
     select,
     update,
 )
@@ -110,8 +108,8 @@ def segment_caption(row: np.void, class_names: list[str]) -> str:
     """Return two lines for below a thumbnail."""
     size = f"{row['pixels']:,} px"
     if row["kind"] == DROPPED:
-        rule = tuple(REASONS)[row["rule"]] if row["rule"] >= 0 else "dropped"
-        return f"{size}, dropped:\n{reason_words(rule)}"
+        why = tuple(RULES.values())[row["rule"]].fault if row["rule"] >= 0 else "by a rule of an earlier version"
+        return f"{size}, dropped:\n{why}"
     sure = "" if np.isnan(row["confidence"]) else f", {row['confidence']:.0%} sure"
     return f"{class_names[row['class_id']]}\n{size}{sure}"
 
@@ -122,7 +120,7 @@ def segment_sentence(row: np.void, name: str, class_names: list[str], dropped: l
     parts = [f"{row['pixels']:,} px ({row['share']:.1%} of the image)"]
     if row["kind"] == DROPPED:
         entry = dropped[row["number"]]
-        return f"{name}, region {entry['region']}, {parts[0]}, dropped: {reason_sentence(entry)}"
+        return f"{name}, region {entry['region']}, {parts[0]}, dropped: {drop_reason(entry)}"
     if not np.isnan(row["speed"]):
         parts.append(f"moves {_speed_text(float(row['speed']), fps)}")
     if not np.isnan(row["confidence"]):
@@ -203,20 +201,13 @@ class SegmentFilter(widgets.VBox):
         self.store, self.video, self.explorer, self.fps = store, video, explorer, fps
         self.table, self.places, self.page = SegmentTable(store), np.zeros(0, np.int64), 0
         self._videos = {} if video is None else {name: index for index, name in enumerate(video.names)}
-        self.class_names = list(named_classes(store.num_classes or 0, self._things()).names)
+        self.class_names = list(store_classes(store, video).names) if store.num_classes else []
         self.worker = LatestFirst(self._serve)
         self._filling, self._asked_for, self._served, self._served_one = False, 0, 0, Condition()
         super().__init__([*self._controls(), self._pager(), self._grid()], layout={"width": "100%"})
         self.add_class("cups-segment-filter")
         self._fill_choices()
         self.ask()
-
-    def _things(self) -> tuple[int, ...]:
-        """Return the things, as far as the store knows them."""
-        try:
-            return self.store.split.things
-        except InputError:  # not finished yet
-            return ()
 
 # %% ../../nbs/workbench/26_segment_filter.ipynb #3174ca87
 @patch
@@ -269,7 +260,7 @@ def _fill_choices(self: SegmentFilter) -> None:
     what = [(f"{text} ({np.isin(rows['kind'], kinds).sum():,})", text) for text, kinds in _KINDS.items()]
     reasons = reason_counts(rows)
     what.append((f"dropped, for any reason ({(rows['kind'] == DROPPED).sum():,})", "dropped"))
-    what += [(f"dropped: {reason_words(rule)} ({count:,})", rule) for rule, count in reasons.items()]
+    what += [(f"dropped: {RULES[rule].fault} ({count:,})", rule) for rule, count in reasons.items()]
     classes = [("any", -1), *((f"{self.class_names[k]} ({n:,})", k) for k, n in class_counts(rows).items())]
     self._filling = True
     for control, options in ((self.what, what), (self.class_id, classes)):
@@ -285,7 +276,7 @@ def query(self: SegmentFilter) -> Query:
     """Return what the controls ask for."""
     what = self.what.value
     return Query(
-        kinds=_KINDS.get(what, (DROPPED,)), rules=(what,) if what in REASONS else None,
+        kinds=_KINDS.get(what, (DROPPED,)), rules=(what,) if what in RULES else None,
         classes=None if self.class_id.value in (None, -1) else (self.class_id.value,),
         pixels=_asked(self.pixels), speed=_asked(self.speed, self.fps or 1.0), confidence=_asked(self.confidence),
         order=self.order.value,

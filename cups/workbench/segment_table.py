@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,59 +16,24 @@ from scipy.ndimage import find_objects
 from ..core.errors import InputError
 from ..core.records import VOID, PanopticLabel
 from ..labels.store import PseudoLabelStore, list_shard
+from .rules import RULES
 
 # %% auto #0
-__all__ = ['REASONS', 'OBJECT', 'STUFF', 'DROPPED', 'SEGMENT', 'ORDERS', 'reason_words', 'reason_sentence', 'label_rows',
-           'dropped_rows', 'SegmentTable', 'read_rows', 'update', 'Query', 'select', 'reason_counts', 'class_counts']
-
-# %% ../../nbs/workbench/17_segment_table.ipynb #4109800e
-REASONS = {
-    "seen_points": "too few points that are matched both ways",
-    "agreement": "its points do not move as one",
-    "moved_px": "it hardly moves in the image",
-    "moved_noise": "it moves no more than the flow is uncertain",
-    "area_px": "too few pixels",
-    "area_share": "too small in the image",
-    "surface_m2": "too small in metres",
-    "confidence": "its numbers are unlike those of objects",
-    "overlap": "it is part of another object",
-}
-"""Words for the rules of `cups.stages.motion.propose`."""
-
-_EVIDENCE = {
-    "noise_px": "uncertain flow", "tracked_ppm": "few tracked points", "seen_ppm": "few points matched both ways",
-    "agreement": "points that move apart", "moved_noise": "a motion near the flow's uncertainty",
-    "surface_m2": "a small surface", "texture": "little texture",
-    "seen": "images that differ where it moves", "base_m": "a base above the ground",
-    "turned_deg": "a large turn", "rise_m": "a rise off the ground", "shift_m": "an unlikely shift",
-}  # fmt: skip
-
-
-def reason_words(rule: str) -> str:
-    """Return what a rule means; the name of one that is not known."""
-    return REASONS.get(rule, rule.replace("_", " "))
-
-
-def reason_sentence(dropped: Mapping[str, Any]) -> str:
-    """Return why a region was dropped, with its number, the bound, and what speaks most against it."""
-    value, bound = dropped["value"], dropped["bound"]
-    numbers = f"{value:.3g}, {'at most' if value > bound else 'at least'} {bound:g} is needed"
-    weakest = dropped.get("weakest")
-    against = f"; most against it: {_EVIDENCE.get(weakest, weakest)}" if weakest else ""
-    return f"{reason_words(dropped['rule'])} ({numbers}{against})"
+__all__ = ['OBJECT', 'STUFF', 'DROPPED', 'SEGMENT', 'ORDERS', 'label_rows', 'dropped_rows', 'SegmentTable', 'read_rows', 'update',
+           'Query', 'select', 'reason_counts', 'class_counts']
 
 # %% ../../nbs/workbench/17_segment_table.ipynb #e7c0cfd1
 OBJECT, STUFF, DROPPED = 0, 1, 2
 """Kinds of segments: an object, the parts of a class without objects, and a moving region that was dropped."""
 
-_RULES = tuple(REASONS)
+_RULES = tuple(RULES)
 
 SEGMENT = np.dtype([
     ("frame", np.int32), ("kind", np.int8), ("rule", np.int8), ("class_id", np.int16), ("number", np.int32),
     ("pixels", np.int32), ("share", np.float32), ("speed", np.float32), ("confidence", np.float32),
     ("nearness", np.float32), ("box", np.int16, 4),
 ])  # fmt: skip
-"""A row: place of the frame, kind, place of the rule in `REASONS` (-1: none), class (-1: none), number of the object or
+"""A row: place of the frame, kind, place of the rule in `RULES` (-1: none), class (-1: none), number of the object or
 place among those dropped, pixels, share of the image, metres per frame, confidence in [0, 1], how near a dropped one
 came to its bound in [0, 1], and left, top, right, bottom. NaN where a number is not known, a box of zeros likewise."""
 

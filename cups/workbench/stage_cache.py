@@ -12,8 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from ..core.records import Record, StereoSample
+from ..stages import pipeline
 from ..stages.labels.pseudo_classes import PseudoClasses
-from ..stages.pipeline import STAGES, FrameAnalysis, PseudoLabelSettings, stages_for
+from ..stages.pipeline import FrameAnalysis, PseudoLabelSettings, stages_for
 
 # %% auto #0
 __all__ = ['StageCache', 'grouped', 'compute', 'recompute']
@@ -112,7 +113,7 @@ def compute(
         known = cache.results.get(stage.name, {})
         if key not in known:
             if on_stage is not None:
-                on_stage(stage.name, STAGES.index(stage) + 1)
+                on_stage(stage.name, pipeline.STAGES.index(stage) + 1)
             known = {key: stage(records, settings)}
         records[stage.makes] = known[key]
         cache = cache.used(stage.name, key, known[key])

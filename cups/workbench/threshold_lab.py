@@ -240,6 +240,8 @@ _CONTROLS = {
         _of_rule("agreement", 0.0, 1.0, 0.05),
         _of_rule("seen_points", 0, 200, 5),
         _of_rule("surface_m2", 0.0, 2.0, 0.05),
+        _of_rule("supported_noise", 0.0, 10.0, 0.5),
+        _of_rule("top_m", 0.0, 10.0, 0.5),
         _of_rule("area_px", 0, 500, 4),
         _of_rule("area_share", 0.0, 0.005, 0.0001),
         _of_rule("overlap", 0.0, 1.0, 0.05),
