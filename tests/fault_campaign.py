@@ -72,6 +72,9 @@ class Counted:
         os.close(log)
         return self.folder[index]
 
+    def left(self, index: int):
+        return self.folder.left(index)
+
 
 def run() -> None:
     """Run the command line with the data set `counted`."""

@@ -61,11 +61,11 @@ def fails(capsys):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.parent.name != "overlays"}
 
 
 def times(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.parent.name != "overlays"}
 
 
 # Predictions
@@ -309,16 +309,26 @@ def test_what_a_person_fixed_is_never_removed(copy):
     assert FixedLabels(store).fixed_names == ["000000_0"] and store.labelled() == set(store.names)
 
 
-def test_labels_of_an_earlier_version_are_gone_on_with(copy):
-    """They do not say what they were made from."""
+def without_inputs(copy, *left_out):
+    """Take out of a store what its frames were made from, and of its manifest what is named."""
     manifest = read_json(copy / "labels" / "manifest.json")
-    write_json(copy / "labels" / "manifest.json", {k: v for k, v in manifest.items() if k not in ("method", "index")})
+    write_json(copy / "labels" / "manifest.json", {k: v for k, v in manifest.items() if k not in left_out})
     (copy / "labels" / "classes.json").unlink()
     for path in (copy / "labels" / "frames").rglob("*.json"):
         write_json(path, {key: value for key, value in read_json(path).items() if key != "inputs"})
+
+
+def test_labels_that_do_not_say_what_they_were_made_from_are_gone_on_with(copy):
+    without_inputs(copy, "index")
     with pytest.warns(UserWarning, match="3 frames were labelled by an earlier version, which did not note"):
         label(copy)
     assert read_json(copy / "labels" / "manifest.json")["method"]["version"] == METHOD_VERSION
+
+
+def test_labels_of_an_unknown_version_are_those_of_the_first(copy):
+    without_inputs(copy, "index", "method")
+    with pytest.raises(InputError, match=f"made with another method, version is 1 there, {METHOD_VERSION} here"):
+        label(copy)
 
 
 def test_the_method_is_the_one_of_its_version(tmp_path):

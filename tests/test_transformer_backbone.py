@@ -116,7 +116,7 @@ def test_what_learns_of_it_learns_slower(file):
 
 def test_self_training_leaves_a_frozen_one_as_it_is(file, tmp_path):
     network = network_with(file)
-    settings = self_train_settings("small", min_confidence=0.05, **STEPS)
+    settings = self_train_settings("small", min_confidence=0.05, learning_part="all", **STEPS)
     self_train(network, FramesWithoutLabels(Frames()), SPLIT, settings, tmp_path, progress=False, accelerator="cpu")
     expected = load_file(file)
     assert all(torch.equal(w, expected[name]) for name, w in network.backbone.bottom_up.state_dict().items())

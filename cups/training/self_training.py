@@ -195,7 +195,8 @@ def let_learn(model: PanopticCascade, part: Literal["heads", "objects", "all"]) 
     for name, parameter in model.named_parameters():
         of_objects = name.startswith(("proposal_generator", "roi_heads"))
         of_heads = "head" in name and id(parameter) not in norms
-        parameter.requires_grad_({"heads": of_heads, "objects": of_objects, "all": True}[part])
+        learns = {"heads": of_heads, "objects": of_objects, "all": True}[part]
+        parameter.requires_grad_(learns and parameter.requires_grad)
 
 
 def freeze_statistics(model: nn.Module) -> None:
