@@ -331,10 +331,11 @@ class MotionLab(widgets.VBox):
         )
         self.dropped.add_class("cups-lab-rows")
         self.region: int | None = None
-        self.figure = go.FigureWidget(self._figure())
-        self.figure._config = self.figure._config | {"responsive": True}
+        # before the plot: anywidget gives up on a picture that waits for two seconds while the plot is first drawn
         self.picture = ClickPicture(value=png_bytes(region_picture(analysis)), about="objects; click a region")
         self.picture.on_pixel(lambda x, y: self.select(region_at(self.analysis, x, y)))
+        self.figure = go.FigureWidget(self._figure())
+        self.figure._config = self.figure._config | {"responsive": True}
         self.about = widgets.HTML(escape(region_about(analysis, None)))
         for control in (self.colouring, self.arrow_frames):
             control.observe(self._update, "value")
