@@ -36,7 +36,8 @@ COMMAND = [sys.executable, "-c", "from cups.cli import main; raise SystemExit(ma
 
 def contents(folder):
     """Return the bytes of all files of a store; nothing may be left over."""
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.parent.name != "overlays"}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "overlays"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 @pytest.fixture(scope="module")

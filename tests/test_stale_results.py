@@ -61,11 +61,12 @@ def fails(capsys):
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file() and path.parent.name != "overlays"}
+    files = [path for path in folder.rglob("*") if path.is_file() and path.parent.name != "overlays"]
+    return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 
 def times(folder: Path) -> dict[str, int]:
-    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file() and path.parent.name != "overlays"}
+    return {str(path): path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 # Predictions
