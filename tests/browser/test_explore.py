@@ -236,6 +236,7 @@ def test_a_click_on_the_legend_isolates_a_class(street, artefacts):
     page.wait_frame(0, done=True)
     assert only(page, "pseudo-label", "void").is_visible()
     page.stage.click(position={"x": 5, "y": 5})
+    page.view.get_by_text("part of a class").wait_for()  # the segment is marked in the picture
     page.page.keyboard.press("1")
     places = [(x / 24, y / 16) for x in range(1, 24) for y in range(1, 16)]
     image = [page.pixel(*place) for place in places]
@@ -246,7 +247,8 @@ def test_a_click_on_the_legend_isolates_a_class(street, artefacts):
     wait_for(lambda: [page.pixel(*p) for p in places] != label, "no class is isolated")
     alone = [page.pixel(*place) for place in places]
     page.page.screenshot(path=artefacts / "isolated.png")
-    assert all(a in (i, b) for a, i, b in zip(alone, image, label, strict=True)), "neither the image nor the label"
+    neither = [p for p, a, i, b in zip(places, alone, image, label, strict=True) if a not in (i, b)]
+    assert len(neither) < 0.05 * len(places), "only where a border is smoothed it is neither the image nor the label"
     assert (
         0
         < sum(a != i for a, i in zip(alone, image, strict=True))

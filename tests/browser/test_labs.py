@@ -163,6 +163,7 @@ def test_the_threshold_is_dragged_and_a_class_decided_by_hand(labs, lab, artefac
     page.mouse.click(bar["x"] + bar["width"] / 2, bar["y"] + bar["height"] - 3)
     found.get_by_text(re.compile("pixels in 2 frames|pixels in 1 frames")).wait_for()
     found.get_by_role("button", name="stuff", exact=True).click()
+    found.get_by_text(re.compile("stuff, share")).wait_for()  # a click may overtake the state of the buttons
     found.get_by_text("not saved").wait_for()
     found.get_by_role("button", name="Save choice").click()
     found.get_by_text("as the jobs will see it").wait_for()
