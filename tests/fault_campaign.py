@@ -75,6 +75,9 @@ class Counted:
     def left(self, index: int):
         return self.folder.left(index)
 
+    def truth(self, name: str):
+        return self.folder.truth(name)
+
 
 def run() -> None:
     """Run the command line with the data set `counted`."""

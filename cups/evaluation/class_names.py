@@ -31,7 +31,9 @@ def _labels_and_truths(store: PseudoLabelStore, dataset: StereoDataset, most: in
     chosen = np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)
     for index, name in (places[k] for k in chosen):
         try:
-            truth, label = dataset[index].truth, store.read(name)
+            # a data set that offers truths by name need not read the images of the sample as well
+            truth = dataset.truth(name) if hasattr(dataset, "truth") else dataset[index].truth
+            label = store.read(name)
         except InputError:  # a damaged frame is told where it is looked at
             continue
         if truth is None:
