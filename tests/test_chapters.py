@@ -53,6 +53,16 @@ def words(path: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT / "nbs").as_posix())
+def test_a_notebook_stays_small(path):
+    """Executing one stores the state of its widgets, 5 MB for every plot."""
+    assert path.stat().st_size < 1e6
+    notebook = json.loads(path.read_text())
+    shown = any("application/vnd.jupyter.widget-view+json" in output.get("data", {})
+                for cell in notebook["cells"] for output in cell.get("outputs", []))  # fmt: skip
+    assert shown or "widgets" not in notebook["metadata"], "state of widgets that no output shows"
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda p: p.relative_to(ROOT / "nbs").as_posix())
 def test_a_cell_holds_one_idea(path):
     for source in code_cells(path)[0]:
         names = [node.name for node in parsed(source) if isinstance(node, DEFINITION)]
