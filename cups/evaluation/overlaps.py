@@ -19,14 +19,16 @@ from ..core.errors import InputError
 from ..core.records import VOID
 
 # %% auto #0
-__all__ = ['count_overlaps', 'flat_overlaps', 'match_classes', 'count_segments', 'rename_segments', 'segment_scores',
-           'class_confusion', 'pixel_scores', 'class_overlap', 'class_pixels', 'overlap_scores', 'SegmentScorer',
-           'plain_scores']
+__all__ = ['INSTANCE_BITS', 'count_overlaps', 'flat_overlaps', 'match_classes', 'count_segments', 'rename_segments',
+           'segment_scores', 'class_confusion', 'pixel_scores', 'class_overlap', 'class_pixels', 'overlap_scores',
+           'SegmentScorer', 'plain_scores']
 
 # %% ../../nbs/evaluation/00_overlaps.ipynb #a1d51b56
-_INSTANCE_BITS = 23
-_SEGMENT_BITS = 8 + _INSTANCE_BITS
-_MAX_INSTANCE = (1 << _INSTANCE_BITS) - 1
+INSTANCE_BITS = 23
+"""Bits of the instance in the number of a segment, class << 23 | instance."""
+
+_SEGMENT_BITS = 8 + INSTANCE_BITS
+_MAX_INSTANCE = (1 << INSTANCE_BITS) - 1
 _MAX_SEGMENT = (1 << _SEGMENT_BITS) - 1
 
 
@@ -46,7 +48,7 @@ def count_overlaps(prediction: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     pixels : Tensor, (N,), int32
         The pixels each pair shares.
     """
-    codes = [(m[..., 0].long() << _INSTANCE_BITS | m[..., 1].long()).flatten() for m in (prediction, target)]
+    codes = [(m[..., 0].long() << INSTANCE_BITS | m[..., 1].long()).flatten() for m in (prediction, target)]
     runs, lengths = torch.unique_consecutive(codes[0] << _SEGMENT_BITS | codes[1], return_counts=True)
     pairs, where = torch.unique(runs, return_inverse=True)
     return pairs, torch.zeros_like(pairs).index_add_(0, where, lengths).int()
@@ -141,7 +143,7 @@ def count_segments(
     pairs, where = np.unique(p * len(true) + t, return_inverse=True)
     shared = np.bincount(where, weights=pixels)
     p, t = np.divmod(pairs, len(true))
-    class_p, class_t = (predicted >> _INSTANCE_BITS) & 255, (true >> _INSTANCE_BITS) & 255
+    class_p, class_t = (predicted >> INSTANCE_BITS) & 255, (true >> INSTANCE_BITS) & 255
     void_p, void_t = class_p == VOID, class_t == VOID
     crowd_t = np.isin(class_t, crowds) & (true & _MAX_INSTANCE == 0)
 
@@ -178,8 +180,8 @@ def rename_segments(segments: np.ndarray, classes: np.ndarray, is_thing: np.ndar
     table, counted = np.full(VOID + 1, VOID), np.zeros(VOID + 1, bool)
     table[: len(classes)] = classes
     counted[: len(is_thing)] = is_thing
-    new = table[segments >> _INSTANCE_BITS]
-    return new << _INSTANCE_BITS | np.where(counted[new], segments & _MAX_INSTANCE, 0)
+    new = table[segments >> INSTANCE_BITS]
+    return new << INSTANCE_BITS | np.where(counted[new], segments & _MAX_INSTANCE, 0)
 
 # %% ../../nbs/evaluation/00_overlaps.ipynb #ff6780cb
 def _means(values: dict[str, np.ndarray], use: np.ndarray, suffix: str) -> dict[str, float]:
@@ -264,7 +266,7 @@ def class_overlap(
         P and K.
     """
     _, prediction, target, pixels = overlaps
-    pseudo, true = prediction >> _INSTANCE_BITS, target >> _INSTANCE_BITS
+    pseudo, true = prediction >> INSTANCE_BITS, target >> INSTANCE_BITS
     known = (pseudo != VOID) & (true != VOID)
     overlap = np.zeros((num_pseudo_classes, num_classes), np.int64)
     np.add.at(overlap, (pseudo[known], true[known]), pixels[known])
@@ -276,10 +278,10 @@ def class_pixels(
 ) -> np.ndarray:
     """Return the pixels of each class in truth, (K,), int64; only those predicted as a pseudo-class if one is given."""
     _, prediction, target, pixels = overlaps
-    counted = target >> _INSTANCE_BITS != VOID
+    counted = target >> INSTANCE_BITS != VOID
     if predicted is not None:
-        counted = counted & (prediction >> _INSTANCE_BITS == predicted)
-    return np.bincount(target[counted] >> _INSTANCE_BITS, pixels[counted], num_classes).astype(np.int64)
+        counted = counted & (prediction >> INSTANCE_BITS == predicted)
+    return np.bincount(target[counted] >> INSTANCE_BITS, pixels[counted], num_classes).astype(np.int64)
 
 # %% ../../nbs/evaluation/00_overlaps.ipynb #de3410cf
 def _check_partition(what: str, first: set[int], second: set[int], count: int) -> None:

@@ -13,14 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from .overlaps import SegmentScorer, flat_overlaps, rename_segments
+from .overlaps import INSTANCE_BITS, SegmentScorer, flat_overlaps, rename_segments
 from .video_panoptic_quality import ClipOverlaps, clip_assignments, tubes
 
 # %% auto #0
 __all__ = ['association_quality', 'segmentation_quality', 'SegmentationAndTrackingQuality']
-
-# %% ../../nbs/evaluation/12_tracking_quality.ipynb #7e3bfdaa
-_INSTANCE_BITS = 23
 
 # %% ../../nbs/evaluation/12_tracking_quality.ipynb #ab636abc
 def association_quality(
@@ -42,8 +39,8 @@ def association_quality(
     """
     counts = np.zeros(256, bool)
     counts[: len(is_thing)] = is_thing
-    thing_t, thing_p = counts[target >> _INSTANCE_BITS], counts[prediction >> _INSTANCE_BITS]
-    crowd = thing_t & (target & ((1 << _INSTANCE_BITS) - 1) == 0)
+    thing_t, thing_p = counts[target >> INSTANCE_BITS], counts[prediction >> INSTANCE_BITS]
+    crowd = thing_t & (target & ((1 << INSTANCE_BITS) - 1) == 0)
     true, t = np.unique(target, return_inverse=True)
     _, p = np.unique(prediction, return_inverse=True)
     area_t, area_p = np.bincount(t, pixels * (thing_t & ~crowd)), np.bincount(p, pixels * (thing_p & ~crowd))
@@ -71,7 +68,7 @@ def segmentation_quality(
     ----------
     Weber et al., STEP: Segmenting and Tracking Every Pixel, NeurIPS 2021 (datasets and benchmarks), section 4.
     """
-    predicted, true = (np.minimum(code >> _INSTANCE_BITS, num_classes) for code in (prediction, target))
+    predicted, true = (np.minimum(code >> INSTANCE_BITS, num_classes) for code in (prediction, target))
     confusion = np.zeros((num_classes + 1, num_classes + 1))
     np.add.at(confusion, (true, predicted), pixels)
     confusion[num_classes] = 0
