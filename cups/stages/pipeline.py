@@ -356,11 +356,12 @@ def describe(
     known : mapping, optional
         Results of stages that are there already, by name.
     """
-    records = run_stages({**(known or {}), "sample": sample}, settings, ("regions", "surroundings", "proposals"))
+    around = ("surroundings",) if settings.stable_share else ()  # they tell which classes swap
+    records = run_stages({**(known or {}), "sample": sample}, settings, ("regions", "proposals", *around))
     proposals = records["proposals"]
     objects = _describe_objects(settings, records["flow"], proposals, records["features"])
     trust = trust_facts(records["flow"])[None]
-    found = FrameDescription.of(records["regions"], proposals, objects, records["surroundings"])
+    found = FrameDescription.of(records["regions"], proposals, objects, records.get("surroundings"))
     return found.replace(trust=trust)
 
 

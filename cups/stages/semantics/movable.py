@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ...core.parallel import one_thread
 from ...core.records import Record
-from .regions import REGION_CHANNELS, Regions
+from .regions import REGION_CHANNELS
 
 # %% auto #0
 __all__ = ['Movability', 'fit_movability']
@@ -50,11 +50,6 @@ class Movability(Record):
     def __call__(self, descriptions: Tensor) -> Tensor:
         """Return that probability in units of an average pixel's, (N,)."""
         return self.probability(descriptions) / self.base
-
-    def map(self, regions: Regions, size: tuple[int, int]) -> Tensor:
-        """Return the value of each pixel's region, (H, W)."""
-        values = self(regions.descriptions)[regions.number][None, None]
-        return torch.nn.functional.interpolate(values, size, mode="nearest")[0, 0]
 
 # %% ../../../nbs/stages/semantics/08_movable.ipynb #be2030b3
 _REGULARISATION = 0.05
