@@ -76,7 +76,7 @@ class FrameDescription(Record):
         looks = shares.T @ regions.descriptions / areas.clamp(min=1e-6)[:, None]
         found = cls(regions.descriptions, regions.pixels.float(), shares.sum(1), objects, looks, areas)
         if around is None:
-            return found
+            return found.to(areas.device)  # the empty defaults too
         pairs = region_pairs(regions, around, proposals.instance > 0)
         return found.replace(following=around.next_descriptions, pairs=pairs)
 
