@@ -340,8 +340,8 @@ def test_the_method_is_the_one_of_its_version(tmp_path):
     video = render_scenes(tmp_path / "video", 2, seed=2, height=96, width=192, workers=1)
     store = generate(video, tmp_path / "labels", PseudoLabelSettings(num_classes=6, num_object_classes=2), 1)
     statistics = store.statistics()
-    assert (METHOD_VERSION, statistics.proposals.tolist()) == (2, [0, 0, 0, 0, 0, 0, 1, 2])
-    expected = torch.tensor([9471, 2542, 2064, 1000, 1226, 12745, 77, 554])
+    assert (METHOD_VERSION, statistics.proposals.tolist()) == (3, [0, 0, 0, 0, 0, 0, 1, 2])
+    expected = torch.tensor([12386, 1, 2384, 998, 1226, 13065, 77, 554])
     assert (statistics.pixels - expected).abs().sum() < 300
 
 

@@ -22,6 +22,15 @@ __all__ = ['Movability', 'fit_movability']
 _LIMIT = 4.0
 """Standardised values are clamped to this, so that one odd region does not decide."""
 
+_BENDS = (-1.5, -0.75, 0.0, 0.75, 1.5)
+"""Standardised values at which what a channel says may change its slope."""
+
+
+def _bent(values: Tensor) -> Tensor:
+    """Return standardised values (N, C) and by how much they exceed each bend, (N, 6 C)."""
+    values = values.clamp(-_LIMIT, _LIMIT)
+    return torch.cat([values, *((values - bend).clamp(min=0) for bend in _BENDS)], dim=1)
+
 
 @dataclass(frozen=True)
 class Movability(Record):
@@ -29,23 +38,28 @@ class Movability(Record):
 
     Parameters
     ----------
-    mean, scale, weight : Tensor, (D,), float32
-        Of standardised descriptions.
+    channels : Tensor, (C,), int64
+        Numbers of the channels that are looked at.
+    mean, scale : Tensor, (C,), float32
+        They are standardised as (value - mean) / scale.
+    slopes : Tensor, (6 C,), float32
+        Weights of the standardised values, then of their excess over each bend.
     bias : Tensor, (), float32
     base : Tensor, (), float32
         Share of all pixels that lie inside moving objects.
     """
 
+    channels: Tensor
     mean: Tensor
     scale: Tensor
-    weight: Tensor
+    slopes: Tensor
     bias: Tensor
     base: Tensor
 
     def probability(self, descriptions: Tensor) -> Tensor:
         """Return the probability (N,) that regions are part of a moving object."""
-        values = ((descriptions[:, : len(self.mean)] - self.mean) / self.scale).clamp(-_LIMIT, _LIMIT)
-        return (values @ self.weight + self.bias).sigmoid()
+        values = (descriptions[:, self.channels] - self.mean) / self.scale
+        return (_bent(values) @ self.slopes + self.bias).sigmoid()
 
     def __call__(self, descriptions: Tensor) -> Tensor:
         """Return that probability in units of an average pixel's, (N,)."""
@@ -55,6 +69,14 @@ class Movability(Record):
 _REGULARISATION = 0.05
 """Inverse strength of the penalty on weights in `sklearn.linear_model.LogisticRegression`; tuned on street scenes."""
 
+_LOOKS = (
+    "height", "bottom", "top", "width", "slope", "turn", "roughness", "lowest", "highest",
+    "log_height", "log_width", "log_area", "log_aspect", "fill", "height_spread", "top_spread", "width_spread",
+    "depth_spread", "aside", "lightness", "green_red", "blue_yellow", "greenness", "chroma", "fine_texture", "texture",
+    "uprightness", "coherence",
+)  # fmt: skip
+"""Channels that are looked at: shape and size, place beside the road, colour and texture; chosen on street scenes."""
+
 
 def fit_movability(descriptions: Tensor, pixels: Tensor, inside: Tensor) -> Movability | None:
     """Learn what moving objects look like.
@@ -62,7 +84,7 @@ def fit_movability(descriptions: Tensor, pixels: Tensor, inside: Tensor) -> Mova
     Parameters
     ----------
     descriptions : Tensor, (N, D)
-        Of regions of the whole data set; the order does not matter. Only the `REGION_CHANNELS` are used.
+        Of regions of the whole data set; the order does not matter. Only `_LOOKS` of the `REGION_CHANNELS` are used.
     pixels : Tensor, (N,)
         Of each region. A region counts by their square root.
     inside : Tensor, (N,)
@@ -75,8 +97,9 @@ def fit_movability(descriptions: Tensor, pixels: Tensor, inside: Tensor) -> Mova
     """
     from sklearn.linear_model import LogisticRegression  # takes memory that processes which only label do not need
 
-    rows = torch.cat([descriptions[:, : len(REGION_CHANNELS)], pixels[:, None], inside[:, None]], dim=1)
-    rows = rows.cpu().double().numpy()
+    channels = torch.tensor([REGION_CHANNELS.index(name) for name in _LOOKS])
+    rows = torch.cat([descriptions.cpu()[:, channels], pixels.cpu()[:, None], inside.cpu()[:, None]], dim=1)
+    rows = rows.double().numpy()
     rows = rows[np.lexsort(rows.T)]
     values, pixels, inside = rows[:, :-2], rows[:, -2], rows[:, -1]
     moves, weight = inside > 0.5 * pixels, np.sqrt(pixels)
@@ -84,8 +107,8 @@ def fit_movability(descriptions: Tensor, pixels: Tensor, inside: Tensor) -> Mova
         return None
     mean = np.average(values, axis=0, weights=weight)
     scale = np.sqrt(np.average((values - mean) ** 2, axis=0, weights=weight)) + 1e-6
-    values = np.clip((values - mean) / scale, -_LIMIT, _LIMIT)
+    values = _bent(torch.from_numpy((values - mean) / scale)).numpy()
     with one_thread():
         model = LogisticRegression(C=_REGULARISATION, max_iter=300).fit(values, moves, sample_weight=weight)
     parts = mean, scale, model.coef_[0], model.intercept_[0], inside.sum() / pixels.sum()
-    return Movability(*(torch.tensor(part, dtype=torch.float32) for part in parts))
+    return Movability(channels, *(torch.tensor(part, dtype=torch.float32) for part in parts))
