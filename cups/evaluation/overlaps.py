@@ -416,8 +416,8 @@ def scores(
 ) -> dict[str, Any]:
     """Return what `PanopticQuality.compute` does, in float64, of what `count` returned for all images.
 
-    With `majority` every pseudo-class has its majority class, among things or among stuff. `void_missed` takes the place
-    of the scorer's own.
+    With `majority` every pseudo-class has its majority class, among things or among stuff. `void_missed` overrides the
+    scorer's own.
     """
     overlaps, assignments = flat_overlaps(images), self.assignments
     if majority:

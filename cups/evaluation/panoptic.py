@@ -74,8 +74,7 @@ def panoptic_scores(
     taxonomy : Taxonomy
         Classes of the truth.
     without : sequence of str
-        Names of classes that are left out of PQ, SQ and RQ, because the data set lacks them. Pseudo-classes are matched
-        to them all the same.
+        Names of classes left out of PQ, SQ and RQ, for the data set lacks them; pseudo-classes are matched to them.
     assignments : sequence of int, optional
         The class of each pseudo-class, where it is known; they are matched otherwise.
     void_missed, ignore_crowds : bool
@@ -86,8 +85,7 @@ def panoptic_scores(
     dict
         The scores of `PanopticQuality` as plain values, None per class that is left out; in `majority` the same where
         every pseudo-class has its majority class (not with `assignments`); `void_share` of the pixels with a true
-        class, and `void_share_per_class`; `pq_void_missed`, the PQ where these count as missed; the number of
-        `frames`; and `void_missed` and `ignore_crowds`.
+        class, and `void_share_per_class`; `pq_void_missed`, where these count; `frames`; and the last two options.
 
     Raises
     ------
