@@ -133,6 +133,7 @@ def test_the_share_of_void_stands_beside_the_quality():
     assert scores["pq"] == 1 and scores["accuracy"] == 1  # as published: void costs nothing
     missed = panoptic_scores([(predicted, truth)], KNOWN, TAXONOMY, void_missed=True)
     assert missed["pq_per_class"][:2] == pytest.approx([0, 7 / 8]) and missed["accuracy"] == pytest.approx(10 / 14)
+    assert scores["pq_void_missed"] == missed["pq"] == missed["pq_void_missed"] < 1
     assert missed["miou"] == pytest.approx((0.5 + 7 / 8) / 2) and missed["void_share"] == scores["void_share"]
 
 

@@ -54,7 +54,7 @@ def trained(tmp_path_factory) -> Path:
 
 def test_train_scores_labels_and_network_on_unseen_scenes(trained):
     metrics = json.loads((trained / "metrics.json").read_text())
-    for name in ("pseudo_labels", "stage2"):
+    for name in ("pseudo_labels", "stage2", "stage2_views"):
         assert metrics[name]["frames"] == SMALL["num_test_scenes"]
         assert 0 <= metrics[name]["pq"] <= 1
         assert len(metrics[name]["pq_per_class"]) == 19
@@ -68,7 +68,7 @@ def test_train_scores_labels_and_network_on_unseen_scenes(trained):
     ]
     assert len(pictures) == 3  # at the top, loss curves, and the one frame to show
     for measure in ("still_found", "void_share"):
-        assert all(0 <= metrics[measure][name] <= 1 for name in ("pseudo_labels", "stage2"))
+        assert all(0 <= metrics[measure][name] <= 1 for name in ("pseudo_labels", "stage2", "stage2_views"))
     assert len(metrics["frame_accuracy"]) == SMALL["num_test_scenes"]
 
 
@@ -157,7 +157,7 @@ def test_self_training_goes_on_from_training(trained, tmp_path):
         num_shown=1,
     )
     assert metrics["stage2"] == before and 0 <= metrics["stage3"]["pq"] <= 1
-    assert list(metrics["void_share"]) == ["stage2", "stage3"] == list(metrics["still_found"])
+    assert list(metrics["void_share"]) == ["stage2", "stage3", "stage3_views"] == list(metrics["still_found"])
     assert metrics["frame_accuracy"].keys() == metrics["frame_accuracy_before"].keys()
     assert load(tmp_path / "model.safetensors").split is not None
 

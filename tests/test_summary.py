@@ -96,6 +96,17 @@ def test_the_next_step_follows_from_the_result(job, after, said):
     assert said in what_happened(scores(0.3), scores(after), curve(LEVEL), job)
 
 
+def test_void_that_costs_nothing_is_said_with_what_it_hides():
+    before, after = scores(0.33, void=0.205), scores(0.32, void=0.102)
+    before["pq_void_missed"], after["pq_void_missed"] = 0.203, 0.248
+    text = what_happened(before, after, curve(LEVEL))
+    assert "It is 1.0 point below." in text and "20.5 % of the pixels were void before, 10.2 % are now" in text
+    assert "counted as missed, PQ goes from 20.3 to 24.8 %." in text
+    assert result_table({"labels": before, "network": after}).splitlines()[-1].endswith("| 10.2 | 24.8 |")
+    assert "costs no PQ" not in what_happened(before, after | {"void_share": 0.203}, curve(LEVEL))
+    assert "costs no PQ" not in what_happened(before, scores(0.32, void=0.102), curve(LEVEL))
+
+
 def test_a_network_whose_labels_are_not_scored():
     text = what_happened(None, scores(0.3), curve(LEVEL))
     assert "PQ 30.0 %" in text and "is not scored" in text and "above" not in text and "below" not in text

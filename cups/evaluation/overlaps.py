@@ -408,17 +408,24 @@ class SegmentScorer:
 
 # %% ../../nbs/evaluation/00_overlaps.ipynb #5c0e51a2
 @patch
-def scores(self: SegmentScorer, images: Sequence[tuple[Tensor, Tensor]], majority: bool = False) -> dict[str, Any]:
+def scores(
+    self: SegmentScorer,
+    images: Sequence[tuple[Tensor, Tensor]],
+    majority: bool = False,
+    void_missed: bool | None = None,
+) -> dict[str, Any]:
     """Return what `PanopticQuality.compute` does, in float64, of what `count` returned for all images.
 
-    With `majority` every pseudo-class has its majority class, among things or among stuff.
+    With `majority` every pseudo-class has its majority class, among things or among stuff. `void_missed` overrides the
+    scorer's own.
     """
     overlaps, assignments = flat_overlaps(images), self.assignments
     if majority:
         overlap = class_overlap(overlaps, self.num_pseudo_classes, self.num_classes)
         assignments = match_classes(overlap, self.groups, one_to_one=False)
     given = self.groups, self.is_thing, self.mask, self.num_pseudo_classes, assignments
-    return overlap_scores(overlaps, *given, self.void_missed, self.ignore_crowds)
+    void_missed = self.void_missed if void_missed is None else void_missed
+    return overlap_scores(overlaps, *given, void_missed, self.ignore_crowds)
 
 
 @patch

@@ -74,8 +74,7 @@ def panoptic_scores(
     taxonomy : Taxonomy
         Classes of the truth.
     without : sequence of str
-        Names of classes that are left out of PQ, SQ and RQ, because the data set lacks them. Pseudo-classes are matched
-        to them all the same.
+        Names of classes left out of PQ, SQ and RQ, for the data set lacks them; pseudo-classes are matched to them.
     assignments : sequence of int, optional
         The class of each pseudo-class, where it is known; they are matched otherwise.
     void_missed, ignore_crowds : bool
@@ -86,7 +85,7 @@ def panoptic_scores(
     dict
         The scores of `PanopticQuality` as plain values, None per class that is left out; in `majority` the same where
         every pseudo-class has its majority class (not with `assignments`); `void_share` of the pixels with a true
-        class, and `void_share_per_class`; the number of `frames`; and `void_missed` and `ignore_crowds`.
+        class, and `void_share_per_class`; `pq_void_missed`, where these count; `frames`; and the last two options.
 
     Raises
     ------
@@ -115,6 +114,7 @@ def panoptic_scores(
     scores = _every_class(plain_scores(scorer.scores(overlaps)), mask)
     share, per_class = scorer.void_shares(overlaps)
     scores |= plain_scores({"void_share": share, "void_share_per_class": np.where(mask, per_class, np.nan)})
+    scores |= plain_scores({"pq_void_missed": scorer.scores(overlaps, void_missed=True)["pq"]})
     if assignments is None:
         scores["majority"] = _every_class(plain_scores(scorer.scores(overlaps, majority=True)), mask)
     return {**scores, "frames": len(overlaps), "void_missed": void_missed, "ignore_crowds": ignore_crowds}
@@ -125,18 +125,20 @@ def scores_of(
     split: ThingStuffSplit,
     frames: LabelledFrames,
     kept: MutableMapping[int, PanopticLabel] | None = None,
+    scales: Sequence[float] = (1.0,),
+    mirror: bool = False,
 ) -> dict[str, Any]:
     """Score the predictions of a network on labelled frames; classes that the data set lacks are left out.
 
     Several processes that call this together share the frames, and all get the scores of all frames. `kept` gets the
-    predictions of this process by the number of the frame.
+    predictions of this process by the number of the frame; `scales` and `mirror` are as in `predict`.
     """
     from cups.model.inference import predict  # with torchvision; labels are scored without it
 
     def pairs() -> Iterator[tuple[PanopticLabel, PanopticLabel]]:
         for number in own_share(len(frames)):
             image, truth = frames[number]
-            prediction = predict(model, image, split).to("cpu")
+            prediction = predict(model, image, split, scales, mirror).to("cpu")
             if kept is not None:
                 kept[number] = prediction
             yield prediction, truth

@@ -81,14 +81,15 @@ _COLUMNS = {
     "stuff": "pq_stuff",
     "still things found": "still_found",
     "void": "void_share",
+    "PQ, void missed": "pq_void_missed",
 }
 
 
 def result_table(rows: Mapping[str, Mapping[str, Any]]) -> str:
     """Return a Markdown table in percent, one row per entry of `rows`.
 
-    Each has `pq`, `pq_things` and `pq_stuff`, and may have `still_found` and `void_share`; a column without any value
-    is left out.
+    Each has `pq`, `pq_things` and `pq_stuff`, and may have `still_found`, `void_share` and `pq_void_missed`; a column
+    without any value is left out.
     """
     columns = {title: key for title, key in _COLUMNS.items() if any(row.get(key) is not None for row in rows.values())}
     lines = [f"| | {' | '.join(columns)} |", f"| --- |{' ---: |' * len(columns)}"]
@@ -163,6 +164,16 @@ _WORDS = {
 """What has learnt, and from what, by job."""
 
 
+def _void_said(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
+    """Return in a sentence what PQ is if void costs something, where one of both leaves more of it."""
+    shares, qualities = ([scores.get(key) for scores in (before, after)] for key in ("void_share", "pq_void_missed"))
+    if None in shares + qualities or abs(shares[1] - shares[0]) <= _MARGIN:
+        return ""
+    was, now, old, new = map(percent, shares + qualities)
+    said = f"Void costs no PQ, and {was} % of the pixels were void before, {now} % are now: counted as missed, "
+    return f"{said}PQ goes from {old} to {new} %."
+
+
 def what_happened(
     before: Mapping[str, Any] | None,
     after: Mapping[str, Any],
@@ -192,4 +203,4 @@ def what_happened(
     else:
         compared += f"It is {_points(new - old)} {'above' if new > old else 'below'}."
     step = next_step(new - old > _MARGIN, still_rises(validation), job)
-    return " ".join(filter(None, (compared, _changes(before, after), step)))
+    return " ".join(filter(None, (compared, _changes(before, after), _void_said(before, after), step)))

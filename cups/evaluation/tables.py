@@ -35,6 +35,7 @@ _COLUMNS = {
     "PQ": "pq",
     "PQ, majority": "pq_majority",
     "void": "void_share",
+    "PQ, void missed": "pq_void_missed",
     "SQ": "sq",
     "RQ": "rq",
     "PQ things": "pq_things",

@@ -16,7 +16,10 @@ from ..evaluation.tables import percent
 __all__ = ['result_name', 'results_of', 'html_table', 'score_html', 'class_changes', 'points', 'change_bar', 'class_html']
 
 # %% ../../nbs/workbench/16_run_scores.ipynb #ffd61259
-_WORDS = {"pseudo_labels": "pseudo-labels", "stage2": "network", "stage3": "self-trained network"}
+_WORDS = {
+    "pseudo_labels": "pseudo-labels", "stage2": "network", "stage2_views": "network, several views",
+    "stage3": "self-trained network", "stage3_views": "self-trained network, several views",
+}  # fmt: skip
 _APART = ("still_found", "void_share")
 
 
