@@ -105,7 +105,8 @@ def edits_html(opened: OpenFrame | None, unsaved: Sequence[str]) -> str:
     count = f"{len(draft.edits)} edit{'' if len(draft.edits) == 1 else 's'}" if draft.edits else "automatic label"
     state = "<b>not saved</b>" if draft.unsaved else f"saved in {FIXED_FOLDER}/" if draft.edits else ""
     others = [escape(other) for other in unsaved if other != opened.name]
-    more = f"<b>not saved either</b>: {', '.join(others[:3])}{' …' if len(others) > 3 else ''}" if others else ""
+    named = others[0] if len(others) == 1 else counted(len(others), "other frame")
+    more = f"<b>not saved either</b>: {named}" if others else ""
     return "; ".join(part for part in (count, state, more) if part)
 
 # %% ../../nbs/workbench/24_label_fixer.ipynb #11215318
@@ -594,7 +595,7 @@ def _controls(self: LabelFixer) -> list[widgets.Widget]:
     self.cutting = widgets.ToggleButton(description="Cut along a line", icon="cut", layout=fit)
     self.adding = widgets.ToggleButton(description="Select several", icon="plus", layout=fit)
     self.cutting.observe(lambda _: self._do(self._forget_line), "value")
-    self.status = widgets.HTML(layout={"flex": "1 1 0", "min_width": "0"})
+    self.status = widgets.HTML(layout={"flex": "1 1 0", "min_width": "0", "margin": "2px 2px 2px 24px"})
     self.about = widgets.HTML(layout={"min_height": "28px"})
     self._show_swatch()
     buttons = list(self.buttons.values())
@@ -602,7 +603,7 @@ def _controls(self: LabelFixer) -> list[widgets.Widget]:
         widgets.HBox([self.adding, self.swatch, self.to_class, self.picking, *buttons[:4], self.cutting]),
         widgets.HBox([*self._brush_controls(), *buttons[4:]]),
         widgets.HBox(self._carry_controls()),
-        widgets.HBox([self.about, self.status], layout={"justify_content": "space-between"}),
+        widgets.HBox([self.about, self.status]),
     ]
     for tool in (self.picking, self.cutting, self.brushing, self.erasing):
         tool.observe(self._one_tool, "value")
