@@ -619,7 +619,7 @@ def _carry_controls(self: LabelFixer) -> list[widgets.Widget]:
     self.carry_buttons = [
         self._button("Carry to previous frames", "step-backward", lambda: self.carry(-1, self.carry_count.value)),
         self._button("Carry to next frames", "step-forward", lambda: self.carry(1, self.carry_count.value)),
-        self._button("Undo carrying", "undo", self.undo_carry),
+        self._button("Take carried edits back", "undo", self.undo_carry),
     ]
     for button in self.carry_buttons[:2]:
         button.tooltip = "do the last edit of this frame again to the same object in its neighbours"

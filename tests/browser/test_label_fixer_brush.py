@@ -181,7 +181,7 @@ def test_an_edit_is_carried_to_the_next_frames_says_where_it_ends_and_is_undone(
         changed = fixed.semantic != store.read(name).semantic
         assert edits[-1].origin == store.names[0] and (fixed.semantic[changed] == 39).all()
         assert ((store.read(name).instance == number) == changed).all()
-    press(fixer, "Undo carrying")
+    press(fixer, "Take carried edits back")
     says(fixer, "undone")
     press(fixer, "Save 3 frames")
     wait_for(lambda: labels.fixed_names == store.names[:1], "what was carried is not undone")
