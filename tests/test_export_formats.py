@@ -33,7 +33,8 @@ from cups.labels.corrected import import_labels, new_store
 from cups.labels.fixed import Edit, FixedLabels
 from cups.labels.store import PseudoLabelStore
 from cups.run.export import FORMATS, export_labels
-from cups.workbench.label_fixer import replay, save_drafts, saved_draft
+from cups.workbench.label_drafts import save_drafts, saved_draft
+from cups.workbench.label_edits import replay
 
 FRAMES, HEIGHT, WIDTH = 3, 40, 60
 ROAD, POLE, SKY, PERSON, CAR = (CITYSCAPES_19.names.index(n) for n in ("road", "pole", "sky", "person", "car"))

@@ -29,7 +29,7 @@ from cups.stages.labels.pseudo_classes import fit_pseudo_classes
 from cups.stages.pipeline import PseudoLabelSettings, Stage, analyse, describe
 from cups.stages.semantics.depthg import unit_clusters
 from cups.street.scenes import street_scene
-from cups.workbench import label_fixer, motion_lab, run_browser, sources, thing_stuff_lab, threshold_lab
+from cups.workbench import label_edits, label_fixer, motion_lab, run_browser, sources, thing_stuff_lab, threshold_lab
 from cups.workbench.rules import RULES
 from cups.workbench.view.frame_view import FrameView
 
@@ -500,21 +500,21 @@ def in_object(label: PanopticLabel) -> tuple[int, int]:
 
 
 def test_segments_are_relabelled_deleted_merged_and_split(small_label):
-    masks = label_fixer.selected_masks(small_label, [(0, 0), (2, 3), (1, 0), (3, 1), (4, 0)])
+    masks = label_edits.selected_masks(small_label, [(0, 0), (2, 3), (1, 0), (3, 1), (4, 0)])
     left, right, broken, whole = masks
     assert [int(mask.sum()) for mask in masks] == [4, 4, 8, 4] and not (left & right).any()
-    thing = label_fixer.relabel(small_label, left, 2, to_thing=True)
+    thing = label_edits.relabel(small_label, left, 2, to_thing=True)
     assert thing.semantic[0].tolist() == [2, 1, 0, 1, 2] and thing.instance[0].tolist() == [8, 4, 0, 4, 7]
-    assert label_fixer.relabel(small_label, whole, 1, to_thing=True).instance[0].tolist() == [0, 4, 0, 4, 7]
-    stuff = label_fixer.relabel(small_label, broken, 0, to_thing=False)
+    assert label_edits.relabel(small_label, whole, 1, to_thing=True).instance[0].tolist() == [0, 4, 0, 4, 7]
+    stuff = label_edits.relabel(small_label, broken, 0, to_thing=False)
     assert stuff.semantic[0].tolist() == [0, 0, 0, 0, 2] and stuff.instance[0].tolist() == [0, 0, 0, 0, 7]
-    gone = label_fixer.delete(small_label, whole)
+    gone = label_edits.delete(small_label, whole)
     assert gone.semantic[0].tolist() == [0, 1, 0, 1, VOID] and gone.instance[0].tolist() == [0, 4, 0, 4, 0]
-    merged = label_fixer.merge(small_label, [whole, right, broken])
+    merged = label_edits.merge(small_label, [whole, right, broken])
     assert merged.semantic[0].tolist() == [0, 2, 2, 2, 2] and merged.instance[0].tolist() == [0, 7, 7, 7, 7]
-    pieces = label_fixer.split(small_label, broken)
+    pieces = label_edits.split(small_label, broken)
     assert len(pieces.instance.unique()) == 4 and torch.equal(pieces.semantic, small_label.semantic)
-    halves = label_fixer.split(small_label, left, (0, 1, 5, 1))
+    halves = label_edits.split(small_label, left, (0, 1, 5, 1))
     assert halves.instance[:, 0].tolist() in ([8, 8, 0, 0], [0, 0, 8, 8])
     assert small_label.instance[0].tolist() == [0, 4, 0, 4, 7], "the label itself stays"
 
@@ -531,7 +531,7 @@ def test_segments_are_relabelled_deleted_merged_and_split(small_label):
 )
 def test_an_edit_that_is_not_possible_says_why(small_label, edit, fault):
     with pytest.raises(InputError, match=fault):
-        label_fixer.apply_edit(small_label, edit)
+        label_edits.apply_edit(small_label, edit)
 
 
 def test_fixes_lie_beside_the_labels_and_can_be_undone_after_they_are_saved(fixable):
@@ -610,7 +610,7 @@ def test_a_fixer_says_what_it_cannot_use_and_goes_on(fixable, tmp_path):
 def test_a_failed_write_leaves_the_earlier_fix(fixable, monkeypatch):
     fixed = FixedLabels(fixable[0])
     name, label = fixed.names[0], fixed.read(fixed.names[0])
-    changed = label_fixer.apply_edit(label, edit := Edit("delete", (in_object(label),)))
+    changed = label_edits.apply_edit(label, edit := Edit("delete", (in_object(label),)))
     fixed.write_fixed(name, changed, [edit])
     files = {path: path.read_bytes() for path in fixed.folder.iterdir()}
 

@@ -24,15 +24,16 @@ from .store import PseudoLabelStore
 # %% auto #0
 __all__ = ['EDIT_KINDS', 'FIXED_FOLDER', 'Edit', 'FixedLabels']
 
-# %% ../../nbs/labels/04_fixed.ipynb #b82d9a17
-EDIT_KINDS = ("relabel", "delete", "merge", "split")
+# %% ../../nbs/labels/04_fixed.ipynb #d8ef5dd6
+EDIT_KINDS = ("relabel", "delete", "merge", "split", "paint", "erase")
+_BRUSH_KINDS = ("paint", "erase")
 
 
 def _whole(values: Any, count: int) -> bool:
     """Return whether this is a tuple of so many whole numbers."""
     return isinstance(values, tuple) and len(values) == count and all(type(v) is int for v in values)
 
-
+# %% ../../nbs/labels/04_fixed.ipynb #b82d9a17
 @dataclass(frozen=True)
 class Edit:
     """One change of a label.
@@ -42,13 +43,20 @@ class Edit:
     kind : str
         One of `EDIT_KINDS`.
     points : tuple of (int, int)
-        A pixel (x, y) of each segment, at least one.
+        A pixel (x, y) of each segment, at least one. Of `paint` and `erase`, the corners of the brush's path, which may
+        leave the image.
     to_class : int, optional
-        Class that a segment gets by `relabel`.
+        Class that a segment gets by `relabel`, or what is painted is of; a `paint` onto a segment needs none.
     to_thing : bool
-        Whether that class is one of things.
+        Whether that class is one of things. What is painted becomes a new object then.
     line : tuple of int, optional
         x0, y0, x1, y1: two points of the line of a `split`; None parts a segment where it does not hang together.
+    radius : float
+        Of the brush of `paint` and `erase`, in pixels.
+    onto : tuple of int, optional
+        A pixel (x, y) of the segment that a `paint` extends; None paints a new one.
+    origin : str
+        Name of the frame that the edit was carried from; empty if a person made it in this frame.
 
     Raises
     ------
@@ -61,6 +69,9 @@ class Edit:
     to_class: int | None = None
     to_thing: bool = False
     line: tuple[int, int, int, int] | None = None
+    radius: float = 0.0
+    onto: tuple[int, int] | None = None
+    origin: str = ""
 
     def __post_init__(self) -> None:
         if self.kind not in EDIT_KINDS:
@@ -71,6 +82,36 @@ class Edit:
             raise InputError(f"the line of a split needs two different points, got {self.line!r}")
         if self.kind == "relabel" and self.to_class is None:
             raise InputError("a relabel needs the new class")
+        if self.kind == "paint" and self.to_class is None and self.onto is None:
+            raise InputError("a paint needs a class, or a segment to extend")
+        if self.onto is not None and not _whole(self.onto, 2):
+            raise InputError(f"a segment to extend is given by a pixel (x, y), got {self.onto!r}")
+        if not 0 <= self.radius < float("inf"):
+            raise InputError(f"the radius of a brush must not be negative, got {self.radius}")
+
+    @property
+    def by_brush(self) -> bool:
+        """Whether the points are the path of a brush."""
+        return self.kind in _BRUSH_KINDS
+
+# %% ../../nbs/labels/04_fixed.ipynb #8620de2a
+_PLAIN = Edit("delete", ((0, 0),))  # holds the defaults
+
+
+def _edit_to_dict(edit: Edit) -> dict[str, Any]:
+    """Return an edit as plain values."""
+    always = ("kind", "points")
+    values = {k: v for k, v in settings_to_dict(edit).items() if k in always or v != getattr(_PLAIN, k)}
+    if edit.by_brush:
+        values["points"] = " ".join(f"{x},{y}" for x, y in edit.points)
+    return values
+
+
+def _edit_from_dict(values: Any) -> Edit:
+    """Return the edit of plain values; raise `InputError`, `TypeError` or `ValueError` if they are none."""
+    if isinstance(values, dict) and isinstance(path := values.get("points"), str):
+        values = values | {"points": tuple(tuple(map(int, point.split(","))) for point in path.split())}
+    return settings_from_dict(Edit, values)
 
 # %% ../../nbs/labels/04_fixed.ipynb #92c3da7a
 FIXED_FOLDER = "fixed"
@@ -175,7 +216,7 @@ def write_fixed(self: FixedLabels, name: str, label: PanopticLabel, edits: Seque
         self.folder.mkdir(exist_ok=True)
         with TemporaryDirectory(dir=self.folder, prefix=".writing-") as made:
             write_label(made, name, label)
-            write_json(Path(made) / marker.name, {"edits": [settings_to_dict(edit) for edit in edits]})
+            write_json(Path(made) / marker.name, {"edits": [_edit_to_dict(edit) for edit in edits]})
             marker.unlink(missing_ok=True)  # while its images are replaced the frame is not fixed
             for file in (*self._images(name), marker):
                 (Path(made) / file.name).replace(file)
@@ -197,8 +238,8 @@ def read_fixed(self: FixedLabels, name: str) -> tuple[PanopticLabel, tuple[Edit,
     if not isinstance(found, dict) or not isinstance(found.get("edits"), list):
         raise InputError(f"{path}: not the edits of a fixed label")
     try:
-        edits = tuple(settings_from_dict(Edit, edit) for edit in found["edits"])
-    except (InputError, TypeError) as error:
+        edits = tuple(_edit_from_dict(edit) for edit in found["edits"])
+    except (InputError, TypeError, ValueError) as error:
         raise InputError(f"{path}: not the edits of a fixed label ({error})") from None
     label = read_label(self.folder, name)
     _check_label(label, self.num_classes, self.folder / f"{name}_semantic.png")

@@ -33,7 +33,8 @@ from ..run.features import with_features
 from ..stages.labels.pseudo_classes import PseudoClasses
 from ..stages.pipeline import FrameAnalysis, PseudoLabelSettings, describe, find_pseudo_classes, stages_for
 from ..street.layout import StreetWorld, street_world
-from ..street.scenes import StreetScene, render_scene, street_calibration
+from ..street.oncoming import TRAFFIC
+from ..street.scenes import StreetScene, StreetScenes, render_scene, street_calibration
 from .stage_cache import StageCache, compute
 from .truth_met import classes_met, truth_in_parts
 from .waiting import Stopped, Watch
@@ -448,30 +449,40 @@ class StreetSource(StageSource):
         Not negative.
     height, width : int
         Size of the images in pixels.
+    traffic, grey
+        As for `street_scene`.
     **options
         Of `StageSource`.
+
+    Raises
+    ------
+    InputError
+        If there is no such traffic, or a size is too small.
     """
 
     def __init__(
-        self, drives: int = 12, frames: int = 10, seed: int = 0, height: int = 192, width: int = 384, **options: Any
-    ) -> None:
+        self, drives: int = 12, frames: int = 10, seed: int = 0, height: int = 192, width: int = 384,
+        traffic: str = "town", grey: bool = False, **options: Any,
+    ) -> None:  # fmt: skip
         super().__init__(**options)
-        self.frames, self.seed = frames, seed
+        StreetScenes(1, seed, height, width, traffic=traffic, grey=grey)  # refuses unknown traffic
+        self.frames, self.seed, self.traffic, self.grey = frames, seed, traffic, grey
         self.calibration = street_calibration(height, width)
-        self.names = [f"street_{seed:06d}_{k:06d}_{f:06d}" for k in range(drives) for f in range(frames)]
+        kind = ("street" if traffic == "town" else traffic) + ("_grey" if grey else "")  # labels are kept by name
+        self.names = [f"{kind}_{seed:06d}_{k:06d}_{f:06d}" for k in range(drives) for f in range(frames)]
         self._worlds: ByteCache[StreetWorld] = ByteCache(2, lambda world: 1)
 
     def world(self, drive: int) -> StreetWorld:
         """Return the street of a drive; the last two stay."""
         if (world := self._worlds.get(drive)) is None:
-            world = street_world((self.seed, drive))
+            world = street_world((self.seed, drive), traffic=TRAFFIC[self.traffic])
             self._worlds.put(drive, world)
         return world
 
     def scene(self, index: int) -> StreetScene:
         """Render a frame."""
         drive, frame = divmod(index, self.frames)
-        return render_scene(self.world(drive), (self.seed, drive), frame, self.calibration)
+        return render_scene(self.world(drive), (self.seed, drive), frame, self.calibration, self.grey)
 
     def sample(self, index: int) -> StereoSample:
         """Return the images of a frame."""
@@ -570,7 +581,7 @@ def _with_stored_label(frame: Frame, store: PseudoLabelStore) -> Frame:
 # %% ../../nbs/workbench/09_sources.ipynb #1bde0eba
 def open_source(
     dataset: str = "street_scenes", data_root: str | Path = "", store: str | Path = "", fps: float | None = None,
-    **options: Any,
+    traffic: str = "town", grey: bool = False, **options: Any,
 ) -> StageSource:  # fmt: skip
     """Return the frames to look at.
 
@@ -584,6 +595,8 @@ def open_source(
         Folder of a pseudo-label store; none if empty.
     fps : float, optional
         Frames per second of the video; street scenes in memory know their own.
+    traffic, grey
+        Of street scenes in memory, as for `StreetSource`.
     **options
         Of `StageSource`.
 
@@ -593,6 +606,6 @@ def open_source(
         If the data set or the store cannot be used.
     """
     if not str(data_root) and not str(store) and dataset == "street_scenes":
-        return StreetSource(**options)
+        return StreetSource(traffic=traffic, grey=grey, **options)
     video = open_dataset(dataset, data_root)
     return DatasetSource(video, PseudoLabelStore(store) if str(store) else None, fps, **options)

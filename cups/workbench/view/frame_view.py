@@ -61,10 +61,8 @@ class FrameView(anywidget.AnyWidget):
         Lines above the picture that stay: what is wrong with all frames.
     marks : list of (int, int)
         Points (x, y) to draw, joined by lines.
-    edition : int
-        To be raised when frames have changed: the browser then forgets those it has.
-    play_fps : float
-        Frames per second while playing.
+    edition, play_fps : int, float
+        To be raised when frames have changed: the browser then forgets those it has. Frames per second while playing.
     compact : bool
         Values and legend stand beside the picture; thumbnails, comparisons and texts are left out.
     sent_keys : list of str
@@ -73,6 +71,8 @@ class FrameView(anywidget.AnyWidget):
         Pixels (x, y) whose segments are outlined; None outlines the one that was clicked.
     lab : str
         CSS class of the element around the view in which keys count too.
+    brush : dict, optional
+        `radius` in pixels and `colour`. While there is one, a drag without Alt, Shift or Ctrl is sent as a stroke.
     """
 
     _esm = joined_modules([_FILES.joinpath(name).read_text(encoding="utf-8") for name in _MODULES])
@@ -94,9 +94,10 @@ class FrameView(anywidget.AnyWidget):
     sent_keys = traitlets.List(traitlets.Unicode()).tag(sync=True)
     selected = traitlets.List(default_value=None, allow_none=True).tag(sync=True)
     lab = traitlets.Unicode().tag(sync=True)
+    brush = traitlets.Dict(default_value=None, allow_none=True).tag(sync=True)
 
     def on_request(self, answer: Callable[[dict[str, Any]], None]) -> None:
-        """Call `answer` with every message: `kind` is `frame`, `thumbs`, `select` or `key`."""
+        """Call `answer` with every message: `kind` is `frame`, `thumbs`, `select`, `stroke` or `key`."""
         self.on_msg(lambda _, content, buffers: answer(content))
 
 # %% ../../../nbs/workbench/view/01_frame_view.ipynb #1878f7a6
@@ -114,7 +115,7 @@ def send_frame(self: FrameView, request: dict[str, Any], packet: Packet, first: 
 # %% ../../../nbs/workbench/view/01_frame_view.ipynb #656b5092
 @patch
 def send_note(self: FrameView, request: dict[str, Any], kind: str, text: str = "") -> None:
-    """Send the `error` of a frame, the `status` of the work on it, or an `ack` of the request."""
+    """Send the `error` of a frame, the `status` of the work on it, an `ack`, or that a stroke is `painted`."""
     self.send({"kind": kind, "edition": self.edition, "text": text} | _address(request))
 
 

@@ -44,6 +44,10 @@ export class Picture {
     this.entry = null;
     this.outline = null;
     this.marks = [];
+    /** Radius and colour of the brush, where it is, and the strokes that the label does not show yet. */
+    this.brush = null;
+    this.brushAt = null;
+    this.strokes = [];
     /** By layer, the colours that are left of it; all if there are none. */
     this.chosen = {};
   }
@@ -94,6 +98,13 @@ export class Picture {
     const y = Math.floor((py - o.y) / o.s);
     const {width, height} = this.entry.content;
     return x >= 0 && y >= 0 && x < width && y < height ? {x, y} : null;
+  }
+
+  /** Return the pixel of the full-size frame at a point of the canvas, also outside of it. */
+  fullPixel(mode, px, py) {
+    const o = this.origin(this.rects(mode)[0]);
+    const {step} = this.entry.content;
+    return [Math.floor(((px - o.x) / o.s) * step), Math.floor(((py - o.y) / o.s) * step)];
   }
 
   place(mode, x, y) {
@@ -185,7 +196,36 @@ export class Picture {
         context.stroke(this.outline);
       }
     this.drawMarks(context, o.s);
+    this.drawBrush(context, o.s);
     context.restore();
+  }
+
+  /** Draw strokes as the label will show them, and the rim of the brush where the pointer is. */
+  drawBrush(context, s) {
+    const {step} = this.entry.content;
+    const centre = ([x, y]) => [(x + 0.5) / step, (y + 0.5) / step];
+    context.lineCap = context.lineJoin = "round";
+    context.globalAlpha = 0.6;
+    for (const {points, radius, colour} of this.strokes) {
+      context.strokeStyle = colour;
+      context.lineWidth = (2 * radius + 1) / step;
+      context.beginPath();
+      context.moveTo(...centre(points[0]));
+      for (const point of points) context.lineTo(...centre(point));
+      context.stroke();
+    }
+    context.globalAlpha = 1;
+    if (!this.brush || !this.brushAt) return;
+    for (const [colour, wide] of [
+      ["#000", 3.5],
+      [this.brush.colour, 1.5],
+    ]) {
+      context.strokeStyle = colour;
+      context.lineWidth = wide / s;
+      context.beginPath();
+      context.arc(...centre(this.brushAt), (this.brush.radius + 0.5) / step, 0, 7);
+      context.stroke();
+    }
   }
 
   drawMarks(context, s) {

@@ -17,6 +17,14 @@ const SILENCE =
 const TALLEST = 0.6;
 const AROUND = 270;
 
+/** Return a line of pixels without those between two others that lie on a straight line with them. */
+export const corners = (points) =>
+  points.filter(([x, y], k) => {
+    if (k === 0 || k === points.length - 1) return true;
+    const [[ax, ay], [bx, by]] = [points[k - 1], points[k + 1]];
+    return (x - ax) * (by - y) !== (y - ay) * (bx - x) || (x - ax) * (bx - x) < 0 || (y - ay) * (by - y) < 0;
+  });
+
 const on = (element, name, act, options) => element.addEventListener(name, act, options);
 
 /** The whole widget: it asks the kernel for frames, and joins picture, controls and texts. */
@@ -31,6 +39,7 @@ class View {
     this.listen();
     this.showTexts();
     this.controls();
+    this.picture.brush = model.get("brush");
     if (this.count) this.go(this.wanted);
   }
 
@@ -135,8 +144,11 @@ class View {
     on(this.stage, "pointerdown", (event) => this.down(event));
     on(this.stage, "pointermove", (event) => this.move(event));
     on(this.stage, "pointerup", (event) => this.up(event));
+    on(this.stage, "pointercancel", () => this.dropStroke());
     on(this.stage, "pointerleave", () => {
       this.hover.textContent = "";
+      this.picture.brushAt = null;
+      this.draw();
     });
     on(this.divider, "pointerdown", (event) => this.swipeDown(event));
     on(this.divider, "pointermove", (event) => this.swipeMove(event));
@@ -169,6 +181,7 @@ class View {
         this.draw();
       },
       "change:selected": () => this.outlineSelected(),
+      "change:brush": () => this.showBrush(),
       "change:edition": () => {
         this.frames.clear();
         this.go(this.wanted);
@@ -231,6 +244,7 @@ class View {
 
   go(index) {
     index = Math.max(0, Math.min(this.count - 1, index));
+    if (index !== this.wanted) this.picture.strokes = [];
     this.wanted = index;
     if (this.model.get("frame") !== index) this.set("frame", index);
     this.controls();
@@ -268,7 +282,12 @@ class View {
       this.showTexts();
     }
     if (message.kind === "status") this.status.textContent = message.text;
-    if (message.kind === "frame") this.show();
+    if (message.kind === "frame") this.showing = this.show();
+    if (message.kind === "painted")
+      Promise.resolve(this.showing).then(() => {
+        this.picture.strokes.shift(); // the label shows it by now, or the line below the buttons says why not
+        this.draw();
+      });
   }
 
   async show() {
@@ -440,8 +459,41 @@ class View {
     if (event.target === this.divider) return;
     this.root.focus({preventScroll: true});
     const p = this.at(event);
-    this.press = {...p, startX: p.x, startY: p.y};
     this.stage.setPointerCapture(event.pointerId);
+    const held = event.shiftKey || event.altKey || event.ctrlKey || event.metaKey || event.button;
+    if (this.model.get("brush") && this.picture.entry && !held) this.beginStroke(p);
+    else this.press = {...p, startX: p.x, startY: p.y};
+  }
+
+  beginStroke(p) {
+    this.stroke = {...this.model.get("brush"), points: [this.picture.fullPixel(this.mode, p.x, p.y)], index: this.wanted};
+    this.picture.strokes.push(this.stroke);
+    this.draw();
+  }
+
+  extendStroke(p, last = false) {
+    const {points, radius} = this.stroke;
+    const [x, y] = this.picture.fullPixel(this.mode, p.x, p.y);
+    const way = Math.hypot(x - points.at(-1)[0], y - points.at(-1)[1]);
+    if (way >= (last ? 1 : Math.max(1, radius / 4))) points.push([x, y]);
+  }
+
+  endStroke(p) {
+    this.extendStroke(p, true);
+    this.send({kind: "stroke", index: this.stroke.index, points: corners(this.stroke.points)});
+    this.stroke = null;
+  }
+
+  dropStroke() {
+    if (this.stroke) this.picture.strokes.pop();
+    this.stroke = this.press = null;
+    this.draw();
+  }
+
+  showBrush() {
+    this.picture.brush = this.model.get("brush");
+    if (!this.picture.brush) this.dropStroke();
+    this.draw();
   }
 
   move(event) {
@@ -450,6 +502,11 @@ class View {
     if (this.press) {
       this.picture.pan(this.mode, p.x - this.press.x, p.y - this.press.y);
       Object.assign(this.press, p);
+      this.draw();
+    }
+    if (this.stroke) this.extendStroke(p);
+    if (this.picture.brush && this.picture.entry) {
+      this.picture.brushAt = this.picture.fullPixel(this.mode, p.x, p.y);
       this.draw();
     }
     this.read(p);
@@ -464,6 +521,7 @@ class View {
     const p = this.at(event);
     const press = this.press;
     this.press = null;
+    if (this.stroke) return this.endStroke(p);
     if (!press || Math.hypot(p.x - press.startX, p.y - press.startY) > 4) return;
     const pixel = this.picture.pixel(this.mode, p.x, p.y);
     const entry = this.picture.entry;
