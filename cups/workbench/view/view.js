@@ -169,6 +169,7 @@ class View {
         this.draw();
       },
       "change:selected": () => this.outlineSelected(),
+      "change:outlined": () => this.outlineSelected(),
       "change:edition": () => {
         this.frames.clear();
         this.go(this.wanted);
@@ -303,11 +304,11 @@ class View {
     const selected = this.model.get("selected");
     if (!selected || !entry) return;
     const {step, width, height} = entry.content;
-    this.picture.outline = selected.length ? new Path2D() : null;
-    for (const [x, y] of selected) {
-      const mask = segmentMask(entry, Math.floor(x / step), Math.floor(y / step));
-      this.picture.outline.addPath(outlinePath(mask, width, height));
-    }
+    const masks = selected.map(([x, y]) => segmentMask(entry, Math.floor(x / step), Math.floor(y / step)));
+    const outlined = this.model.get("outlined");
+    if (outlined && entry.arrays.instance) masks.push(entry.arrays.instance.map((n) => (n === outlined ? 1 : 0)));
+    this.picture.outline = masks.length ? new Path2D() : null;
+    for (const mask of masks) this.picture.outline.addPath(outlinePath(mask, width, height));
     this.draw();
   }
 
