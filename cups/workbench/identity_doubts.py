@@ -65,7 +65,7 @@ def _low_agreement(track: Track) -> Iterator[_Sign]:
     """Yield where the masks of a track hardly overlap."""
     for each in track.seen:
         if each.agreement is not None:
-            yield each.frame, track.number, 1 - each.agreement, f"masks agree by {each.agreement:.0%}"
+            yield each.frame, track.number, 1 - each.agreement, f"overlap {each.agreement:.0%}"
 
 
 def _jumps(track: Track, path: np.ndarray, cameras: np.ndarray) -> Iterator[_Sign]:
@@ -77,7 +77,7 @@ def _jumps(track: Track, path: np.ndarray, cameras: np.ndarray) -> Iterator[_Sig
         if np.isfinite(miss) and np.isfinite(cameras[frame]).all():
             allowed = _allowed_m(path[place], cameras[frame], unseen)
             start = place if miss > allowed else start
-            yield frame, track.number, miss / (miss + allowed), f"jumps by {miss:.1f} m"
+            yield frame, track.number, miss / (miss + allowed), f"jump of {miss:.1f} m"
 
 # %% ../../nbs/workbench/28_identity_doubts.ipynb #0e73cb78
 _LATER = 5  # frames after which a new track is no longer taken for the one that ended
@@ -95,7 +95,7 @@ def _taken_over(clip: ClipTracks, paths: Mapping[int, np.ndarray], cameras: np.n
             miss = float(np.linalg.norm(place - _expected(paths[track.number], frames, frame)))
             if np.isfinite(miss):
                 allowed = _allowed_m(place, cameras[frame], unseen)
-                yield frame, number, allowed / (miss + allowed), f"begins where track {track.number} ended"
+                yield frame, number, allowed / (miss + allowed), f"begins where {track.number} ended"
 
 # %% ../../nbs/workbench/28_identity_doubts.ipynb #82548a49
 _CHANGED = 0.75  # score of another class: it happens to parts of one object, too
@@ -124,7 +124,7 @@ def _class_changes(
         pair = [classes[at, track.number] for at in (before, frame)]
         if pair[0] != pair[1]:
             one, other = (names[k] if k < len(names) else f"class {k}" for k in pair)
-            yield frame, track.number, _CHANGED, f"{one} becomes {other}"
+            yield frame, track.number, _CHANGED, f"{one} → {other}"
 
 # %% ../../nbs/workbench/28_identity_doubts.ipynb #39818c30
 def doubts(

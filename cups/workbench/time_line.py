@@ -103,19 +103,21 @@ def track_sentence(clip: ClipTracks, track: Track | None, frame: int, class_name
 _STATE_WORDS = {"moving": "moves", "standing": "stands", "carried": "carried on from other frames"}
 
 
-def doubt_line(doubt: Doubt, titles: Mapping[int, str]) -> str:
+def doubt_line(doubt: Doubt) -> str:
     """Return a doubt in a line of a list in letters of one width."""
-    return f"{doubt.score:4.0%} frame {doubt.frame + 1:>4}  {titles[doubt.track]}: {doubt.why}"
+    return f"{doubt.score:4.0%} frame {doubt.frame + 1:>4}, track {doubt.track}: {doubt.why}"
 
 # %% ../../nbs/workbench/29_time_line.ipynb #72e5dd48
 _CACHE_BYTES = 60_000_000  # of packed frames; those used last stay, whatever the length of the clip
 _AHEAD = 3  # frames that are packed in advance
 _UNKNOWN_FPS = 10.0  # of playing, where that of the video is not known
-_HELP = ("← → frame · Space play · 1 image alone, 2 identities · click an object or a bar · + − 0 zoom · drag to move · "
-         "f full screen")  # fmt: skip
+_HELP = "← → frame · Space play · ↑ ↓ track · 1 image alone, 2 identities · + − 0 zoom · f full screen"
 _STYLE = (
     "<style>.cups-time-line .cups-main {grid-template-columns: minmax(0, 1fr)} .cups-time-line .cups-layers, "
-    ".cups-time-line .cups-legends {display: none} .cups-time-line .cups-hover {min-height: 1.4em}</style>"
+    ".cups-time-line .cups-legends {display: none} .cups-time-line .cups-hover {min-height: 1.4em; padding: 2px 0; "
+    "white-space: nowrap; overflow: hidden; text-overflow: ellipsis} .cups-time-line .cups-help {padding: 0 0 4px} "
+    ".cups-time-line .cups-lab-rows {flex: 1 1 160px; height: auto} .cups-time-line .cups-lab-rows select {height: 100%}"
+    "</style>"
 )  # the bars are the legend
 NO_TRACKS = "no tracks: label the frames of a video in their order, with tracking switched on"
 
@@ -136,6 +138,8 @@ class TimeLine(widgets.VBox):
     Attributes
     ----------
     clip : ClipTracks
+    frame : int
+        Index of the frame that is shown.
     view : FrameView
     bars : TrackBars
     doubts : list of Doubt
@@ -174,7 +178,7 @@ def show_clip(self: TimeLine, first: str) -> None:
     clip = self.store.tracks(first)
     if not clip.frames:
         raise InputError(f"{self.store.root}: no tracks of a clip that begins with {first}")
-    old, self.clip = self._parts, clip
+    old, self.clip, self.frame = self._parts, clip, 0
     self.titles = {track.number: track_name(track, self.class_names) for track in clip.tracks}
     self._packets: ByteCache[Packet] = ByteCache(_CACHE_BYTES, lambda packet: sum(map(len, packet.buffers)))
     self._classes: dict[tuple[int, int], int] = {}
@@ -187,7 +191,7 @@ def show_clip(self: TimeLine, first: str) -> None:
     self.view.on_request(self._answer)
     self.bars = TrackBars(count=len(clip.frames))
     self.figure = go.FigureWidget(paths_figure(clip))
-    self.list = widgets.Select(rows=12, layout={"width": "auto", "flex": "1 1 auto"})
+    self.list = widgets.Select(layout={"width": "auto"})
     self.list.add_class("cups-lab-rows")
     self._links = [widgets.jslink((self.view, "frame"), (self.bars, "frame")),
                    widgets.jslink((self.view, "outlined"), (self.bars, "selected"))]  # fmt: skip
@@ -196,7 +200,8 @@ def show_clip(self: TimeLine, first: str) -> None:
     self.figure.data[1].on_click(lambda trace, points, _: self._picked(trace, points.point_inds))
     left = widgets.VBox([self.view, self.bars], layout={"flex": "1.7 1 0", "min_width": "0"})
     self._heading = widgets.HTML()
-    right = widgets.VBox([placed(self.figure), self._heading, self.list], layout={"flex": "1 1 0", "min_width": "0"})
+    right = widgets.VBox([placed(self.figure), self._heading, self.list],
+                         layout={"flex": "1 1 0", "min_width": "0", "padding": "0 0 0 10px"})  # fmt: skip
     self._body.children = (left, right)
     self._find_doubts()
     self._tell()
@@ -228,11 +233,11 @@ def _find_doubts(self: TimeLine) -> None:
         for track in self.clip.tracks
     ]  # fmt: skip
     self._filling = True
-    self.list.options = [(doubt_line(doubt, self.titles), place) for place, doubt in enumerate(self.doubts)]
+    self.list.options = [(doubt_line(doubt), place) for place, doubt in enumerate(self.doubts)]
     self.list.value = None
     self._filling = False
     count = counted(len(self.doubts), "place")
-    self._heading.value = f"{count} where an identity may change, the most doubtful first:"
+    self._heading.value = f"{count} where an identity may change:"
 
 
 @patch
@@ -258,6 +263,7 @@ def _read_classes(self: TimeLine, clip: ClipTracks) -> None:
 def _answer(self: TimeLine, request: dict[str, Any]) -> None:
     """Handle a message of the browser; called by the kernel, which must not wait."""
     if request["kind"] == "frame":
+        self.frame = request["index"]
         self.view.send_note(request, "ack")
         self.worker.ask((self.view, request))
     elif request["kind"] == "select":
@@ -301,7 +307,8 @@ def _serve(self: TimeLine, asked: tuple[FrameView, dict[str, Any]]) -> None:
     except InputError as error:
         view.send_note(request, "error", str(error))
     self._tell()
-    self._show_in_space()
+    if not self.worker.superseded():
+        self._replace(3, frame_trace(self.clip, self.frame))
     for ahead in range(1, _AHEAD + 1):
         self.worker.add(lambda clip=self.clip, frame=request["index"] + ahead: self._pack_ahead(clip, frame))
 
@@ -309,7 +316,7 @@ def _serve(self: TimeLine, asked: tuple[FrameView, dict[str, Any]]) -> None:
 @patch
 def _pack_ahead(self: TimeLine, clip: ClipTracks, frame: int) -> None:
     """Pack a frame that will be asked for if the clip is played on."""
-    if clip is self.clip and self.view.frame < frame < len(clip.frames):
+    if clip is self.clip and self.frame < frame < len(clip.frames):
         try:
             self._packet(frame)
         except InputError:
@@ -330,7 +337,7 @@ def _go_to(self: TimeLine, place: int | None) -> None:
     """Show the frame and select the track of a line in the list."""
     if place is not None and not self._filling:
         doubt = self.doubts[place]
-        self.view.frame = self.bars.frame = doubt.frame
+        self.frame = self.view.frame = self.bars.frame = doubt.frame
         self.select(doubt.track)
 
 
@@ -344,17 +351,11 @@ def _picked(self: TimeLine, trace: go.Scatter3d, points: Sequence[int]) -> None:
 @patch
 def _tell(self: TimeLine) -> None:
     """Tell what is known of the selected track at the frame that is shown."""
-    frame, number = self.view.frame, self.bars.selected
+    frame, number = self.frame, self.bars.selected
     track = next((track for track in self.clip.tracks if track.number == number), None)
     self.about.value = escape(track_sentence(self.clip, track, frame, self.class_names))
     if self.list.value is not None and self.doubts[self.list.value].frame != frame:
         self.list.value = None  # so that a click on the line leads there again
-
-
-@patch
-def _show_in_space(self: TimeLine) -> None:
-    """Show where the objects of the frame are among the paths."""
-    self._replace(3, frame_trace(self.clip, self.view.frame))
 
 
 @patch

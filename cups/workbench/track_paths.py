@@ -5,7 +5,7 @@
 # %% ../../nbs/workbench/27_track_paths.ipynb #9556d9b6
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,8 +29,10 @@ __all__ = ['true_tracks', 'exchanged', 'runs', 'track_colour', 'track_name', 'tr
 _FEWEST_PX = 20  # an object of fewer pixels counts as hidden
 
 
-def _sightings(scene: StreetScene, frame: int, before: StreetScene | None) -> dict[int, Sighting]:
-    """Return the objects of a scene by number; `before` is the scene one frame earlier."""
+def _sightings(
+    scene: StreetScene, frame: int, before: StreetScene | None, known: Collection[int]
+) -> dict[int, Sighting]:  # fmt: skip
+    """Return the objects of a scene by number; `before` is the scene one frame earlier, with objects `known`."""
     truth, found = scene.truth, {}
     instance, warped = truth.panoptic.instance, torch.zeros_like(truth.panoptic.instance)
     if before is not None:
@@ -43,7 +45,7 @@ def _sightings(scene: StreetScene, frame: int, before: StreetScene | None) -> di
         mask, expected = instance == number, warped == number
         if mask.sum() < _FEWEST_PX:
             continue
-        agreement = float((mask & expected).sum() / (mask | expected).sum()) if expected.any() else None
+        agreement = float((mask & expected).sum() / (mask | expected).sum()) if number in known else None
         centre = tuple(points[mask].median(0).values.tolist())
         found[number] = Sighting(frame, number, "moving" if moves else "standing", 1.0, centre, agreement)
     return found
@@ -53,9 +55,10 @@ def true_tracks(scenes: Sequence[StreetScene]) -> ClipTracks:
     """Return the true tracks of a rendered clip, with the true camera; the frames have the names of the scenes."""
     seen: dict[int, list[Sighting]] = {}
     classes: dict[int, int] = {}
-    poses = [torch.eye(4)]
+    poses, known = [torch.eye(4)], {}
     for frame, scene in enumerate(scenes):
-        for number, sighting in _sightings(scene, frame, scenes[frame - 1] if frame else None).items():
+        known = _sightings(scene, frame, scenes[frame - 1] if frame else None, known)
+        for number, sighting in known.items():
             seen.setdefault(number, []).append(sighting)
         classes |= dict(zip(scene.truth.object_ids.tolist(), scene.truth.object_classes.tolist(), strict=True))
         poses.append(poses[-1] @ invert(scene.truth.camera_motion))
@@ -188,17 +191,17 @@ def paths_figure(clip: ClipTracks, selected: int = 0, frame: int = 0) -> go.Figu
     """
     camera = plotted(torch.from_numpy(camera_path(clip)))
     x, y, z = camera.T
-    line = go.Scatter3d(x=x, y=y, z=z, mode="lines", line={"width": 3, "color": _GREY}, name="camera",
+    line = go.Scatter3d(x=x, y=y, z=z, mode="lines", line={"width": 6, "color": _GREY}, name="camera",
                         hovertemplate="camera<extra></extra>", showlegend=False)  # fmt: skip
     paths = paths_trace(clip, clip.tracks, 3, 2, "paths")
     chosen = paths_trace(clip, [track for track in clip.tracks if track.number == selected], 9, 4, "selected")
     where = np.concatenate([camera, np.stack([paths.x, paths.y, paths.z], 1)])
     axes = {
         f"{axis}axis": {"title": {"text": f"{name}, m", "font": {"color": _GREY}}, "range": span, "color": _GREY,
-                        "gridcolor": "rgba(136,136,136,0.35)", "showbackground": False, "zeroline": False}
+                        "gridcolor": _GREY, "showbackground": False, "zeroline": False}
         for axis, name, span in zip("xyz", ("right", "ahead", "up"), _ranges(where), strict=True)
     }  # fmt: skip
-    eye, centre = {"x": 0.0, "y": -1.5, "z": 1.0}, {"x": 0.0, "y": 0.0, "z": -0.2}
+    eye, centre = {"x": 0.0, "y": -1.9, "z": 2.1}, {"x": 0.0, "y": -0.1, "z": -0.1}
     scene = {"aspectmode": "data", "uirevision": "kept", "camera": {"eye": eye, "center": centre}, **axes}
     layout = {"scene": scene, "height": 330, "margin": dict.fromkeys("lrtb", 0), "uirevision": "kept",
               "modebar": {"orientation": "v"}}  # fmt: skip
