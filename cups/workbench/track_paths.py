@@ -173,6 +173,9 @@ def _ranges(points: np.ndarray) -> list[list[float]]:
     return np.stack([np.minimum(low, [-4, -2, -3]), np.maximum(high, [4, 10, 3])], 1).tolist()
 
 # %% ../../nbs/workbench/27_track_paths.ipynb #edb65592
+_CAMERA = {"eye": {"x": 0.0, "y": -0.65, "z": 0.75}, "center": {"x": 0.0, "y": -0.04, "z": 0.0}}  # from behind and above
+
+
 def paths_figure(clip: ClipTracks, selected: int = 0, frame: int = 0) -> go.Figure:
     """Draw the paths of all tracks and of the camera in the first frame's coordinates.
 
@@ -196,13 +199,15 @@ def paths_figure(clip: ClipTracks, selected: int = 0, frame: int = 0) -> go.Figu
     paths = paths_trace(clip, clip.tracks, 3, 2, "paths")
     chosen = paths_trace(clip, [track for track in clip.tracks if track.number == selected], 9, 4, "selected")
     where = np.concatenate([camera, np.stack([paths.x, paths.y, paths.z], 1)])
+    ranges = _ranges(where)
     axes = {
         f"{axis}axis": {"title": {"text": f"{name}, m", "font": {"color": _GREY}}, "range": span, "color": _GREY,
                         "gridcolor": _GREY, "showbackground": False, "zeroline": False}
-        for axis, name, span in zip("xyz", ("right", "ahead", "up"), _ranges(where), strict=True)
+        for axis, name, span in zip("xyz", ("right", "ahead", "up"), ranges, strict=True)
     }  # fmt: skip
-    eye, centre = {"x": 0.0, "y": -1.9, "z": 2.1}, {"x": 0.0, "y": -0.1, "z": -0.1}
-    scene = {"aspectmode": "data", "uirevision": "kept", "camera": {"eye": eye, "center": centre}, **axes}
+    sides = np.ptp(ranges, axis=1)
+    ratio = dict(zip("xyz", (sides / sides.max()).tolist(), strict=True))  # a metre is equally long on all axes
+    scene = {"aspectmode": "manual", "aspectratio": ratio, "uirevision": "kept", "camera": _CAMERA, **axes}
     layout = {"scene": scene, "height": 330, "margin": dict.fromkeys("lrtb", 0), "uirevision": "kept",
               "modebar": {"orientation": "v"}}  # fmt: skip
     return go.Figure([line, paths, chosen, frame_trace(clip, frame)], layout)
