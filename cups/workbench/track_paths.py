@@ -19,7 +19,7 @@ from ..core.pictures import distinct_colours
 from ..core.rigid import invert, transform
 from ..labels.tracks import ClipTracks, Sighting, Track
 from ..street.scenes import StreetScene
-from .motion_lab import plotted
+from .motion_lab import metre_axis, plotted
 
 # %% auto #0
 __all__ = ['true_tracks', 'exchanged', 'runs', 'track_colour', 'track_name', 'track_path', 'camera_path', 'paths_trace',
@@ -201,10 +201,9 @@ def paths_figure(clip: ClipTracks, selected: int = 0, frame: int = 0) -> go.Figu
     where = np.concatenate([camera, np.stack([paths.x, paths.y, paths.z], 1)])
     ranges = _ranges(where)
     axes = {
-        f"{axis}axis": {"title": {"text": f"{name}, m", "font": {"color": _GREY}}, "range": span, "color": _GREY,
-                        "gridcolor": _GREY, "showbackground": False, "zeroline": False}
+        f"{axis}axis": metre_axis(name, span)
         for axis, name, span in zip("xyz", ("right", "ahead", "up"), ranges, strict=True)
-    }  # fmt: skip
+    }
     sides = np.ptp(ranges, axis=1)
     ratio = dict(zip("xyz", (sides / sides.max()).tolist(), strict=True))  # a metre is equally long on all axes
     scene = {"aspectmode": "manual", "aspectratio": ratio, "uirevision": "kept", "camera": _CAMERA, **axes}
