@@ -180,7 +180,7 @@ def _arrows(analysis: FrameAnalysis, frames: float) -> tuple[go.Scatter3d, go.Co
     u, v, w = (shifts / np.maximum(lengths, 1e-9)).T
     texts = [f"object {n}: {length:.2f} m per frame" for n, length in enumerate(lengths[:, 0], 1)]
     tips = go.Cone(x=x, y=y, z=z, u=u, v=v, w=w, sizemode="absolute", sizeref=0.25, anchor="tip", showscale=False,
-                   colorscale=[[0, _COLOURS["arrow"]], [1, _COLOURS["arrow"]]], text=texts, hoverinfo="text")  # fmt: skip
+                   colorscale=[[end, _COLOURS["arrow"]] for end in (0, 1)], text=texts, hoverinfo="text")  # fmt: skip
     return shafts, tips
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #a9bf3daa
@@ -214,7 +214,7 @@ def view_m(analysis: FrameAnalysis, farthest: float = _FARTHEST_M) -> list[list[
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #17a6a49e
 def metre_axis(name: str, span: list[float]) -> dict[str, Any]:
-    """Return an axis in metres, with its range, of a plot in space: no ground, in grey that is seen on light and on dark."""
+    """Return an axis in metres, with its range, of a plot in space; its grey is seen on light and on dark."""
     grey = _COLOURS["axis"]
     return {"title": {"text": f"{name}, m", "font": {"color": grey}}, "range": span, "color": grey, "gridcolor": grey,
             "showbackground": False, "zeroline": False}  # fmt: skip
@@ -348,8 +348,8 @@ class MotionLab(widgets.VBox):
         for control in (self.colouring, self.arrow_frames):
             control.observe(self._update, "value")
         self.dropped.observe(lambda change: self.select(change["new"]), "value")
-        why = analysis.proposals.diagnostics.get("why_empty", f"{counted(len(analysis.proposals.motions), 'object')} on the move")
-        dropped = counted(len(rows), "proposal")
+        moving, dropped = counted(len(analysis.proposals.motions), "object"), counted(len(rows), "proposal")
+        why = analysis.proposals.diagnostics.get("why_empty", f"{moving} on the move")
         heading = widgets.Label(f"{why}; {dropped} dropped (region, pixels, reason):")
         bar = widgets.HBox([self.colouring, self.arrow_frames, widgets.HTML(MONOSPACE)])
         below = widgets.HBox([

@@ -14,6 +14,7 @@ from typing import Any
 import ipywidgets as widgets
 import numpy as np
 import plotly.graph_objects as go
+import traitlets
 from fastcore.basics import patch
 from torch import Tensor
 
@@ -34,7 +35,7 @@ from .view.track_bars import TrackBars
 from .widgets import LAB_WIDTH, MONOSPACE, counted, fault_html
 
 # %% auto #0
-__all__ = ['NO_TRACKS', 'track_packet', 'track_sentence', 'doubt_line', 'TimeLine']
+__all__ = ['NO_TRACKS', 'track_packet', 'TrackView', 'track_sentence', 'doubt_line', 'TimeLine']
 
 # %% ../../nbs/workbench/29_time_line.ipynb #28b71cf7
 _LAYERS = {"left": "left image", "tracks": "identities"}
@@ -83,6 +84,18 @@ def track_packet(
     arrays = {"semantic": small.semantic.numpy().astype(np.uint8), "instance": small.instance.numpy().astype(np.uint16)}
     return message(content, layers, arrays)
 
+# %% ../../nbs/workbench/29_time_line.ipynb #04be4883
+class TrackView(FrameView):
+    """A view of frames that outlines an object in all of them.
+
+    Attributes
+    ----------
+    outlined : int
+        Number of the object in the frames' maps of objects; 0 for none.
+    """
+
+    outlined = traitlets.Int(0).tag(sync=True)
+
 # %% ../../nbs/workbench/29_time_line.ipynb #1fd95d81
 def track_sentence(clip: ClipTracks, track: Track | None, frame: int, class_names: Sequence[str]) -> str:
     """Return what is known of a track at a frame; what to do for None."""
@@ -116,8 +129,8 @@ _STYLE = (
     "<style>.cups-time-line .cups-main {grid-template-columns: minmax(0, 1fr)} .cups-time-line .cups-layers, "
     ".cups-time-line .cups-legends {display: none} .cups-time-line .cups-hover {min-height: 1.4em; padding: 2px 0; "
     "white-space: nowrap; overflow: hidden; text-overflow: ellipsis} .cups-time-line .cups-help {padding: 0 0 4px} "
-    ".cups-time-line .cups-lab-rows {flex: 1 1 160px; height: auto} .cups-time-line .cups-lab-rows select {height: 100%}"
-    "</style>"
+    ".cups-time-line .cups-lab-rows {flex: 1 1 160px; height: auto} "
+    ".cups-time-line .cups-lab-rows select {height: 100%}</style>"
 )  # the bars are the legend
 NO_TRACKS = "no tracks; `cups pseudo-labels` on a video links its objects: label it again, into another folder"
 
@@ -140,7 +153,7 @@ class TimeLine(widgets.VBox):
     clip : ClipTracks
     frame : int
         Index of the frame that is shown.
-    view : FrameView
+    view : TrackView
     bars : TrackBars
     doubts : list of Doubt
         The most doubtful first.
@@ -183,7 +196,7 @@ def show_clip(self: TimeLine, first: str) -> None:
     self._packets: ByteCache[Packet] = ByteCache(_CACHE_BYTES, lambda packet: sum(map(len, packet.buffers)))
     self._classes: dict[tuple[int, int], int] = {}
     self._unread, self._known = list(range(len(clip.frames))), Event()
-    self.view = FrameView(
+    self.view = TrackView(
         names=list(clip.frames), titles=_LAYERS, layer_keys=list(_LAYERS), compact=True, help=_HELP,
         opacities={"A": {"left": 1, "tracks": 0.6}, "B": {}}, selected=[], lab="cups-time-line",
         play_fps=self.fps or _UNKNOWN_FPS,

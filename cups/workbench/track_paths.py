@@ -173,7 +173,8 @@ def _ranges(points: np.ndarray) -> list[list[float]]:
     return np.stack([np.minimum(low, [-4, -2, -3]), np.maximum(high, [4, 10, 3])], 1).tolist()
 
 # %% ../../nbs/workbench/27_track_paths.ipynb #edb65592
-_CAMERA = {"eye": {"x": 0.0, "y": -0.65, "z": 0.75}, "center": {"x": 0.0, "y": -0.04, "z": 0.0}}  # from behind and above
+_CAMERA = {"eye": {"x": 0.0, "y": -0.65, "z": 0.75}, "center": {"x": 0.0, "y": -0.04, "z": 0.0}}
+"""From behind and above."""
 
 
 def paths_figure(clip: ClipTracks, selected: int = 0, frame: int = 0) -> go.Figure:

@@ -71,8 +71,6 @@ class FrameView(anywidget.AnyWidget):
         Further keys, which are sent as messages.
     selected : list of (int, int), optional
         Pixels (x, y) whose segments are outlined; None outlines the one that was clicked.
-    outlined : int
-        Number of an object that is outlined in every frame beside those, where `selected` is not None; 0 for none.
     lab : str
         CSS class of the element around the view in which keys count too.
     """
@@ -95,7 +93,6 @@ class FrameView(anywidget.AnyWidget):
     compact = traitlets.Bool(False).tag(sync=True)
     sent_keys = traitlets.List(traitlets.Unicode()).tag(sync=True)
     selected = traitlets.List(default_value=None, allow_none=True).tag(sync=True)
-    outlined = traitlets.Int(0).tag(sync=True)
     lab = traitlets.Unicode().tag(sync=True)
 
     def on_request(self, answer: Callable[[dict[str, Any]], None]) -> None:

@@ -11,13 +11,10 @@ import anywidget
 import traitlets
 
 # %% auto #0
-__all__ = ['STATES', 'TrackBars']
+__all__ = ['TrackBars']
 
 # %% ../../../nbs/workbench/view/04_track_bars.ipynb #416408b9
 _FILES = files("cups.workbench.view")
-
-STATES = ("moving", "standing", "carried")
-"""What a track does where it has a bar: a full bar, a hatched one, and a light one for an object that was not found."""
 
 
 class TrackBars(anywidget.AnyWidget):
@@ -28,8 +25,8 @@ class TrackBars(anywidget.AnyWidget):
     count : int
         Number of frames.
     rows : list of dict
-        For each track its number `track`, its `name`, its `colour` in CSS, `runs` of (first frame, last frame, state of
-        `STATES`) and the frames `doubts` where its identity may change. Frames count from 0.
+        For each track its number `track`, its `name`, its `colour` in CSS, `runs` of (first frame, last frame, state as
+        in `Sighting`) and the frames `doubts` where its identity may change. Frames count from 0.
     frame : int
         The frame under the cursor.
     selected : int
