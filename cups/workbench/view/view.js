@@ -157,6 +157,7 @@ class View {
       "change:frame": () => {
         if (m.get("frame") !== this.wanted) this.go(m.get("frame"));
       },
+      "change:outlined": () => this.outlineSelected(),
       "change:opacities": () => this.show(),
       "change:mode": () => this.show(),
       "change:swipe": () => this.draw(),
@@ -169,7 +170,6 @@ class View {
         this.draw();
       },
       "change:selected": () => this.outlineSelected(),
-      "change:outlined": () => this.outlineSelected(),
       "change:edition": () => {
         this.frames.clear();
         this.go(this.wanted);
