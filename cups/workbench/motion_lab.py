@@ -22,15 +22,17 @@ from ..core.records import Calibration
 from ..core.rigid import invert, transform
 from ..stages.pipeline import FrameAnalysis
 from .rules import drop_advice, drop_reason
-from .widgets import LAB_WIDTH, MONOSPACE, ClickPicture, png_bytes
+from .view.plot_place import placed
+from .widgets import LAB_WIDTH, MONOSPACE, ClickPicture, counted, png_bytes
 
 # %% auto #0
 __all__ = ['own_motion_m', 'residual_px', 'cloud_pixels', 'plotted', 'camera_frustum', 'object_arrows', 'image_colours',
-           'colour_marker', 'region_points', 'view_m', 'motion_figure', 'dropped_rows', 'region_about',
+           'colour_marker', 'region_points', 'view_m', 'metre_axis', 'motion_figure', 'dropped_rows', 'region_about',
            'region_picture', 'region_at', 'MotionLab']
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #6b28a14b
-_COLOURS = {"not trusted": "#E69F00", "trusted": "#0072B2", "highlight": "#E7298A", "t": "#333333", "t + 1": "#D55E00"}
+_COLOURS = {"not trusted": "#E69F00", "trusted": "#0072B2", "highlight": "#E7298A", "t": "#888888", "t + 1": "#D55E00",
+            "arrow": "#009E73", "axis": "#888888"}  # fmt: skip
 
 
 def own_motion_m(analysis: FrameAnalysis) -> Tensor:
@@ -171,14 +173,14 @@ def _arrows(analysis: FrameAnalysis, frames: float) -> tuple[go.Scatter3d, go.Co
     """Return the shafts and the tips of the objects' arrows, as long as they move in so many frames."""
     starts, shifts = object_arrows(analysis)
     ends, gap = starts + frames * shifts, np.full_like(starts, np.nan)
-    shafts = _points(np.stack([starts, ends, gap], 1), mode="lines", line={"width": 6, "color": "black"},
+    shafts = _points(np.stack([starts, ends, gap], 1), mode="lines", line={"width": 6, "color": _COLOURS["arrow"]},
                      name=f"objects, motion in {frames:g} frames", hoverinfo="skip")  # fmt: skip
     lengths = np.linalg.norm(shifts, axis=-1, keepdims=True)
     x, y, z = ends.T
     u, v, w = (shifts / np.maximum(lengths, 1e-9)).T
     texts = [f"object {n}: {length:.2f} m per frame" for n, length in enumerate(lengths[:, 0], 1)]
     tips = go.Cone(x=x, y=y, z=z, u=u, v=v, w=w, sizemode="absolute", sizeref=0.25, anchor="tip", showscale=False,
-                   colorscale=[[0, "black"], [1, "black"]], text=texts, hoverinfo="text")  # fmt: skip
+                   colorscale=[[end, _COLOURS["arrow"]] for end in (0, 1)], text=texts, hoverinfo="text")  # fmt: skip
     return shafts, tips
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #a9bf3daa
@@ -211,16 +213,23 @@ def view_m(analysis: FrameAnalysis, farthest: float = _FARTHEST_M) -> list[list[
     return [[float(a), float(b)] for a, b in zip(low, high, strict=True)]
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #17a6a49e
+def metre_axis(name: str, span: list[float]) -> dict[str, Any]:
+    """Return an axis in metres, with its range, of a plot in space; its grey is seen on light and on dark."""
+    grey = _COLOURS["axis"]
+    return {"title": {"text": f"{name}, m", "font": {"color": grey}}, "range": span, "color": grey, "gridcolor": grey,
+            "showbackground": False, "zeroline": False}  # fmt: skip
+
+
 def _layout(analysis: FrameAnalysis) -> dict[str, Any]:
     """Return the layout of the figure."""
     axes = {
-        f"{axis}axis": {"title": {"text": f"{name}, m"}, "range": span}
+        f"{axis}axis": metre_axis(name, span)
         for axis, name, span in zip("xyz", ("right", "ahead", "up"), view_m(analysis), strict=True)
     }
     eye, centre = {"x": 0.0, "y": -1.1, "z": 0.45}, {"x": 0.0, "y": -0.15, "z": -0.1}
     scene = {"aspectmode": "data", "uirevision": "kept", "camera": {"eye": eye, "center": centre}, **axes}
     legend = {"orientation": "h", "x": 0.0, "y": 0.0, "yanchor": "bottom", "itemsizing": "constant",
-              "bgcolor": "rgba(255,255,255,0.7)", "font": {"color": "#333333"}}  # fmt: skip
+              "bgcolor": "rgba(128,128,128,0.25)"}  # fmt: skip
     return {"scene": scene, "height": 400, "margin": dict.fromkeys("lrtb", 0), "legend": legend,
             "modebar": {"orientation": "v"}, "uirevision": "kept", "autosize": True}  # fmt: skip
 
@@ -335,19 +344,19 @@ class MotionLab(widgets.VBox):
         self.picture = ClickPicture(value=png_bytes(region_picture(analysis)), about="objects; click a region")
         self.picture.on_pixel(lambda x, y: self.select(region_at(self.analysis, x, y)))
         self.figure = go.FigureWidget(self._figure())
-        self.figure._config = self.figure._config | {"responsive": True}
         self.about = widgets.HTML(escape(region_about(analysis, None)))
         for control in (self.colouring, self.arrow_frames):
             control.observe(self._update, "value")
         self.dropped.observe(lambda change: self.select(change["new"]), "value")
-        why = analysis.proposals.diagnostics.get("why_empty", f"{len(analysis.proposals.motions)} objects move")
-        heading = widgets.Label(f"{why}; {len(rows)} proposals dropped (region, pixels, reason):")
+        moving, dropped = counted(len(analysis.proposals.motions), "object"), counted(len(rows), "proposal")
+        why = analysis.proposals.diagnostics.get("why_empty", f"{moving} on the move")
+        heading = widgets.Label(f"{why}; {dropped} dropped (region, pixels, reason):")
         bar = widgets.HBox([self.colouring, self.arrow_frames, widgets.HTML(MONOSPACE)])
         below = widgets.HBox([
             widgets.VBox([heading, self.dropped, self.about], layout={"flex": "1 1 0", "min_width": "0"}),
-            widgets.Box([self.picture], layout={"flex": "0 1 auto", "max_width": "55%"}),
+            widgets.Box([self.picture], layout={"flex": "0 1 auto", "max_width": "30%", "margin": "6px 0 0 10px"}),
         ])  # fmt: skip
-        super().__init__([bar, self.figure, below], layout={"width": "100%", "max_width": LAB_WIDTH})
+        super().__init__([bar, placed(self.figure), below], layout={"width": "100%", "max_width": LAB_WIDTH})
         self.add_class("cups-motion-lab")
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #9ab8d422

@@ -111,7 +111,7 @@ def segment_caption(row: np.void, class_names: list[str]) -> str:
         why = tuple(RULES.values())[row["rule"]].fault if row["rule"] >= 0 else "by a rule of an earlier version"
         return f"{size}, dropped:\n{why}"
     sure = "" if np.isnan(row["confidence"]) else f", {row['confidence']:.0%} sure"
-    return f"{class_names[row['class_id']]}\n{size}{sure}"
+    return f"{class_names[row['class_id']].removesuffix(' (thing)')}\n{size}{sure}"
 
 
 def segment_sentence(row: np.void, name: str, class_names: list[str], dropped: list[dict[str, Any]],

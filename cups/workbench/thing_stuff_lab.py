@@ -23,6 +23,7 @@ from ..core.records import PanopticLabel
 from ..core.splits import SplitChoice, ThingStuffSplit, chosen_split
 from ..labels.store import CHOICE_FILE, PseudoLabelStore
 from .layers import ORANGE
+from .view.plot_place import placed
 from .widgets import LAB_WIDTH, fault_html, png_bytes
 
 # %% auto #0
@@ -47,7 +48,7 @@ _MAX_THRESHOLD = 0.99  # a threshold is below 1, the share of a class that is al
 
 def threshold_line(threshold: float) -> dict[str, Any]:
     """Return the plotly shape of the threshold: a horizontal line over the whole width."""
-    line = {"color": "#333333", "width": 3, "dash": "dash"}
+    line = {"color": "#888888", "width": 3, "dash": "dash"}  # seen on light and on dark
     return {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": threshold, "y1": threshold, "line": line}
 
 
@@ -238,14 +239,15 @@ def _controls(self: ThingStuffLab) -> widgets.Widget:
 
 
 @patch
-def _bars(self: ThingStuffLab) -> go.FigureWidget:
+def _bars(self: ThingStuffLab) -> widgets.Widget:
     """Make the figure; its line can be dragged, its bars clicked."""
     self.figure = go.FigureWidget(self._figure())
     config = {"edits": {"shapePosition": True}, "displayModeBar": False, "responsive": True}
+    place = placed(self.figure)
     self.figure._config = self.figure._config | config
     self.figure.layout.on_change(self._dragged, "shapes")
     self.figure.data[0].on_click(self._bar_clicked)
-    return self.figure
+    return place
 
 # %% ../../nbs/workbench/22_thing_stuff_lab.ipynb #6da9e8d1
 @patch
@@ -301,7 +303,7 @@ def _class_view(self: ThingStuffLab) -> widgets.Widget:
         style={"button_width": "100px"},
     )  # fmt: skip
     self.kind.observe(self._decided, "value")
-    blank = np.full((150, 150, 3), 255, np.uint8)
+    blank = np.zeros((150, 150, 4), np.uint8)  # transparent
     self.examples = widgets.Image(value=png_bytes(blank), layout={"height": "150px", "object_fit": "contain"})
     strip = widgets.Box([self.examples], layout={"max_width": LAB_WIDTH, "overflow": "auto", "min_height": "160px"})
     return widgets.VBox([widgets.HBox([self.kind, self.about]), strip])

@@ -100,6 +100,22 @@ def test_a_lab_fits_the_window_and_its_controls_do_not_overlap(labs, artefacts, 
     assert box["height"] <= 700
 
 
+@pytest.mark.parametrize("name", ["motion-lab", "thing-stuff-lab"])
+def test_a_plot_takes_the_theme(labs, artefacts, name):
+    page, found = shown(labs, name)
+    colour = "e => { const s = getComputedStyle(e); return [s.fill, s.backgroundColor]; }"
+    texts = {}
+    for theme in ("Dark", "Light"):
+        labs(name).theme(theme)
+        found.scroll_into_view_if_needed()
+        page.wait_for_timeout(500)
+        page.screenshot(path=artefacts / f"{name}_{theme}.png")
+        plots = found.locator(".main-svg").all()
+        assert plots and {plot.evaluate(colour)[1] for plot in plots} == {"rgba(0, 0, 0, 0)"}
+        texts[theme] = found.locator(".cups-plot text").first.evaluate(colour)[0]
+    assert texts["Dark"] != texts["Light"]
+
+
 MIDDLE_OF_LARGEST = (
     "(lambda d: (lambda m: [d['region'], *divmod(int(__import__('cv2').distanceTransform(m, 1, 3).argmax()), m.shape[1])])"
     "((analysis.proposals.regions == d['region']).numpy().astype('uint8')))"

@@ -169,6 +169,7 @@ class View {
       "change:frame": () => {
         if (m.get("frame") !== this.wanted) this.go(m.get("frame"));
       },
+      "change:outlined": () => this.outlineSelected(),
       "change:opacities": () => this.show(),
       "change:mode": () => this.show(),
       "change:swipe": () => this.draw(),
@@ -322,11 +323,11 @@ class View {
     const selected = this.model.get("selected");
     if (!selected || !entry) return;
     const {step, width, height} = entry.content;
-    this.picture.outline = selected.length ? new Path2D() : null;
-    for (const [x, y] of selected) {
-      const mask = segmentMask(entry, Math.floor(x / step), Math.floor(y / step));
-      this.picture.outline.addPath(outlinePath(mask, width, height));
-    }
+    const masks = selected.map(([x, y]) => segmentMask(entry, Math.floor(x / step), Math.floor(y / step)));
+    const outlined = this.model.get("outlined");
+    if (outlined && entry.arrays.instance) masks.push(entry.arrays.instance.map((n) => (n === outlined ? 1 : 0)));
+    this.picture.outline = masks.length ? new Path2D() : null;
+    for (const mask of masks) this.picture.outline.addPath(outlinePath(mask, width, height));
     this.draw();
   }
 
