@@ -46,6 +46,7 @@ DATASETS = {
     "cityscapes_sequences": Entry(
         "cups.datasets.cityscapes_sequences:CityscapesSequences", True, False, "Cityscapes, stereo clips of 30 frames"
     ),
+    "depth_folder": Entry("cups.datasets.depth_folder:DepthFolder", True, True, "one camera, with depth maps or LiDAR"),
     "kitti_panoptic": Entry("cups.datasets.kitti_panoptic:KittiPanoptic", False, True, "KITTI with panoptic labels"),
     "kitti_raw": Entry("cups.datasets.kitti_raw:KittiRaw", True, False, "KITTI, raw stereo drives around Karlsruhe"),
     "mots": Entry("cups.datasets.mots:Mots", False, True, "MOTSChallenge, people only"),
