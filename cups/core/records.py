@@ -152,7 +152,7 @@ class PanopticLabel(Record):
 
 # %% ../../nbs/core/01_records.ipynb #71e24492
 METRES, RELATIVE_DEPTH, RELATIVE_INVERSE = "metres", "relative_depth", "relative_inverse"
-"""Kinds of depth maps: in metres; depth times an unknown factor; inverse depth times an unknown factor, plus a shift."""
+"""Kinds of depth maps: metres; depth times an unknown factor; inverse depth times an unknown factor, plus a shift."""
 
 DEPTH_KINDS = (METRES, RELATIVE_DEPTH, RELATIVE_INVERSE)
 

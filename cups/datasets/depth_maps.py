@@ -15,7 +15,7 @@ from ..core.errors import InputError
 # %% auto #0
 __all__ = ['DEPTH_SUFFIXES', 'read_depth']
 
-# %% ../../nbs/datasets/31_depth_maps.ipynb #06a31236
+# %% ../../nbs/datasets/31_depth_maps.ipynb #f5d5134d
 DEPTH_SUFFIXES = (".png", ".npy", ".tif", ".tiff", ".exr", ".pfm", ".pgm")
 """Of files that hold a depth map."""
 
@@ -50,7 +50,7 @@ def read_depth(path: str | Path, scale: float | None = None) -> np.ndarray:
 
     Source
     ------
-    https://cvg.cit.tum.de/data/datasets/rgbd-dataset/file_formats (5000); REP 118 of ROS (millimetres, or float metres).
+    https://cvg.cit.tum.de/data/datasets/rgbd-dataset/file_formats (5000); REP 118 of ROS (millimetres, float metres).
     """
     path = Path(path)
     if not path.is_file():

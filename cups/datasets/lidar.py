@@ -97,9 +97,9 @@ def lidar_to_camera(folder: str | Path, grey: bool = False) -> np.ndarray:
         aside[0, 3] = projection[0, 3] / projection[0, 0]
     return aside @ (np.eye(4) if upright is None else upright) @ move
 
-# %% ../../nbs/datasets/32_lidar.ipynb #75aae3b2
+# %% ../../nbs/datasets/32_lidar.ipynb #92b53eb1
 _SHADOW_RAD = (0.003, 0.006)
-"""Half the width and height in which a nearer point hides others: the distance to the next beams of 64 over 27 degrees."""
+"""Half the width and height in which a nearer point hides others: the distance of two beams of 64 over 27 degrees."""
 
 _SHADOW_SHARE = 1.1
 """How much farther than the nearest point around it a point is dropped."""

@@ -325,7 +325,8 @@ def depth_lines(samples: Sequence[StereoSample]) -> list[str]:
     lines = []
     if few := [share for _, share, _ in maps if share < _MIN_KNOWN]:
         lines.append(f"depth is known of few pixels{_share(few, maps)}: of {_median(few):.1%}")
-    middles = [_median(values[values.isfinite()].numpy()) for values, share, depth in maps if share and depth.scale_known]
+    metric = (values[values.isfinite()].numpy() for values, _, depth in maps if depth.scale_known)
+    middles = [_median(values) for values in metric if len(values)]
     wrong = [m for m in middles if not _MEDIAN_DEPTH_M[0] <= m <= _MEDIAN_DEPTH_M[1]]
     if wrong:
         line = f"depth is implausible{_share(wrong, middles)}: its median is {_median(wrong):,.3g} m"

@@ -345,14 +345,16 @@ class ClassicalMatcher:
     def _disparities(
         self, sample: StereoSample, left: tuple[np.ndarray, np.ndarray], factor: int
     ) -> tuple[list[tuple], dict]:
-        """Return what `stereo_disparity` returns at t and at t + 1, of enlarged left images or given depth; and facts."""
+        """Return what `stereo_disparity` returns at t and at t + 1, of enlarged images or given depth; and facts."""
         if sample.has_depth:
             given = given_disparities(sample)
-            return [filled_depth(*each, factor) for each in zip(given.disparities, given.known, strict=True)], given.facts
+            maps = zip(given.disparities, given.known, strict=True)
+            return [filled_depth(*each, factor) for each in maps], given.facts
         search = self._search_px(sample, factor)
         right = [enlarged(to_array(image), factor) for image in (sample.right_0, sample.right_1)]
         with ThreadPoolExecutor(2) as pool:
-            jobs = [pool.submit(stereo_disparity, *pair, search, self.settings) for pair in zip(left, right, strict=True)]
+            pairs = zip(left, right, strict=True)
+            jobs = [pool.submit(stereo_disparity, *pair, search, self.settings) for pair in pairs]
             return [job.result() for job in jobs], {"search_px": search / factor}
 
     def _search_px(self, sample: StereoSample, factor: int) -> int:
