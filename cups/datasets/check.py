@@ -138,8 +138,7 @@ def frame_faults(name: str, parts: list[Part], dataset: LabelledDataset | None) 
         except InputError as error:
             faults.append(str(error))
             continue
-        if part.any_size:
-            continue
+        found = None if part.any_size else found
         if found and first is None:
             first, size = path, found
         elif found and found != size:

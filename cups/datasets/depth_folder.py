@@ -95,7 +95,7 @@ def matched_depth(images: list[str], maps: list[str], tolerance_s: float = 0.02)
                 found[name] = there[clip, near]
     return dict(sorted(found.items()))
 
-# %% ../../nbs/datasets/33_depth_folder.ipynb #162881d1
+# %% ../../nbs/datasets/33_depth_folder.ipynb #baa2b0f4
 NOMINAL_BASELINE_M = 0.5
 """Of a camera without a partner: between those of KITTI (0.54 m) and Cityscapes (0.22 m)."""
 
@@ -132,7 +132,7 @@ class DepthOptions:
                 raise InputError(f"{path}: {name} must be a positive number, got {value!r}")
         return cls(**given)
 
-
+# %% ../../nbs/datasets/33_depth_folder.ipynb #f2a9644e
 def single_camera(root: str | Path, image: Path) -> Calibration:
     """Return the camera of a folder, with a nominal baseline if its files say none.
 
@@ -165,7 +165,33 @@ def single_camera(root: str | Path, image: Path) -> Calibration:
     alone = pair.projections is None and pair.translation_m is None
     return pair.calibration(None if pair.size else size, NOMINAL_BASELINE_M if alone else None)
 
-# %% ../../nbs/datasets/33_depth_folder.ipynb #1b37a391
+# %% ../../nbs/datasets/33_depth_folder.ipynb #60c1f9c4
+def _matched_files(root: Path, tolerance_s: float) -> dict[str, dict[str, Path]]:
+    """Return images and depth of a folder by the names of the images that have both."""
+    folders = {"left": (_IMAGE_FOLDERS, IMAGE_SUFFIXES), "depth": (_DEPTH_FOLDERS, _DEPTH_FILES)}
+    found = {}
+    for kind, (names, suffixes) in folders.items():
+        folder = _first_folder(root, names)
+        found[kind] = _files(folder, suffixes)
+        if not found[kind]:
+            raise InputError(f"{folder}: no {'images' if kind == 'left' else 'depth'} ({', '.join(suffixes)})")
+    try:
+        partner = matched_depth(list(found["left"]), list(found["depth"]), tolerance_s)
+    except InputError as error:
+        raise InputError(f"{root}: {error}") from None
+    for name in partner:
+        if fault := name_fault(name):
+            raise InputError(f"{str(found['left'][name])!r}: cannot name a frame: {fault}")
+    if not partner:
+        raise InputError(f"{root}: no image has a depth map of its name, number or time (within {tolerance_s:g} s)")
+    if alone := len(found["left"]) - len(partner):
+        warnings.warn(f"{root}: {alone} of {len(found['left'])} images have no depth and are left out", stacklevel=2)
+    return {
+        "left": {name: found["left"][name] for name in partner},
+        "depth": {name: found["depth"][other] for name, other in partner.items()},
+    }
+
+# %% ../../nbs/datasets/33_depth_folder.ipynb #73a27582
 @dataclass(frozen=True)
 class DepthFolder(StereoFolder):
     """A sequence of `StereoSample` without right images, read from a folder of images and depth.
@@ -223,33 +249,7 @@ class DepthFolder(StereoFolder):
             raise InputError(f"{self.root}: no two images with depth follow each other")
         return pairs
 
-
-def _matched_files(root: Path, tolerance_s: float) -> dict[str, dict[str, Path]]:
-    """Return images and depth of a folder by the names of the images that have both."""
-    folders = {"left": (_IMAGE_FOLDERS, IMAGE_SUFFIXES), "depth": (_DEPTH_FOLDERS, _DEPTH_FILES)}
-    found = {}
-    for kind, (names, suffixes) in folders.items():
-        folder = _first_folder(root, names)
-        found[kind] = _files(folder, suffixes)
-        if not found[kind]:
-            raise InputError(f"{folder}: no {'images' if kind == 'left' else 'depth'} ({', '.join(suffixes)})")
-    try:
-        partner = matched_depth(list(found["left"]), list(found["depth"]), tolerance_s)
-    except InputError as error:
-        raise InputError(f"{root}: {error}") from None
-    for name in partner:
-        if fault := name_fault(name):
-            raise InputError(f"{str(found['left'][name])!r}: cannot name a frame: {fault}")
-    if not partner:
-        raise InputError(f"{root}: no image has a depth map of its name, number or time (within {tolerance_s:g} s)")
-    if alone := len(found["left"]) - len(partner):
-        warnings.warn(f"{root}: {alone} of {len(found['left'])} images have no depth and are left out", stacklevel=2)
-    return {
-        "left": {name: found["left"][name] for name in partner},
-        "depth": {name: found["depth"][other] for name, other in partner.items()},
-    }
-
-# %% ../../nbs/datasets/33_depth_folder.ipynb #2ba36ca9
+# %% ../../nbs/datasets/33_depth_folder.ipynb #091f525a
 def _fitted(values: np.ndarray, path: Path, camera: Calibration) -> np.ndarray:
     """Return a map at the size of the images; raise InputError if it has another shape."""
     height, width = values.shape
@@ -285,7 +285,7 @@ def depth(self: DepthFolder, name: str) -> Depth:
     confidence = _confidence(self.root, path, values, camera)
     return Depth(torch.from_numpy(values), torch.from_numpy(confidence), kind, source, options.camera_height_m)
 
-# %% ../../nbs/datasets/33_depth_folder.ipynb #3843b480
+# %% ../../nbs/datasets/33_depth_folder.ipynb #12984ab5
 @patch(as_prop=True)
 def bits(self: DepthFolder) -> int:
     """Bits that white takes in images of more than 8, the same for all."""
@@ -310,7 +310,7 @@ def __getitem__(self: DepthFolder, index: int) -> StereoSample:
         depth_0=self.depth(name), depth_1=self.depth(following),
     )  # fmt: skip
 
-# %% ../../nbs/datasets/33_depth_folder.ipynb #a94a9e54
+# %% ../../nbs/datasets/33_depth_folder.ipynb #f8e7eef6
 _SOURCE = "your own recording: images, depth and a calibration file"
 
 
@@ -327,7 +327,7 @@ def inventory(cls: DepthFolder, root: str | Path) -> list[Part]:
         Part("all", "calibration", root, calibration, _SOURCE, len(calibration) or 1, partners=False),
     ]
 
-# %% ../../nbs/datasets/33_depth_folder.ipynb #d73d98b7
+# %% ../../nbs/datasets/33_depth_folder.ipynb #b53c7d1a
 _WRITTEN_SCALE = 256
 
 

@@ -168,7 +168,7 @@ def finite_matches(matches: Matches) -> tuple[Matches, Tensor]:
     }
     return matches.replace(**cleaned), finite
 
-# %% ../../nbs/stages/01_scene_flow.ipynb #f7af7d8a
+# %% ../../nbs/stages/01_scene_flow.ipynb #48544409
 def _points_by_first_rule(rules: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the number of points by the first rule that they break: with the trusted ones they add up to all."""
     counts, left = {}, torch.ones_like(next(iter(rules.values())))
@@ -177,7 +177,7 @@ def _points_by_first_rule(rules: Mapping[str, Tensor]) -> dict[str, int]:
         left = left & kept
     return counts
 
-
+# %% ../../nbs/stages/01_scene_flow.ipynb #f7af7d8a
 def scene_flow(sample: StereoSample, matches: Matches, settings: SceneFlowSettings | None = None) -> SceneFlow:
     """Return every pixel's motion in 3D.
 

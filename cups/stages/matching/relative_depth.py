@@ -214,7 +214,7 @@ def ground_scale(inverse: np.ndarray, known: np.ndarray, camera: Calibration, he
         return None
     return USUAL_HEIGHT_M / height * height_m / plane.camera_height_m
 
-# %% ../../../nbs/stages/matching/00_relative_depth.ipynb #d20ac56e
+# %% ../../../nbs/stages/matching/00_relative_depth.ipynb #7163d3f3
 _NUM_POINTS = 5000
 """Pixels that are looked at, at a regular distance."""
 
@@ -244,7 +244,7 @@ class RelativeFit:
     shift_from_motion: bool
     parallax_px: float
 
-
+# %% ../../../nbs/stages/matching/00_relative_depth.ipynb #86a32473
 def fit_relative(
     inverse: tuple[np.ndarray, np.ndarray], known: tuple[np.ndarray, np.ndarray], flow: np.ndarray,
     visible: np.ndarray, camera: Calibration, height_m: float = USUAL_HEIGHT_M, shifted: bool = True,
