@@ -235,7 +235,7 @@ def test_scans_of_a_lidar(scene, tmp_path):
 
 
 def test_two_people_before_an_rgbd_sensor():
-    """At the published settings the man who gets up is found; he who sits moves too little against the noise."""
+    """At the published settings the man who leans forward is found; he who sits moves too little against the noise."""
     video = DepthFolder(shared_folder() / "data" / "tum_rgbd_walking")
     sample = video[0]
     depth = sample.depth_0
