@@ -121,7 +121,7 @@ def noise_scales(matches: Matches, trusted: Tensor, settings: SceneFlowSettings)
         to_right = torch.stack([-matches.disparity_0, torch.zeros_like(matches.disparity_0)])
         right = warp(matches.disparity_right_0[None, None], to_right[None])[0][0, 0]
         deviations.append(truncated_deviation((matches.disparity_0 - right)[trusted]))
-    scales = torch.tensor(deviations) / math.sqrt(2)
+    scales = torch.tensor([deviation / math.sqrt(2) for deviation in deviations])
     return scales.clamp(settings.min_noise_px, settings.max_noise_px).to(matches.flow_forward.device)
 
 # %% ../../nbs/stages/01_scene_flow.ipynb #8db88e64
