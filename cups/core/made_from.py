@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Any
 from zlib import crc32
 
+from torch import Tensor
+
 from .errors import InputError
 from .records import StereoSample
 
@@ -25,9 +27,20 @@ OR_AGAIN = "choose another folder, or start afresh (--again; in Python and jobs,
 _VIEWS = ("left_0", "right_0", "left_1", "right_1")
 
 
+def _checksum(values: Tensor) -> int:
+    """Return a checksum of the bytes of a tensor."""
+    return crc32(values.cpu().contiguous().numpy())
+
+
 def sample_inputs(sample: StereoSample) -> dict[str, Any]:
-    """Return what tells a sample from others, as plain values: checksums of its `images`, and its `calibration`."""
-    images = {view: crc32(getattr(sample, view).cpu().contiguous().numpy()) for view in _VIEWS}
+    """Return what tells a sample from others, as plain values: checksums of its `images`, and its `calibration`.
+
+    Of depth these are checksums of values and confidence, with its kind and the height of the camera.
+    """
+    images = {view: _checksum(image) for view in _VIEWS if (image := getattr(sample, view)) is not None}
+    for view, depth in {"depth_0": sample.depth_0, "depth_1": sample.depth_1}.items():
+        if depth is not None:
+            images[view] = [_checksum(depth.values), _checksum(depth.confidence), depth.kind, depth.camera_height_m]
     return {"images": images, "calibration": sample.calibration.to_dict()}
 
 

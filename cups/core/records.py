@@ -17,7 +17,8 @@ from .errors import InputError
 from .files import read_json
 
 # %% auto #0
-__all__ = ['VOID', 'Record', 'Calibration', 'PanopticLabel', 'StereoSample', 'Matches', 'SceneFlow', 'Proposals', 'ClassScores']
+__all__ = ['VOID', 'METRES', 'RELATIVE_DEPTH', 'RELATIVE_INVERSE', 'DEPTH_KINDS', 'Record', 'Calibration', 'PanopticLabel',
+           'Depth', 'StereoSample', 'Matches', 'SceneFlow', 'Proposals', 'ClassScores']
 
 # %% ../../nbs/core/01_records.ipynb #6003648b
 VOID = 255
@@ -149,6 +150,63 @@ class PanopticLabel(Record):
         """Return the map (H, W, 2) of (class, object number), int64, that `PanopticQuality` takes."""
         return torch.stack([self.semantic, self.instance], dim=-1)
 
+# %% ../../nbs/core/01_records.ipynb #71e24492
+METRES, RELATIVE_DEPTH, RELATIVE_INVERSE = "metres", "relative_depth", "relative_inverse"
+"""Kinds of depth maps: metres; depth times an unknown factor; inverse depth times an unknown factor, plus a shift."""
+
+DEPTH_KINDS = (METRES, RELATIVE_DEPTH, RELATIVE_INVERSE)
+
+_KNOWN_CONFIDENCE = 0.5
+"""Confidence from which a depth counts as known."""
+
+
+@dataclass(frozen=True)
+class Depth(Record):
+    """Depth of an image from a source other than a right camera.
+
+    Parameters
+    ----------
+    values : Tensor, (H, W), float32
+        As `kind` says. Depths are 0 where unknown and infinite where there is nothing in reach (the sky).
+    confidence : Tensor, (H, W), float32
+        0 to 1; from 0.5 on a depth counts as known.
+    kind : str
+        One of `DEPTH_KINDS`.
+    source : str
+        Where it comes from, for people.
+    camera_height_m : float
+        Height of the camera over the ground, from which a scale follows; 0 where it is not known.
+
+    Raises
+    ------
+    InputError
+        If the kind is none of these, or values and confidence differ in size.
+    """
+
+    values: Tensor
+    confidence: Tensor
+    kind: str = METRES
+    source: str = ""
+    camera_height_m: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.kind not in DEPTH_KINDS:
+            raise InputError(f"kind of depth must be one of {', '.join(DEPTH_KINDS)}, got {self.kind!r}")
+        if self.values.shape != self.confidence.shape:
+            shapes = " and ".join(str(tuple(each.shape)) for each in (self.values, self.confidence))
+            raise InputError(f"depth and its confidence differ in size: {shapes}")
+
+    @property
+    def scale_known(self) -> bool:
+        """Whether the depths are in metres."""
+        return self.kind == METRES
+
+    @property
+    def known(self) -> Tensor:
+        """Pixels whose depth is known, (H, W), bool; infinite depth is."""
+        there = ~self.values.isnan() & (self.confidence >= _KNOWN_CONFIDENCE)
+        return there & self.values.isfinite() if self.kind == RELATIVE_INVERSE else there & (self.values > 0)
+
 # %% ../../nbs/core/01_records.ipynb #43fd2a56
 @dataclass(frozen=True)
 class StereoSample(Record):
@@ -157,7 +215,7 @@ class StereoSample(Record):
     Parameters
     ----------
     left_0, right_0, left_1, right_1 : Tensor, (3, H, W), uint8
-        RGB images of the left and right camera at times t and t + 1.
+        RGB images of the left and right camera at times t and t + 1. The right ones are None where there is depth.
     calibration : Calibration
         Of these images, at this size.
     name : str
@@ -166,16 +224,34 @@ class StereoSample(Record):
         False where the image shows no scene (ego vehicle, rectification border). All valid if None.
     truth : PanopticLabel, optional
         Ground truth of `left_0` where the data set has it. Never an input of a stage.
+    depth_0, depth_1 : Depth, optional
+        Depth of the left images, used in place of the right ones if both are given.
+
+    Raises
+    ------
+    InputError
+        If a moment has neither a right image nor depth.
     """
 
     left_0: Tensor
-    right_0: Tensor
+    right_0: Tensor | None
     left_1: Tensor
-    right_1: Tensor
+    right_1: Tensor | None
     calibration: Calibration
     name: str = ""
     valid: Tensor | None = None
     truth: PanopticLabel | None = None
+    depth_0: Depth | None = None
+    depth_1: Depth | None = None
+
+    def __post_init__(self) -> None:
+        if not self.has_depth and (self.right_0 is None or self.right_1 is None):
+            raise InputError(f"{self.name or 'sample'}: needs a right image or depth, at t and at t + 1")
+
+    @property
+    def has_depth(self) -> bool:
+        """Whether its depth is given, and need not be found from a right image."""
+        return self.depth_0 is not None and self.depth_1 is not None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -194,11 +270,12 @@ class Matches(Record):
     disparity_0, disparity_1 : Tensor, (H, W), float32
         Disparity of the left images in pixels, >= 0; 0 where there is none.
     disparity_right_0, disparity_right_1 : Tensor, (H, W), float32
-        Disparity of the right images in pixels, for the left-right check and the noise scale.
+        Disparity of the right images in pixels, for the left-right check and the noise scale; None without them.
     flow_visible : Tensor, (H, W), bool
         Pixels of `left_0` that are forward-backward consistent and whose flow ends inside the image.
     disparity_visible_0, disparity_visible_1 : Tensor, (H, W), bool
-        Pixels of the left images that are left-right consistent and whose match lies inside the right image.
+        Pixels of the left images that are left-right consistent and whose match lies inside the right image; those
+        of known depth where depth takes the place of right images.
     diagnostics : dict
         Plain numbers: shares of visible pixels and the like.
     """
@@ -207,8 +284,8 @@ class Matches(Record):
     flow_backward: Tensor
     disparity_0: Tensor
     disparity_1: Tensor
-    disparity_right_0: Tensor
-    disparity_right_1: Tensor
+    disparity_right_0: Tensor | None
+    disparity_right_1: Tensor | None
     flow_visible: Tensor
     disparity_visible_0: Tensor
     disparity_visible_1: Tensor

@@ -19,7 +19,7 @@ from ..core.parallel import Mapper, serial_map
 from ..core.protocols import LabelledDataset
 from ..core.records import VOID
 from .inventory import Part, lonely
-from .registry import DATASETS, dataset_inventory, dataset_reader, open_dataset
+from .registry import DATASETS, dataset_inventory, dataset_reader, kind_of_folder, open_dataset
 from .sense import sense
 
 # %% auto #0
@@ -138,6 +138,7 @@ def frame_faults(name: str, parts: list[Part], dataset: LabelledDataset | None) 
         except InputError as error:
             faults.append(str(error))
             continue
+        found = None if part.any_size else found
         if found and first is None:
             first, size = path, found
         elif found and found != size:
@@ -166,7 +167,8 @@ def _sampled(names: Sequence[str], full: bool) -> list[str]:
 
 def _reader(name: str, root: str | Path, split: str, incomplete: bool) -> Any:
     """Open the data set as its user would, or what is whole of it."""
-    known, wanted = signature(dataset_reader(name)).parameters, {"split": split, "incomplete": incomplete}
+    known = signature(dataset_reader(kind_of_folder(name, root))).parameters
+    wanted = {"split": split, "incomplete": incomplete}
     return open_dataset(name, root, **{key: value for key, value in wanted.items() if key in known})
 
 # %% ../../nbs/datasets/30_check.ipynb #8f2ed5bb

@@ -121,6 +121,8 @@ class Part:
         Whether every key must be in the other parts of the split that say so, too.
     modes : tuple of str
         What label images may be, in PIL's words ("RGB", "I;16", ...); empty for photos, which may be of any kind.
+    any_size : bool
+        Whether the images may be of another resolution than those of other parts.
     """
 
     split: str
@@ -131,6 +133,7 @@ class Part:
     expected: int | None = None
     partners: bool = True
     modes: tuple[str, ...] = ()
+    any_size: bool = False
 
 
 def lonely(parts: list[Part]) -> list[tuple[Path, Part]]:

@@ -16,8 +16,8 @@ from ..core.protocols import LabelledDataset, StereoDataset
 from .inventory import Part
 
 # %% auto #0
-__all__ = ['DATASETS', 'Entry', 'dataset_listing', 'dataset_reader', 'dataset_inventory', 'open_dataset', 'open_stereo_dataset',
-           'open_labelled_dataset']
+__all__ = ['DATASETS', 'Entry', 'dataset_listing', 'kind_of_folder', 'dataset_reader', 'dataset_inventory', 'open_dataset',
+           'open_stereo_dataset', 'open_labelled_dataset']
 
 # %% ../../nbs/datasets/01_registry.ipynb #7b1dddd6
 @dataclass(frozen=True)
@@ -46,6 +46,7 @@ DATASETS = {
     "cityscapes_sequences": Entry(
         "cups.datasets.cityscapes_sequences:CityscapesSequences", True, False, "Cityscapes, stereo clips of 30 frames"
     ),
+    "depth_folder": Entry("cups.datasets.depth_folder:DepthFolder", True, True, "one camera, with depth maps or LiDAR"),
     "kitti_panoptic": Entry("cups.datasets.kitti_panoptic:KittiPanoptic", False, True, "KITTI with panoptic labels"),
     "kitti_raw": Entry("cups.datasets.kitti_raw:KittiRaw", True, False, "KITTI, raw stereo drives around Karlsruhe"),
     "mots": Entry("cups.datasets.mots:Mots", False, True, "MOTSChallenge, people only"),
@@ -65,6 +66,14 @@ def dataset_listing() -> str:
         rows.append((name, "yes" if entry.stereo else "-", "yes" if entry.labelled else "-", entry.about))
     widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
     return "\n".join("  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in rows)
+
+# %% ../../nbs/datasets/01_registry.ipynb #0ba47996
+def kind_of_folder(name: str, root: str | Path) -> str:
+    """Return the name of the data set that a folder is: one asked for as stereo folder may have depth instead."""
+    folder, depth = Path(root), "depth_folder"
+    if name != "stereo_folder" or (folder / "right").is_dir() or not folder.is_dir():
+        return name
+    return depth if import_module("cups.datasets.depth_folder").is_depth_folder(folder) else name
 
 # %% ../../nbs/datasets/01_registry.ipynb #1547bdc3
 def _entry(name: str) -> Entry:
@@ -94,7 +103,7 @@ def dataset_inventory(name: str, root: str | Path) -> list[Part]:
     InputError
         If there is no data set of that name.
     """
-    reader = dataset_reader(name)
+    reader = dataset_reader(kind_of_folder(name, root))
     owner = reader if hasattr(reader, "inventory") else import_module(reader.__module__)
     return owner.inventory(root)
 
@@ -120,7 +129,7 @@ def open_dataset(name: str, root: str | Path, **options: Any) -> Any:
     InputError
         If there is no data set of that name, its reader does not take an option, or its files cannot be used.
     """
-    reader = dataset_reader(name)
+    reader = dataset_reader(kind_of_folder(name, root))
     if not str(root):
         raise InputError(f"data set {name!r} needs the folder it lies in")
     if unknown := sorted(options.keys() - signature(reader).parameters.keys()):

@@ -23,8 +23,8 @@ from .frame_names import frame_number
 from .matched_points import MIN_POINTS, matched_points
 
 # %% auto #0
-__all__ = ['PairMeasures', 'measure_pair', 'pair_lines', 'calibration_lines', 'is_repeated', 'missing_lines', 'leap', 'sense',
-           'sample_faults']
+__all__ = ['PairMeasures', 'measure_pair', 'pair_lines', 'calibration_lines', 'is_repeated', 'missing_lines', 'leap',
+           'depth_lines', 'sense', 'sample_faults']
 
 # %% ../../nbs/datasets/29_sense.ipynb #6054ee11
 @dataclass(frozen=True)
@@ -313,6 +313,31 @@ def leap(frames: Sequence[Tensor]) -> float:
     slower = _median(np.minimum(np.linalg.norm(first, axis=1), np.linalg.norm(third, axis=1)) / length)
     return times if error < _LEAP_ERROR and slower > 0.2 else 1.0
 
+# %% ../../nbs/datasets/29_sense.ipynb #db843cfc
+_MIN_KNOWN = 0.02
+"""Share of pixels of known depth below which no surface is covered: LiDAR, densified, reaches a third of a street."""
+
+
+def depth_lines(samples: Sequence[StereoSample]) -> list[str]:
+    """Return a line for each fault of the depth maps of some samples; none for stereo."""
+    maps = [(sample.depth_0.values[known], known.float().mean().item(), sample.depth_0)
+            for sample in samples if sample.has_depth for known in [sample.depth_0.known]]  # fmt: skip
+    lines = []
+    if few := [share for _, share, _ in maps if share < _MIN_KNOWN]:
+        lines.append(f"depth is known of few pixels{_share(few, maps)}: of {_median(few):.1%}")
+    metric = (values[values.isfinite()].numpy() for values, _, depth in maps if depth.scale_known)
+    middles = [_median(values) for values in metric if len(values)]
+    wrong = [m for m in middles if not _MEDIAN_DEPTH_M[0] <= m <= _MEDIAN_DEPTH_M[1]]
+    if wrong:
+        line = f"depth is implausible{_share(wrong, middles)}: its median is {_median(wrong):,.3g} m"
+        lines.append(f"{line}; expected depth_scale, the number in the files that means a metre")
+    return lines
+
+
+def _measured(sample: StereoSample) -> PairMeasures:
+    """Return what the matched points of both cameras tell; nothing where there is one camera."""
+    return PairMeasures() if sample.right_0 is None else measure_pair(sample.left_0, sample.right_0, sample.valid)
+
 # %% ../../nbs/datasets/29_sense.ipynb #421fd74f
 _SAMPLES = 5
 _RUNS, _RUN_FRAMES = 3, 8
@@ -388,15 +413,15 @@ def sense(dataset: StereoDataset) -> list[str]:
             samples.append(dataset[index])
         except InputError:
             continue
-    measures = [measure_pair(sample.left_0, sample.right_0, sample.valid) for sample in samples]
-    lines = _camera_lines(samples, measures) + pair_lines(measures)
+    measures = [_measured(sample) for sample in samples]
+    lines = _camera_lines(samples, measures) + pair_lines(measures) + depth_lines(samples)
     return lines + _time_lines(dataset, samples) + missing_lines(dataset.names, _step(dataset))
 
 
 def sample_faults(sample: StereoSample) -> list[str]:
     """Return a line for each of these faults that a single sample shows."""
-    measure = measure_pair(sample.left_0, sample.right_0, sample.valid)
-    lines = calibration_lines(sample.calibration, measure.disparity_px) + pair_lines([measure])
+    measure = _measured(sample)
+    lines = calibration_lines(sample.calibration, measure.disparity_px) + pair_lines([measure]) + depth_lines([sample])
     if is_repeated(sample.left_0, sample.left_1):
         lines.append("the frames at t and t + 1 are the same image: nothing moves between copies")
     return lines

@@ -30,7 +30,8 @@ class SceneFlowSettings:
     Parameters
     ----------
     min_depth_m, max_depth_m : float
-        Points outside this range, at t or at t + 1, are not trusted.
+        Points outside this range, at t or at t + 1, are not trusted. Stereo alone has a nearest depth, where its search
+        for disparities ends.
     edge_threshold : float
         Difference of log disparity between neighbouring pixels above which both are at an edge.
     edge_share : float
@@ -78,6 +79,24 @@ def truncated_deviation(error: Tensor, bound: float = _NOISE_BOUND_PX) -> float:
     return sigma
 
 # %% ../../nbs/stages/01_scene_flow.ipynb #962112e9
+_SURROUNDINGS_PX = 7
+"""Side of the square in which disparity is expected to change alike."""
+
+_MAD_TO_DEVIATION = 1.48
+"""Standard deviation of a normal distribution in units of its median absolute deviation."""
+
+
+def _change_deviation(matches: Matches, trusted: Tensor) -> float:
+    """Return the deviation of the change of disparity over time from its surroundings, in pixels; by the median."""
+    change = warp(matches.disparity_1[None, None], matches.flow_forward[None])[0] - matches.disparity_0
+    weights = trusted[None, None].float()
+    mean = torch.nn.functional.avg_pool2d(
+        torch.cat([change * weights, weights]), _SURROUNDINGS_PX, 1, _SURROUNDINGS_PX // 2
+    )
+    left = (change[0, 0] - mean[0, 0] / mean[1, 0].clamp(min=1e-6))[trusted]
+    return _MAD_TO_DEVIATION * left.abs().median().item() if len(left) else 0.0
+
+
 def noise_scales(matches: Matches, trusted: Tensor, settings: SceneFlowSettings) -> Tensor:
     """Return the standard deviations of the errors of flow x, flow y and disparity.
 
@@ -95,10 +114,14 @@ def noise_scales(matches: Matches, trusted: Tensor, settings: SceneFlowSettings)
     """
     returned = warp(matches.flow_backward[None], matches.flow_forward[None])[0][0]
     miss = (matches.flow_forward + returned)[:, trusted]
-    to_right = torch.stack([-matches.disparity_0, torch.zeros_like(matches.disparity_0)])
-    right = warp(matches.disparity_right_0[None, None], to_right[None])[0][0, 0]
-    parts = [miss[0], miss[1], (matches.disparity_0 - right)[trusted]]
-    scales = torch.tensor([truncated_deviation(part) / math.sqrt(2) for part in parts])
+    deviations = [truncated_deviation(part) for part in miss]
+    if matches.disparity_right_0 is None:
+        deviations.append(_change_deviation(matches, trusted))
+    else:
+        to_right = torch.stack([-matches.disparity_0, torch.zeros_like(matches.disparity_0)])
+        right = warp(matches.disparity_right_0[None, None], to_right[None])[0][0, 0]
+        deviations.append(truncated_deviation((matches.disparity_0 - right)[trusted]))
+    scales = torch.tensor([deviation / math.sqrt(2) for deviation in deviations])
     return scales.clamp(settings.min_noise_px, settings.max_noise_px).to(matches.flow_forward.device)
 
 # %% ../../nbs/stages/01_scene_flow.ipynb #8db88e64
@@ -139,11 +162,13 @@ def finite_matches(matches: Matches) -> tuple[Matches, Tensor]:
     """Return matches in float32 with 0 for what is not finite, and the pixels at t that were finite, (H, W), bool."""
     finite = matches.flow_forward.isfinite().all(0) & matches.disparity_0.isfinite()
     cleaned = {
-        name: torch.nan_to_num(getattr(matches, name).float(), nan=0.0, posinf=0.0, neginf=0.0) for name in _FLOATS
+        name: torch.nan_to_num(values.float(), nan=0.0, posinf=0.0, neginf=0.0)
+        for name in _FLOATS
+        if (values := getattr(matches, name)) is not None
     }
     return matches.replace(**cleaned), finite
 
-# %% ../../nbs/stages/01_scene_flow.ipynb #f7af7d8a
+# %% ../../nbs/stages/01_scene_flow.ipynb #48544409
 def _points_by_first_rule(rules: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the number of points by the first rule that they break: with the trusted ones they add up to all."""
     counts, left = {}, torch.ones_like(next(iter(rules.values())))
@@ -152,7 +177,7 @@ def _points_by_first_rule(rules: Mapping[str, Tensor]) -> dict[str, int]:
         left = left & kept
     return counts
 
-
+# %% ../../nbs/stages/01_scene_flow.ipynb #f7af7d8a
 def scene_flow(sample: StereoSample, matches: Matches, settings: SceneFlowSettings | None = None) -> SceneFlow:
     """Return every pixel's motion in 3D.
 
@@ -179,7 +204,8 @@ def scene_flow(sample: StereoSample, matches: Matches, settings: SceneFlowSettin
     depth_0 = depth_from_disparity(matches.disparity_0, camera)
     depth_1 = depth_from_disparity(disparity_1, camera)
 
-    in_range = [(d >= settings.min_depth_m) & (d <= settings.max_depth_m) for d in (depth_0, depth_1)]
+    nearest = 0.0 if sample.has_depth else settings.min_depth_m
+    in_range = [(d > 0) & (d >= nearest) & (d <= settings.max_depth_m) for d in (depth_0, depth_1)]
     edge_px = max(2 * round((settings.edge_share * sample.size[0] - 1) / 2) + 1, 3)
     edges = [disparity_edges(d, settings.edge_threshold, edge_px) for d in (matches.disparity_0, disparity_1)]
     everything = torch.ones_like(matches.flow_visible)
@@ -202,6 +228,7 @@ def scene_flow(sample: StereoSample, matches: Matches, settings: SceneFlowSettin
         "distrusted_points": _points_by_first_rule(rules),
         "noise_px": [round(n, 4) for n in noise.tolist()],
     }
+    diagnostics |= {name: matches.diagnostics[name] for name in ("cannot_know",) if name in matches.diagnostics}
     return SceneFlow(
         back_project(depth_0, camera), back_project(depth_1, camera, position),
         matches.disparity_0, disparity_1, matches.flow_forward, trusted, flow_seen, depth_seen_0, depth_seen_1, noise,

@@ -254,6 +254,8 @@ def frame_layers(
         "right": lambda: picture(frame.right),
         "next": lambda: picture(frame.following),
     }
+    if frame.right is None:  # one camera, with depth from elsewhere
+        del layers["right"]
     if frame.flow is not None:
         disparity = torch.where(frame.disparity > 0, frame.disparity.float(), torch.nan)
         depth = depth_from_disparity(frame.disparity.float(), frame.calibration)

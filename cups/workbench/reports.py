@@ -24,7 +24,7 @@ _DISTRUST = {
     "finite": "have no match",
     "depth range": "lie out of the depth range (sliders “nearest depth” and “farthest depth” of scene flow)",
     "visibility flow": "are hidden in the next frame",
-    "visibility disparity": "are hidden in a right image",
+    "visibility disparity": "are hidden in a right image or of unknown depth",
     "edges": "lie beside an edge of depth (sliders “edge” and “edge width”)",
     "valid area": "lie out of the valid area",
 }
@@ -119,6 +119,7 @@ def motion_report(diagnostics: dict[str, Any]) -> str:
     objects = proposals.get("objects", [])
     found = proposals.get("why_empty", counted(len(objects), "moving object"))
     faults = [f"**Doubtful: {fault}**" for fault in proposals.get("faults", [])]
+    faults += [f"Not known: {line}." for line in diagnostics["flow"].get("cannot_know", [])]
     lines = [f"**{found}**", *faults, trust_sentence(diagnostics["flow"]), camera_sentence(proposals)]
     lines += [drops_sentence(proposals, len(objects)), objects_table(objects), drops_table(proposals)]
     return "\n\n".join(line for line in lines if line)

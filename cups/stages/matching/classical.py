@@ -17,11 +17,13 @@ from ...core.errors import InputError
 from ...core.geometry import visible
 from ...core.images import root_colour, to_array
 from ...core.records import Calibration, Matches, StereoSample
+from .given_depth import given_disparities
 from .guided_flow import guided_flow
 
 # %% auto #0
 __all__ = ['SMALLEST_SIDE_PX', 'ClassicalMatcherSettings', 'semi_global_disparity', 'left_right_consistent', 'snap_to_edges',
-           'fill_rows', 'enlarged', 'reduced', 'visible_shares', 'unmatched', 'stereo_disparity', 'ClassicalMatcher']
+           'fill_rows', 'enlarged', 'reduced', 'visible_shares', 'unmatched', 'stereo_disparity', 'filled_depth',
+           'ClassicalMatcher']
 
 # %% ../../../nbs/stages/matching/06_classical.ipynb #4d029a4b
 @dataclass(frozen=True)
@@ -224,13 +226,13 @@ def enlarged(image: np.ndarray, factor: int) -> np.ndarray:
     return cv2.resize(image, None, fx=factor, fy=factor, interpolation=cv2.INTER_CUBIC)
 
 
-def reduced(values: Tensor, factor: int) -> Tensor:
+def reduced(values: Tensor | None, factor: int) -> Tensor | None:
     """Return matches of an enlarged image at the resolution of the original.
 
     Parameters
     ----------
-    values : Tensor, (2, factor * H, factor * W) or (factor * H, factor * W)
-        Flow in pixels, disparity in pixels, or a mask (bool).
+    values : Tensor, (2, factor * H, factor * W) or (factor * H, factor * W), or None
+        Flow in pixels, disparity in pixels, or a mask (bool); None gives None.
     factor : int
 
     Returns
@@ -238,7 +240,7 @@ def reduced(values: Tensor, factor: int) -> Tensor:
     Tensor, (2, H, W) or (H, W)
         Of the same type, in pixels of the original.
     """
-    if factor == 1:
+    if factor == 1 or values is None:
         return values
     height, width = (side // factor for side in values.shape[-2:])
     blocks = values.reshape(*values.shape[:-2], height, factor, width, factor).movedim(-3, -2).flatten(-2)
@@ -298,6 +300,14 @@ def stereo_disparity(
     seen = left_right_consistent(of_left, of_right, settings.speckle_px)
     return torch.from_numpy(fill_rows(of_left, seen)), torch.from_numpy(of_right), torch.from_numpy(seen)
 
+# %% ../../../nbs/stages/matching/06_classical.ipynb #0c689160
+def filled_depth(disparity: Tensor, known: Tensor, factor: int = 1) -> tuple[Tensor, None, Tensor]:
+    """Return what `stereo_disparity` returns, from given disparities (H, W) and where they are known, enlarged."""
+    there = known & (disparity > 0)
+    filled = torch.from_numpy(fill_rows(disparity.numpy(), known.numpy()))  # the sky is known, too
+    larger = [each.repeat_interleave(factor, 0).repeat_interleave(factor, 1) for each in (factor * filled, there)]
+    return larger[0], None, larger[1]
+
 # %% ../../../nbs/stages/matching/06_classical.ipynb #9cfc9360
 SMALLEST_SIDE_PX = 32
 """Images with a shorter side than this are too small for the blocks and pyramids of OpenCV's matchers."""
@@ -317,17 +327,8 @@ class ClassicalMatcher:
         if min(sample.size) < SMALLEST_SIDE_PX:
             return unmatched(sample, f"images of {sample.size[1]} x {sample.size[0]} pixels are too small to match")
         factor = max(1, round(self.settings.full_height_px / sample.size[0]))
-        search = self._search_px(sample, factor)
-        left_0, right_0, left_1, right_1 = (
-            enlarged(to_array(image), factor)
-            for image in (sample.left_0, sample.right_0, sample.left_1, sample.right_1)
-        )
-        with ThreadPoolExecutor(2) as pool:
-            jobs = [
-                pool.submit(stereo_disparity, left, right, search, self.settings)
-                for left, right in ((left_0, right_0), (left_1, right_1))
-            ]
-            at_0, at_1 = (job.result() for job in jobs)
+        left_0, left_1 = (enlarged(to_array(image), factor) for image in (sample.left_0, sample.left_1))
+        (at_0, at_1), facts = self._disparities(sample, (left_0, left_1), factor)
         camera = sample.calibration.resized(*left_0.shape[:2])
         forward, backward = self._flows((left_0, left_1), (at_0, at_1), camera)
         seen = visible(forward[None], backward[None])[0, 0]
@@ -338,8 +339,23 @@ class ClassicalMatcher:
             flow_visible=reduced(seen, factor),
             disparity_visible_0=reduced(at_0[2], factor), disparity_visible_1=reduced(at_1[2], factor),
         )  # fmt: skip
-        diagnostics = {"matcher": "classical", "enlarged": factor, "search_px": search / factor}
+        diagnostics = {"matcher": "classical", "enlarged": factor, **facts}
         return matches.replace(diagnostics=diagnostics | visible_shares(matches)).to(sample.left_0.device)
+
+    def _disparities(
+        self, sample: StereoSample, left: tuple[np.ndarray, np.ndarray], factor: int
+    ) -> tuple[list[tuple], dict]:
+        """Return what `stereo_disparity` returns at t and at t + 1, of enlarged images or given depth; and facts."""
+        if sample.has_depth:
+            given = given_disparities(sample)
+            maps = zip(given.disparities, given.known, strict=True)
+            return [filled_depth(*each, factor) for each in maps], given.facts
+        search = self._search_px(sample, factor)
+        right = [enlarged(to_array(image), factor) for image in (sample.right_0, sample.right_1)]
+        with ThreadPoolExecutor(2) as pool:
+            pairs = zip(left, right, strict=True)
+            jobs = [pool.submit(stereo_disparity, *pair, search, self.settings) for pair in pairs]
+            return [job.result() for job in jobs], {"search_px": search / factor}
 
     def _search_px(self, sample: StereoSample, factor: int) -> int:
         """Return the largest disparity to search, in pixels of the enlarged image: a multiple of 16 for OpenCV."""

@@ -14,11 +14,12 @@ from ...core.checkpoints import fill, read_tensors
 from ...core.errors import InputError
 from ...core.geometry import visible
 from ...core.records import Matches, StereoSample
-from .classical import visible_shares
+from .classical import filled_depth, visible_shares
+from .given_depth import given_disparities
 from ...weights import device_called, loaded_once, ready, weights_file
 
 # %% auto #0
-__all__ = ['SmurfSettings', 'matches_of', 'SmurfMatcher']
+__all__ = ['SmurfSettings', 'matches_of', 'matches_with_depth', 'SmurfMatcher']
 
 # %% ../../../nbs/stages/matching/08_smurf.ipynb #849a7729
 @dataclass(frozen=True)
@@ -69,6 +70,16 @@ def matches_of(flow: Tensor, across: Tensor) -> Matches:
     )  # fmt: skip
     return matches.replace(diagnostics={"matcher": "smurf"} | visible_shares(matches))
 
+# %% ../../../nbs/stages/matching/08_smurf.ipynb #ba1bd8a4
+def matches_with_depth(flow: Tensor, sample: StereoSample) -> Matches:
+    """Return the matches of a sample with depth from the flow (2, 2, H, W), as for `matches_of`, on the CPU."""
+    flow = flow.cpu()
+    given = given_disparities(sample, lambda: (flow[0], flow[1]))
+    at_0, at_1 = (filled_depth(*each) for each in zip(given.disparities, given.known, strict=True))
+    seen = visible(flow[:1], flow[1:])[0, 0]
+    matches = Matches(flow[0], flow[1], at_0[0], at_1[0], None, None, seen, at_0[2], at_1[2])
+    return matches.replace(diagnostics={"matcher": "smurf"} | given.facts | visible_shares(matches))
+
 # %% ../../../nbs/stages/matching/08_smurf.ipynb #2afcf937
 @loaded_once
 def _load_smurf(weights: str, device: str) -> nn.Module:
@@ -90,8 +101,10 @@ class SmurfMatcher:
         """Return flow and disparity of `sample`, on its device."""
         device = device_called(self.settings.device)
         network = _load_smurf(self.settings.weights, device)
-        images = torch.stack([sample.left_0, sample.left_1, sample.right_0, sample.right_1]).to(device) / 255
+        right = [] if sample.has_depth else [sample.right_0, sample.right_1]
+        images = torch.stack([sample.left_0, sample.left_1, *right]).to(device) / 255
         both_ways = ((0, 1), (1, 0)), ((0, 2), (2, 0), (1, 3), (3, 1))
         with torch.autocast(device_type=torch.device(device).type, dtype=torch.bfloat16, enabled=device != "cpu"):
-            flow, across = network(images, both_ways, self.settings.updates)
-        return matches_of(flow, across).to(sample.left_0.device)
+            flow, *across = network(images, both_ways if right else both_ways[:1], self.settings.updates)
+        matches = matches_of(flow, *across) if right else matches_with_depth(flow, sample)
+        return matches.to(sample.left_0.device)

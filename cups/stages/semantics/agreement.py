@@ -24,6 +24,7 @@ __all__ = ['next_frame', 'followed', 'Surroundings', 'find_surroundings', 'agree
 def next_frame(sample: StereoSample, matches: Matches) -> tuple[StereoSample, Matches]:
     """Return sample and matches with the next frame's images and disparity as `left_0` and `disparity_0`."""
     images = {"left_0": sample.left_1, "right_0": sample.right_1, "valid": None, "truth": None}
+    images["depth_0"] = sample.depth_1
     geometry = {"disparity_0": matches.disparity_1, "disparity_visible_0": matches.disparity_visible_1}
     return sample.replace(**images), matches.replace(**geometry)
 

@@ -1,0 +1,251 @@
+"""One camera and depth from anywhere give what stereo gives, and say what they cannot know."""
+
+import shutil
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from shared import shared_folder
+
+from cups.core.errors import InputError
+from cups.core.files import write_json, write_png
+from cups.core.geometry import back_project, depth_from_disparity
+from cups.core.images import to_array
+from cups.core.made_from import sample_inputs
+from cups.core.records import METRES, RELATIVE_DEPTH, RELATIVE_INVERSE, Depth
+from cups.datasets.check import check_dataset
+from cups.datasets.depth_folder import NOMINAL_BASELINE_M, DepthFolder, write_depth_sample
+from cups.datasets.registry import open_stereo_dataset
+from cups.datasets.sense import sample_faults
+from cups.stages.matching.classical import ClassicalMatcher, filled_depth
+from cups.stages.matching.given_depth import given_disparities
+from cups.stages.motion.propose import propose
+from cups.stages.scene_flow import SceneFlowSettings, scene_flow
+from cups.street.scenes import street_scene
+from cups.workbench.layers import frame_layers
+from cups.workbench.reports import motion_report
+from cups.workbench.sources import DatasetSource
+
+
+@pytest.fixture(scope="module")
+def scene():
+    return street_scene((1, 5), 128, 256)
+
+
+def true_depth(scene, kind=METRES, factor=1.0, shift=0.0, seen=(None, None)):
+    """The sample of a scene without its right camera, with true depth, of which a share may be unknown."""
+    maps = []
+    for time in (0, 1):
+        disparity = getattr(scene.truth, f"disparity_{time}")
+        metres = torch.where(disparity > 0, depth_from_disparity(disparity, scene.sample.calibration), torch.inf)
+        values = factor / metres + shift if kind == RELATIVE_INVERSE else factor * metres
+        confidence = torch.ones_like(values) if seen[time] is None else seen[time].float()
+        maps.append(Depth(values, confidence, kind, "truth"))
+    return scene.sample.replace(right_0=None, right_1=None, depth_0=maps[0], depth_1=maps[1])
+
+
+class TrueStereo(ClassicalMatcher):
+    """Stereo that matches left and right without a mistake, to the last bit that a depth map keeps."""
+
+    def __init__(self, scene):
+        super().__init__()
+        self.scene = scene
+
+    def _disparities(self, sample, left, factor):
+        def larger(values):
+            return values.repeat_interleave(factor, 0).repeat_interleave(factor, 1)
+
+        maps = []
+        for time in (0, 1):
+            names = ("disparity", "disparity_right", "disparity_visible")
+            disparity, right, seen = (getattr(self.scene.truth, f"{name}_{time}") for name in names)
+            kept = given_disparities(true_depth(self.scene)).disparities[time]
+            filled = filled_depth(kept, seen | (disparity == 0), factor)[0]
+            maps.append((filled, factor * larger(right), larger(seen & (disparity > 0))))
+        return maps, {}
+
+
+def test_depth_gives_the_proposals_of_stereo_with_true_disparity(scene):
+    """Where depth is known of the same pixels, and noise is clamped to one bound: to the bit."""
+    bounds = SceneFlowSettings(min_noise_px=0.25)
+    seen = [scene.truth.disparity_visible_0, scene.truth.disparity_visible_1]
+    seen = [s | (d == 0) for s, d in zip(seen, (scene.truth.disparity_0, scene.truth.disparity_1), strict=True)]
+    mono, found = true_depth(scene, seen=seen), []
+    for sample, matcher in ((scene.sample, TrueStereo(scene)), (mono, ClassicalMatcher())):
+        matches = matcher(sample)
+        found.append((matches, propose(sample, scene_flow(sample, matches, bounds), seed=5)))
+    (stereo, expected), (one, proposals) = found
+    assert torch.equal(stereo.disparity_visible_0, one.disparity_visible_0) and one.disparity_right_0 is None
+    assert len(expected.motions) >= 2
+    assert torch.equal(proposals.instance, expected.instance) and torch.equal(proposals.motions, expected.motions)
+
+
+def test_a_moment_needs_a_right_image_or_depth(scene):
+    with pytest.raises(InputError, match="needs a right image or depth"):
+        scene.sample.replace(right_1=None)
+    with pytest.raises(InputError, match="needs a right image or depth"):
+        true_depth(scene).replace(depth_1=None)
+    with pytest.raises(InputError, match="kind of depth"):
+        Depth(torch.ones(2, 2), torch.ones(2, 2), "feet")
+
+
+def test_other_depth_is_another_input(scene):
+    one = true_depth(scene)
+    other = one.replace(depth_1=one.depth_1.replace(confidence=0.9 * one.depth_1.confidence))
+    assert sample_inputs(one) == sample_inputs(true_depth(scene))
+    assert sample_inputs(one)["images"] != sample_inputs(other)["images"]
+
+
+@pytest.mark.parametrize("kind, factor, shift", [(RELATIVE_DEPTH, 0.13, 0.0), (RELATIVE_INVERSE, 40.0, 3.0)])
+def test_scale_and_shift_are_found(scene, kind, factor, shift):
+    """Up to one factor, which is that of the camera's height; and that is said."""
+    given = given_disparities(true_depth(scene, kind, factor, shift))
+    truth = scene.truth.disparity_0
+    ratio = (given.disparities[0] / truth)[truth > 1]
+    low, middle, high = ratio.quantile(torch.tensor([0.1, 0.5, 0.9])).tolist()
+    assert high / low < 1.15 and 0.7 < middle < 1.2
+    later = (given.disparities[1] / scene.truth.disparity_1)[scene.truth.disparity_1 > 1].median().item()
+    assert later == pytest.approx(middle, rel=0.05)
+    assert not given.facts["scale_known"] and any("above the ground" in line for line in given.facts["cannot_know"])
+
+
+def test_the_camera_s_height_is_a_scale(scene):
+    sample = true_depth(scene, RELATIVE_DEPTH, 7.0)
+    high = sample.replace(depth_0=sample.depth_0.replace(camera_height_m=1.3))
+    given, truth = given_disparities(high), scene.truth.disparity_0
+    assert given.facts["scale_known"]
+    guessed = given_disparities(sample).disparities[0][truth > 1].median()
+    assert given.disparities[0][truth > 1].median() / guessed == pytest.approx(1.65 / 1.3, rel=0.01)
+
+
+def test_a_camera_at_rest_leaves_the_shift_open(scene):
+    sample = true_depth(scene, RELATIVE_INVERSE, 40.0, 3.0)
+    still = sample.replace(left_1=sample.left_0, depth_1=sample.depth_0)
+    lines = given_disparities(still).facts["cannot_know"]
+    assert any(line.startswith("shift of inverse depth") for line in lines)
+
+
+def test_unknown_depth_is_not_trusted_and_not_far(scene):
+    hole = torch.ones(128, 256, dtype=torch.bool)
+    hole[60:100, 100:140] = False
+    given = given_disparities(true_depth(scene, seen=(hole, None)))
+    disparity, right, seen = filled_depth(given.disparities[0], given.known[0])
+    assert right is None and not seen[60:100, 100:140].any() and seen[hole].float().mean() > 0.5
+    assert (disparity[90:100, 100:140] > 0).all()  # filled from its surroundings: not the sky
+
+
+@pytest.fixture
+def folder(scene, tmp_path):
+    write_depth_sample(tmp_path, true_depth(scene), 0)
+    return tmp_path
+
+
+def test_command_line_and_workbench_take_a_depth_folder(folder, scene):
+    report = check_dataset("stereo_folder", folder)
+    assert report.usable and "2 images, 2 depth maps" in report.lines[0], report.lines
+    video = open_stereo_dataset("stereo_folder", folder)
+    assert isinstance(video, DepthFolder) and video.names == ["000000_0"]
+    source = DatasetSource(video)
+    *_, frame = source.load(0)
+    assert frame.right is None and frame.proposals is not None
+    assert {"left", "next", "depth", "proposals"} <= frame_layers(frame, source.classes).keys()
+    assert "right" not in frame_layers(frame, source.classes)
+    assert "Not known: no right camera" in motion_report(frame.diagnostics)
+
+
+def test_a_wrong_factor_is_doubted(folder, scene):
+    camera = scene.sample.calibration.to_dict()
+    write_json(folder / "calibration.json", camera | {"depth_scale": 0.01})
+    assert any("expected depth_scale" in line for line in check_dataset("depth_folder", folder).lines)
+    assert not any("depth" in line for line in sample_faults(true_depth(scene)))
+
+
+def test_a_camera_without_baseline_has_a_nominal_one(folder, scene):
+    camera = scene.sample.calibration
+    (folder / "calibration.json").unlink()
+    (folder / "K.txt").write_text(f"{camera.fx} 0 {camera.cx} 0 {camera.fy} {camera.cy} 0 0 1\n")
+    assert DepthFolder(folder).calibration.baseline_m == NOMINAL_BASELINE_M
+    assert DepthFolder(folder)[0].depth_0.values.max() < 256  # a thousand are a metre now
+
+
+@pytest.mark.parametrize(
+    "values, words",
+    [({"depth": "feet"}, "depth must be one of"), ({"depth_scale": "5000"}, "depth_scale must be"), ({"fx": 0}, "fx")],
+)
+def test_a_wrong_value_is_said_on_opening(folder, scene, values, words):
+    write_json(folder / "calibration.json", scene.sample.calibration.to_dict() | values)
+    with pytest.raises(InputError, match=words):
+        DepthFolder(folder)
+
+
+def test_maps_of_another_resolution(folder):
+    path = folder / "depth" / "000000_0.png"
+    depth = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)
+    write_png(path, np.ascontiguousarray(depth[::2, ::2]))
+    assert DepthFolder(folder)[0].depth_0.values.shape == (128, 256) and check_dataset("depth_folder", folder).usable
+    write_png(path, np.ascontiguousarray(depth[:, ::2]))
+    with pytest.raises(InputError, match="expected the shape of 256 x 128"):
+        DepthFolder(folder)[0]
+
+
+def test_depth_is_matched_by_time_and_images_without_it_are_left_out(folder):
+    shutil.move(folder / "left", folder / "rgb")
+    for kind, late in (("rgb", 0.0), ("depth", 0.011)):
+        files = sorted((folder / kind).iterdir())
+        for k in range(4):
+            if (kind, k) != ("depth", 3):
+                shutil.copy(files[k % 2], folder / kind / f"{1341846434.7 + k / 30 + late:.6f}.png")
+        for file in files:
+            file.unlink()
+    with pytest.warns(UserWarning, match="1 of 4 images have no depth"):
+        video = DepthFolder(folder)
+    assert len(video) == 2 and video.sides["depth"][video.names[0]].stem == "1341846434.711000"
+    with pytest.raises(InputError, match="no image has a depth map"):
+        DepthFolder(folder, tolerance_s=0.001)
+
+
+def test_scans_of_a_lidar(scene, tmp_path):
+    """In KITTI's layout of odometry: the scanner sits above and behind the camera, and looks along its own axes."""
+    camera, sample = scene.sample.calibration, scene.sample
+    turn = np.array([[0, -1, 0], [0, 0, -1], [1, 0, 0]], float)  # x ahead, y left, z up
+    move = np.array([0.05, -0.3, -0.1])
+    for time in (0, 1):
+        disparity = getattr(scene.truth, f"disparity_{time}")
+        points = back_project(depth_from_disparity(disparity, camera), camera)[::2, ::2].reshape(-1, 3).numpy()
+        points = (points[points[:, 2] > 0] - move) @ turn
+        (tmp_path / "velodyne").mkdir(exist_ok=True)
+        np.concatenate([points, points[:, :1]], 1).astype(np.float32).tofile(tmp_path / "velodyne" / f"00000{time}.bin")
+        write_png(tmp_path / "image_2" / f"00000{time}.png", to_array(getattr(sample, f"left_{time}")))
+    projection = np.array([[camera.fx, 0, camera.cx, 0], [0, camera.fy, camera.cy, 0], [0, 0, 1, 0]])
+    lines = [f"P{n}: " + " ".join(f"{v:.9g}" for v in projection.ravel()) for n in range(4)]
+    lines[3] = f"P3: {camera.fx} 0 {camera.cx} {-camera.fx * camera.baseline_m} 0 {camera.fy} {camera.cy} 0 0 0 1 0"
+    (tmp_path / "calib.txt").write_text("\n".join(lines) + "\n")
+    with pytest.raises(InputError, match="nothing says where the scanner is"):
+        DepthFolder(tmp_path)
+    tr = "Tr: " + " ".join(f"{v:.9g}" for v in np.column_stack([turn, move]).ravel())
+    (tmp_path / "calib.txt").write_text("\n".join([*lines, tr]) + "\n")
+    video = DepthFolder(tmp_path)
+    depth, truth = video[0].depth_0, depth_from_disparity(scene.truth.disparity_0, camera)
+    known = depth.known & (truth > 0) & (truth < 40)
+    wrong = (depth.values / truth - 1).abs()[known]
+    assert video.calibration.baseline_m == pytest.approx(camera.baseline_m, rel=1e-4)
+    assert known.float().mean() > 0.4 and (wrong > 0.1).float().mean() < 0.02
+    assert not depth.known[truth == 0].float().mean() > 0.1  # the sky stays unknown
+
+
+def test_two_people_before_an_rgbd_sensor():
+    """At the published settings the man who leans forward is found; he who sits moves too little against the noise."""
+    video = DepthFolder(shared_folder() / "data" / "tum_rgbd_walking")
+    sample = video[0]
+    depth = sample.depth_0
+    assert len(video) == 5 and 0.5 < depth.known.float().mean() < 0.8
+    assert 2 < depth.values[depth.known].median() < 3.5
+    proposals = propose(sample, scene_flow(sample, ClassicalMatcher()(sample)))
+    rows, columns = np.indices(sample.size)
+    man = torch.from_numpy((columns > 350) & (columns < 610) & (rows > 250)) & depth.known & (depth.values < 1.75)
+    best = max(
+        ((proposals.instance == n) & man).sum() / ((proposals.instance == n) | man).sum()
+        for n in range(1, int(proposals.instance.max()) + 1)
+    )
+    assert best > 0.6
