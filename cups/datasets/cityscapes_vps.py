@@ -23,7 +23,7 @@ from .label_maps import read_map
 from .labelled_video import LabelledVideo, street_video
 
 # %% auto #0
-__all__ = ['CityscapesVps', 'vps_map', 'write_vps', 'write_miniature']
+__all__ = ['CityscapesVps', 'write_vps', 'write_miniature']
 
 # %% ../../nbs/datasets/32_cityscapes_vps.ipynb #e6abe8b1
 _SOURCE = "Cityscapes-VPS and its labels, see data_cards/cityscapes_vps.md"
@@ -104,7 +104,7 @@ def _segments(path: Path) -> dict[str, dict[int, tuple[int, bool]]]:
     return found
 
 # %% ../../nbs/datasets/32_cityscapes_vps.ipynb #314f2c87
-def vps_map(label: PanopticLabel) -> tuple[np.ndarray, list[dict[str, Any]]]:
+def _vps_map(label: PanopticLabel) -> tuple[np.ndarray, list[dict[str, Any]]]:
     """Return the map of a label in 19 classes, (H, W, 3), uint8, and the records of its segments.
 
     Raises
@@ -137,7 +137,7 @@ def write_vps(
         for number, (image, label) in enumerate(frames):
             name = f"{clip:04d}_{number * step:04d}_street_{clip:06d}_{number * step:06d}"
             files = {kind: f"{name}{endings[0]}" for kind, endings in _ENDINGS.items()}
-            pixels, records = vps_map(label)
+            pixels, records = _vps_map(label)
             write_png(Path(root) / split / "img" / files["img"], image)
             write_png(Path(root) / split / "panoptic_video" / files["panoptic_video"], pixels)
             size = {"height": image.shape[0], "width": image.shape[1]}
