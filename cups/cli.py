@@ -62,23 +62,31 @@ def _add_scenes(commands: _Commands) -> None:
         "scenes", help="render street scenes as a stereo folder with ground truth", formatter_class=_DEFAULTS
     )
     scenes.add_argument("--out", required=True, metavar="DIR", help="folder to write; a started one is completed")
-    scenes.add_argument("--count", type=int, default=20, metavar="N", help="number of scenes, two frames each")
+    scenes.add_argument("--count", type=int, default=20, metavar="N", help="number of scenes or clips")
+    scenes.add_argument("--frames", type=int, default=1, metavar="N", help="samples of a clip; 1: single scenes")
+    scenes.add_argument("--rate", type=float, default=10.0, metavar="HZ", help="frames a second of clips")
+    about = "also write the truth in DIR/LAYOUT as: kitti_step, cityscapes_vps"
+    scenes.add_argument("--layout", nargs="+", default=[], metavar="LAYOUT", help=about)
     scenes.add_argument("--seed", type=int, default=0, metavar="S", help="scenes of different seeds differ")
     scenes.add_argument("--height", type=int, default=192, metavar="PX", help="height of the images in pixels")
     scenes.add_argument("--width", type=int, default=384, metavar="PX", help="width of the images in pixels")
-    scenes.add_argument("--traffic", default="town", metavar="KIND", help="town, or oncoming: near and fast vehicles")
+    scenes.add_argument("--traffic", default="town", metavar="KIND", help="town, oncoming (near, fast) or stop_and_go")
     scenes.add_argument("--grey", action="store_true", help="render grey images")
     _add_workers(scenes)
 
 
 def _run_scenes(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups scenes`."""
-    from cups.run.scenes import render_scenes
+    from cups.run.scenes import VIDEO_LAYOUTS, render_scenes, write_video_truth
 
+    if unknown := [layout for layout in options.layout if layout not in VIDEO_LAYOUTS]:
+        raise InputError(f"--layout must be {' or '.join(VIDEO_LAYOUTS)}, got {unknown[0]}")
     folder = render_scenes(
         options.out, options.count, options.seed, options.height, options.width, options.workers, options.traffic,
-        options.grey,
+        options.grey, options.frames, options.rate,
     )  # fmt: skip
+    for layout in options.layout:
+        write_video_truth(folder, folder.root / layout, layout)
     return {"root": str(folder.root), "samples": len(folder)}
 
 # %% ../nbs/cli.ipynb #e8a2f8b2

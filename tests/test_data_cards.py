@@ -15,7 +15,7 @@ from cups.datasets.registry import DATASETS
 ROOT = Path(__file__).parents[1]
 NAMES = [
     "cityscapes_sequences", "cityscapes", "kitti_raw", "kitti_panoptic", "bdd10k", "muses", "waymo", "mots",
-    "stereo_folder", "stereo_video", "street_scenes", "depth_folder",
+    "stereo_folder", "stereo_video", "street_scenes", "depth_folder", "kitti_step", "cityscapes_vps",
 ]  # fmt: skip
 SECTIONS = [
     "Source and licence", "How to get it", "Layout", "Splits and sizes", "Sensors", "Label classes", "Known faults",

@@ -11,8 +11,7 @@ from cups.cli import main
 from cups.core.errors import InputError
 from cups.core.geometry import pixel_grid, warp
 from cups.street.layout import street_world
-from cups.street.oncoming import TRAFFIC
-from cups.street.scenes import StreetScenes, street_clip, street_scene
+from cups.street.scenes import TRAFFIC, StreetScenes, street_clip, street_scene
 
 SIZE = 96, 192
 

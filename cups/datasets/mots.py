@@ -16,7 +16,7 @@ from ..core.records import VOID
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
 from .inventory import Part, files_by_scene
 from .label_maps import MOTS_CLASSES, MOTS_LABELS, by_number, classes_of, read_map
-from .labelled_folder import LabelledFolder
+from .labelled_video import LabelledVideo
 from .miniatures import object_numbers, street_frames, write_image
 
 # %% auto #0
@@ -27,8 +27,8 @@ _SOURCE = "MOTSChallenge.zip from https://www.vision.rwth-aachen.de/page/mots"
 _PEDESTRIAN, _IGNORE = 2, 10
 
 
-class Mots(LabelledFolder):
-    """MOTSChallenge in its two classes, or in 27, 19 or 7 with the background void; see `LabelledFolder`."""
+class Mots(LabelledVideo):
+    """MOTSChallenge in its two classes, or in 27, 19 or 7 with the background void; see `LabelledVideo`."""
 
     default_split = "train"
     offered = (2, 27, 19, 7)

@@ -27,19 +27,20 @@ from ..labels.files import read_label, write_label
 __all__ = ['write_sample', 'StereoFolder']
 
 # %% ../../nbs/datasets/09_stereo_folder.ipynb #a9283b98
-def write_sample(root: str | Path, sample: StereoSample, number: int) -> str:
+def write_sample(root: str | Path, sample: StereoSample, number: int, frame: int | None = None) -> str:
     """Write a sample as clip `number` of a stereo folder, with its ground truth if it has one.
 
     Returns
     -------
     str
-        The name of its first frame, `<number>_0`.
+        The name of its first frame: `<number>_0`, or `<number>_<frame>` if it is frame `frame` of a longer clip.
     """
-    root, name = Path(root), f"{number:06d}_0"
-    for time, frame in enumerate((name, f"{number:06d}_1")):
+    root, places = Path(root), ("0", "1") if frame is None else (f"{frame:06d}", f"{frame + 1:06d}")
+    name, later = (f"{number:06d}_{place}" for place in places)
+    for time, stem in enumerate((name, later)):
         for side in ("left", "right"):
             image = to_array(getattr(sample, f"{side}_{time}"))
-            write_png(root / side / f"{frame}.png", image)
+            write_png(root / side / f"{stem}.png", image)
     if sample.truth is not None:
         write_label(root / "truth", name, sample.truth)
     write_json(root / "calibration.json", sample.calibration.to_dict())

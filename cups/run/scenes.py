@@ -5,6 +5,7 @@
 # %% ../../nbs/run/06_scenes.ipynb #acec2bfe
 from __future__ import annotations
 
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 
@@ -14,13 +15,19 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.files import read_json, write_atomically, write_json, write_png
+from ..core.images import to_array
+from ..core.records import PanopticLabel
+from ..datasets.cityscapes_vps import write_vps
+from ..datasets.kitti_step import write_step_frame
+from ..datasets.labelled_video import clip_names
 from ..datasets.stereo_folder import StereoFolder, write_sample
 from .engine import Engine
 from .workers import Workers
+from ..street.clips import StreetClips
 from ..street.scenes import StreetScenes, StreetTruth
 
 # %% auto #0
-__all__ = ['render_scenes']
+__all__ = ['VIDEO_LAYOUTS', 'render_scenes', 'write_video_truth']
 
 # %% ../../nbs/run/06_scenes.ipynb #e52381f4
 def _kitti_disparity(disparity: Tensor) -> np.ndarray:
@@ -58,10 +65,19 @@ def _render_one(index: int, root: Path, scenes: StreetScenes) -> None:
     name = write_sample(root, scene.sample, index)
     _write_truth(root / "truth", name, scene.truth)
 
+
+def _render_clip(number: int, root: Path, clips: StreetClips) -> None:
+    """Render clip `number` into the stereo folder `root`, but for the samples that are there."""
+    for frame in range(clips.frames):
+        if not (root / "truth" / f"{number:06d}_{frame:06d}_objects.json").exists():
+            scene = clips[number * clips.frames + frame]
+            name = write_sample(root, scene.sample, number, frame)
+            _write_truth(root / "truth", name, scene.truth)
+
 # %% ../../nbs/run/06_scenes.ipynb #f5a01592
 def render_scenes(
     root: str | Path, count: int, seed: int = 0, height: int = 192, width: int = 384, workers: int = 0,
-    traffic: str = "town", grey: bool = False,
+    traffic: str = "town", grey: bool = False, frames: int = 1, rate_hz: float = 10.0,
 ) -> StereoFolder:  # fmt: skip
     """Render street scenes as a stereo folder with ground truth; what is there already stays.
 
@@ -70,7 +86,7 @@ def render_scenes(
     root : str or Path
         The folder; made if missing.
     count : int
-        Number of scenes. Each is a clip of two frames and so one sample.
+        Number of scenes. Each is a clip of two frames and so one sample, unless `frames` asks for longer ones.
     seed : int
         Scenes of different seeds differ; the same seed gives the same bytes.
     height, width : int
@@ -78,9 +94,15 @@ def render_scenes(
     workers : int
         Number of processes; 0 takes one per core.
     traffic : str
-        "town", or "oncoming" for near and fast vehicles at 10 frames a second.
+        "town"; "oncoming" for near and fast vehicles at 10 frames a second, or "stop_and_go" for ones that stop and
+        start.
     grey : bool
         True for grey cameras.
+    frames : int
+        Samples of a clip. If more than 1, `count` clips are rendered as `StreetClips` has them, with instance numbers
+        that are the same over a clip.
+    rate_hz : float
+        Frames a second of such clips.
 
     Raises
     ------
@@ -91,16 +113,59 @@ def render_scenes(
     root, made_of = Path(root), {"seed": seed, "height": height, "width": width}
     made_of |= {"traffic": traffic} if traffic != "town" else {}  # a folder of the usual kind says nothing of either
     made_of |= {"grey": grey} if grey else {}
-    for name, value in {"count": count, "height": height, "width": width}.items():
+    made_of |= {"frames": frames, "rate_hz": float(rate_hz)} if frames > 1 else {}
+    for name, value in {"count": count, "height": height, "width": width, "frames": frames}.items():
         if value < 1:
             raise InputError(f"{name} must be positive, got {value}")
-    scenes = StreetScenes(count, seed, height, width, traffic=traffic, grey=grey)
+    if frames > 1:
+        clips = StreetClips(count, frames, seed, rate_hz, height, width, traffic=traffic, grey=grey)
+        render = partial(_render_clip, root=root, clips=clips)
+    else:
+        scenes = StreetScenes(count, seed, height, width, traffic=traffic, grey=grey)
+        render = partial(_render_one, root=root, scenes=scenes)
     if (root / "scenes.json").exists() and (before := read_json(root / "scenes.json")) != made_of:
         raise InputError(f"{root / 'scenes.json'}: the folder holds scenes of {before}, asked for {made_of}")
     write_json(root / "scenes.json", made_of)
-    render = partial(_render_one, root=root, scenes=scenes)
     processes = min(Workers(workers).processes, count)
     with Engine(Workers(processes)) as engine:
         for _ in engine.map(render, range(count), "rendering street scenes"):
             pass
     return StereoFolder(root)
+
+# %% ../../nbs/run/06_scenes.ipynb #a94645b8
+VIDEO_LAYOUTS = ("kitti_step", "cityscapes_vps")
+"""Data sets whose layout `write_video_truth` writes."""
+
+
+def write_video_truth(folder: StereoFolder, root: str | Path, layout: str) -> None:
+    """Write the left images that have ground truth, and it, as the validation split of a data set of labelled video.
+
+    Parameters
+    ----------
+    folder : StereoFolder
+        With ground truth in 19 classes.
+    root : str or Path
+        Folder to write; made if missing.
+    layout : str
+        One of `VIDEO_LAYOUTS`.
+
+    Raises
+    ------
+    InputError
+        If there is no such layout, the folder holds no ground truth, or a file is unreadable or cannot be written.
+    """
+    if layout not in VIDEO_LAYOUTS:
+        raise InputError(f"labelled video is written as {' or '.join(VIDEO_LAYOUTS)}, not as {layout!r}")
+
+    def frames(names: list[str]) -> Iterator[tuple[np.ndarray, PanopticLabel]]:
+        for name in names:
+            if (label := folder.truth(name)) is None:
+                raise InputError(f"{folder.root}: frame {name} has no ground truth")
+            yield to_array(folder.image("left", name)), label
+
+    clips = clip_names(folder)
+    if layout == "cityscapes_vps":
+        return write_vps(root, "val", map(frames, clips))
+    for clip, names in enumerate(clips):
+        for number, (image, label) in enumerate(frames(names)):
+            write_step_frame(root, "val", clip, number, image, label)

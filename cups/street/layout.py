@@ -37,7 +37,7 @@ from cups.street.objects import (
 from .renderer import Geometry, Light
 
 # %% auto #0
-__all__ = ['TOWN', 'Path', 'Actor', 'Street', 'sample_street', 'Crowd', 'sample_vehicle', 'sample_light', 'StreetWorld',
+__all__ = ['KERB_M', 'TOWN', 'Path', 'Actor', 'Street', 'sample_street', 'Crowd', 'sample_vehicle', 'sample_light', 'StreetWorld',
            'Traffic', 'street_world']
 
 # %% ../../nbs/street/05_layout.ipynb #30186340
@@ -66,9 +66,17 @@ class Path:
     curvature: float = 0.0
     height_m: float = 0.0
 
+    def way_m(self, time_s: float) -> float:
+        """Return how far it has come since time 0, in metres."""
+        return self.speed_m_s * time_s
+
+    def speed(self, time_s: float) -> float:
+        """Return the speed at a time, m/s."""
+        return self.speed_m_s
+
     def pose(self, time_s: float) -> np.ndarray:
         """Return the pose (4, 4) at a time in seconds."""
-        way = self.speed_m_s * time_s
+        way = self.way_m(time_s)
         turn = self.curvature * way
         chord = way * np.sinc(turn / (2 * np.pi))
         middle = self.heading + turn / 2
@@ -76,6 +84,9 @@ class Path:
         return pose_at(*place, self.heading + turn, self.height_m)
 
 # %% ../../nbs/street/05_layout.ipynb #b60da92b
+_CRAWL_M_S = 0.05  # half a centimetre between frames at 10 Hz: a fifth of a pixel at 10 m in images 384 wide
+
+
 @dataclass(frozen=True)
 class Actor:
     """A vehicle or a person, moving or not.
@@ -98,8 +109,12 @@ class Actor:
 
     @property
     def moving(self) -> bool:
-        """True if it moves."""
+        """True if it moves at any time."""
         return self.path.speed_m_s != 0
+
+    def moves(self, start_s: float, stop_s: float) -> bool:
+        """Return whether it moves between two times, on average faster than a camera could tell from standing."""
+        return abs(self.path.way_m(stop_s) - self.path.way_m(start_s)) > _CRAWL_M_S * (stop_s - start_s)
 
 # %% ../../nbs/street/05_layout.ipynb #2c8baeb3
 @dataclass(frozen=True)
@@ -203,7 +218,7 @@ def sample_street(rng: np.random.Generator) -> Street:
     )
 
 # %% ../../nbs/street/05_layout.ipynb #6fe7d96c
-_KERB_M = 0.12  # height of the kerb
+KERB_M = 0.12  # height of the kerb
 
 _NEAR_M, _FAR_M = -12.0, 150.0  # the street's ends; the camera starts at 0
 
@@ -248,15 +263,15 @@ def _roadside(street: Street, side: int, kerb: Finish, paving: Finish, grass: Fi
     stone, verge = inner + _KERBSTONE_M * side, (outer, outer + _VERGE_M * side)
     for stretch in _stretches(street):
         parts += [
-            _strip(street, (inner, inner), stretch, (0, _KERB_M), kerb),
-            _strip(street, (inner, stone), stretch, (_KERB_M, _KERB_M), kerb),
-            _strip(street, (stone, outer), stretch, (_KERB_M, _KERB_M), paving),
-            _strip(street, verge, stretch, (_KERB_M - 0.01, _KERB_M - 0.01), grass),
+            _strip(street, (inner, inner), stretch, (0, KERB_M), kerb),
+            _strip(street, (inner, stone), stretch, (KERB_M, KERB_M), kerb),
+            _strip(street, (stone, outer), stretch, (KERB_M, KERB_M), paving),
+            _strip(street, verge, stretch, (KERB_M - 0.01, KERB_M - 0.01), grass),
         ]
     if street.crossing_m is not None:
         for end in (-1, 1):
             line = street.crossing_m + end * street.crossing_half_m
-            parts.append(_strip(street, verge, (line, line + 1.8 * end), (_KERB_M, _KERB_M), paving))
+            parts.append(_strip(street, verge, (line, line + 1.8 * end), (KERB_M, KERB_M), paving))
     return parts
 
 
@@ -346,7 +361,7 @@ def _boundary(rng: np.random.Generator, street: Street, side: int, inset: float)
     while start < 70:
         length = rng.uniform(5, 11)
         if street.clear_of_crossing(start, start + length, _DRIVEWAY_M):
-            pose = street.pose(start + length / 2, street.front(side) + inset * side, _facing(side), _KERB_M)
+            pose = street.pose(start + length / 2, street.front(side) + inset * side, _facing(side), KERB_M)
             meshes.append(kind(rng, length).moved(pose))
         start += length + (rng.uniform(1.2, 4) if rng.random() < 0.35 else 0.05)
         if rng.random() < 0.25:
@@ -365,7 +380,7 @@ def _houses(
         if street.clear_of_crossing(start, start + length, _DRIVEWAY_M):
             storeys = int(rng.integers(3, 6)) if town else int(rng.integers(1, 4))
             model = house(rng, length, rng.uniform(8, 12), storeys, rng.random() < shops)
-            pose = street.pose(start + length / 2, street.front(side) + setback * side, _facing(side), _KERB_M)
+            pose = street.pose(start + length / 2, street.front(side) + setback * side, _facing(side), KERB_M)
             meshes.append(model.moved(pose))
         start += length + rng.uniform(*gap)
     return meshes
@@ -397,7 +412,7 @@ def _greenery(
         if street.clear_of_crossing(s - 2, s + 2, 2.5):
             model = tree(rng, _leaves(s)) if rng.random() < 0.7 else bush(rng)
             beyond, turn = rng.uniform(*depth), rng.uniform(0, 6.28)  # in any direction
-            pose = street.pose(s, street.front(side) + side * beyond, turn, _KERB_M)
+            pose = street.pose(s, street.front(side) + side * beyond, turn, KERB_M)
             meshes.append(model.moved(pose))
     return meshes
 
@@ -521,7 +536,7 @@ def _furniture(rng: np.random.Generator, street: Street, crowd: Crowd) -> list[M
     for sample, s, e, turn in _wanted(rng, street):
         clear = street.clear_of_crossing(s - 0.6, s + 0.6, 0.2)
         if clear and crowd.admit(street.path(s, e, 0.0), (0.4, 0.4)):
-            meshes.append(sample(rng).moved(street.pose(s, e, turn, _KERB_M)))
+            meshes.append(sample(rng).moved(street.pose(s, e, turn, KERB_M)))
     return meshes
 
 # %% ../../nbs/street/05_layout.ipynb #efb3c823
@@ -598,7 +613,7 @@ def _walk(rng: np.random.Generator, street: Street, crowd: Crowd) -> None:
         speed = rng.uniform(0.8, 2.0) if rng.random() < 0.6 else 0.0
         s = rng.uniform(6, 30)
         if street.clear_of_crossing(s - 2.5, s + 2.5):
-            path = street.path(s, e, speed, turn if speed else turn + rng.uniform(-1.5, 1.5), _KERB_M)
+            path = street.path(s, e, speed, turn if speed else turn + rng.uniform(-1.5, 1.5), KERB_M)
             mesh, size = person(rng)
             crowd.add(path, size, mesh)
     zebra = street.zebra_m
@@ -670,7 +685,7 @@ class StreetWorld:
 
     def camera_pose(self, time_s: float) -> np.ndarray:
         """Return the pose (4, 4) of the left camera: camera coordinates to world coordinates."""
-        sway = min(self.ego.speed_m_s / 10, 1.0) * np.sin(_NOD_RAD_S * time_s)
+        sway = min(self.ego.speed(time_s) / 10, 1.0) * np.sin(_NOD_RAD_S * time_s)
         pitch = self.camera_pitch_rad + _NOD_RAD * sway
         cos, sin = np.cos(pitch), np.sin(pitch)
         look = np.array([[1, 0, 0, 0], [0, cos, sin, 0], [0, -sin, cos, 0], [0, 0, 0, 1]])
@@ -718,6 +733,8 @@ class Traffic:
         Moments at which a `Crowd` compares footprints.
     step_s : tuple of float
         Least and greatest time between two frames.
+    others : tuple of callable
+        What puts parked cars, cyclists and people on the street before the vehicles, from the street and the crowd.
     """
 
     street: Callable[[np.random.Generator], Street]
@@ -725,6 +742,7 @@ class Traffic:
     vehicles: Callable[[np.random.Generator, Street, Crowd, Path], None]
     moments_s: tuple[float, ...]
     step_s: tuple[float, float]
+    others: tuple[Callable[[np.random.Generator, Street, Crowd], None], ...] = (_park, _cycle, _walk)
 
 
 def _town_vehicles(rng: np.random.Generator, street: Street, crowd: Crowd, ego: Path) -> None:
@@ -753,7 +771,7 @@ def street_world(seed: int | tuple[int, ...], static: bool = False, traffic: Tra
     ego = traffic.ego(rng, street, static)
     crowd = Crowd(static, traffic.moments_s)
     crowd.admit(ego, (5.5, 2.1), slack_m=0.6)  # the camera's car
-    for populate in (_park, _cycle, _walk):
+    for populate in traffic.others:
         populate(rng, street, crowd)
     traffic.vehicles(rng, street, crowd, ego)
     meshes = [build(_ground(rng, street) + _markings(rng, street)), *_furniture(rng, street, crowd)]

@@ -12,7 +12,7 @@ import numpy as np
 from .layout import TOWN, Crowd, Path, Street, Traffic, sample_street, sample_vehicle
 
 # %% auto #0
-__all__ = ['ONCOMING', 'TRAFFIC']
+__all__ = ['ONCOMING']
 
 # %% ../../nbs/street/06_oncoming.ipynb #571cb924
 def _sample_street(rng: np.random.Generator) -> Street:
@@ -88,6 +88,3 @@ _MOMENTS_S = tuple(k / 20 for k in range(21))
 
 ONCOMING = Traffic(_sample_street, _sample_ego, _vehicles, _MOMENTS_S, step_s=(0.1, 0.1))
 """Near, fast, oncoming vehicles, and overtaking and crossing ones, at 10 frames a second."""
-
-TRAFFIC = {"town": TOWN, "oncoming": ONCOMING}
-"""The kinds of traffic that street scenes can have, by name."""

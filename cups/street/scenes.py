@@ -5,7 +5,8 @@
 # %% ../../nbs/street/07_scenes.ipynb #9965b0a4
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
@@ -14,14 +15,15 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.records import Calibration, Matches, PanopticLabel, Record, StereoSample
-from .layout import StreetWorld, Traffic, street_world
+from .layout import TOWN, StreetWorld, Traffic, street_world
 from .objects import LABEL
-from .oncoming import TRAFFIC
+from .oncoming import ONCOMING
 from .renderer import View
+from .stop_and_go import STOP_AND_GO
 
 # %% auto #0
-__all__ = ['street_calibration', 'noise_std', 'StreetTruth', 'StreetScene', 'render_scene', 'street_scene', 'street_clip',
-           'exact_matches', 'StreetScenes']
+__all__ = ['TRAFFIC', 'street_calibration', 'noise_std', 'StreetTruth', 'StreetScene', 'render_scene', 'traffic_named', 'Drive',
+           'street_scene', 'street_clip', 'exact_matches', 'StreetScenes']
 
 # %% ../../nbs/street/07_scenes.ipynb #42f9948c
 _FOCAL_WIDTHS = 0.94  # focal length in image widths: 1 / (2 tan 28 degrees)
@@ -184,7 +186,7 @@ class StreetTruth(Record):
         Instance numbers of these objects in `panoptic`, ascending.
     object_classes : Tensor, (N,), int64
     moving : Tensor, (N,), bool
-        True for objects that move by themselves.
+        True for objects that move by themselves between t and t + 1.
     """
 
     depth_0: Tensor
@@ -245,7 +247,7 @@ def _truth(world: StreetWorld, times: tuple[float, float], left: list[View], rig
         object_motions=torch.from_numpy(motions[ids.numpy()].astype(np.float32)),
         object_ids=ids,
         object_classes=torch.tensor([actor.label for actor in actors], dtype=torch.int64),
-        moving=torch.tensor([actor.moving for actor in actors], dtype=torch.bool),
+        moving=torch.tensor([actor.moves(*times) for actor in actors], dtype=torch.bool),
     )
 
 # %% ../../nbs/street/07_scenes.ipynb #0ff167c0
@@ -264,24 +266,94 @@ class StreetScene(Record):
     truth: StreetTruth
 
 
+@dataclass(frozen=True)
+class _Shot:
+    """The two views of a stereo camera at a time, and their images."""
+
+    time_s: float
+    views: tuple[View, View]
+    images: tuple[Tensor, Tensor]
+
+    @classmethod
+    def of(cls, world: StreetWorld, seed: tuple[int, ...], frame: int, calibration: Calibration, grey: bool) -> _Shot:
+        """Render frame `frame` of the world of a seed."""
+        time_s, beside = frame * world.step_s, np.eye(4)
+        beside[0, 3] = calibration.baseline_m
+        geometry, pose = world.geometry(time_s), world.camera_pose(time_s)
+        views = tuple(View(geometry, here, calibration, world.light) for here in (pose, pose @ beside))
+        noise = [(*seed, _NOISE_STREAM, frame, side) for side in (0, 1)]
+        return cls(time_s, views, tuple(_expose(view, stream, grey) for view, stream in zip(views, noise, strict=True)))
+
+
+def _scene(world: StreetWorld, seed: tuple[int, ...], frame: int, shots: tuple[_Shot, _Shot]) -> StreetScene:
+    """Join the shots of frames `frame` and `frame` + 1 and compute the ground truth."""
+    left, right = ([shot.views[side] for shot in shots] for side in (0, 1))
+    truth = _truth(world, tuple(shot.time_s for shot in shots), left, right)
+    name = "street_" + "_".join(f"{n:06d}" for n in (*seed, frame))
+    images = [shot.images[side] for shot in shots for side in (0, 1)]
+    return StreetScene(StereoSample(*images, left[0].calibration, name=name, truth=truth.panoptic), truth)
+
+# %% ../../nbs/street/07_scenes.ipynb #6c8a4854
 def render_scene(
     world: StreetWorld, seed: tuple[int, ...], frame: int, calibration: Calibration, grey: bool = False
 ) -> StreetScene:
     """Render frames `frame` and `frame` + 1 of the world of a seed, with their ground truth, in colour or grey."""
-    times = frame * world.step_s, (frame + 1) * world.step_s
-    beside = np.eye(4)
-    beside[0, 3] = calibration.baseline_m
-    left, right = [], []
-    for time_s in times:
-        geometry, pose = world.geometry(time_s), world.camera_pose(time_s)
-        left.append(View(geometry, pose, calibration, world.light))
-        right.append(View(geometry, pose @ beside, calibration, world.light))
-    views = enumerate(left + right)
-    images = [_expose(view, (*seed, _NOISE_STREAM, frame + k % 2, k // 2), grey) for k, view in views]
-    truth = _truth(world, times, left, right)
-    name = "street_" + "_".join(f"{n:06d}" for n in (*seed, frame))
-    sample = StereoSample(images[0], images[2], images[1], images[3], calibration, name=name, truth=truth.panoptic)
-    return StreetScene(sample, truth)
+    return _scene(world, seed, frame, tuple(_Shot.of(world, seed, n, calibration, grey) for n in (frame, frame + 1)))
+
+# %% ../../nbs/street/07_scenes.ipynb #b25afa59
+TRAFFIC = {"town": TOWN, "oncoming": ONCOMING, "stop_and_go": STOP_AND_GO}
+"""The kinds of traffic that street scenes can have, by name."""
+
+
+def traffic_named(name: str) -> Traffic:
+    """Return the traffic of a name.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    if name not in TRAFFIC:
+        raise InputError(f"street scenes: traffic must be one of {', '.join(TRAFFIC)}, got {name!r}")
+    return TRAFFIC[name]
+
+
+class Drive:
+    """The world of a seed seen by the camera that drives through it; it keeps the last frame, for the next scene.
+
+    Parameters
+    ----------
+    seed, height, width, static, traffic, grey, rate_hz
+        As for `street_clip`.
+
+    Raises
+    ------
+    InputError
+        As for `street_clip`.
+    """
+
+    def __init__(
+        self, seed: int | tuple[int, ...], height: int = 192, width: int = 384, static: bool = False,
+        traffic: str = "town", grey: bool = False, rate_hz: float | None = None,
+    ) -> None:  # fmt: skip
+        self.seed, self.grey = (seed,) if isinstance(seed, int) else tuple(seed), grey
+        if min(self.seed) < 0:
+            raise InputError(f"street scenes: the seed must not be negative, got {min(self.seed)}")
+        if rate_hz is not None and not 0 < rate_hz < math.inf:
+            raise InputError(f"street scenes: the rate must be a positive number, got {rate_hz}")
+        self.calibration = street_calibration(height, width)
+        world = street_world(self.seed, static, traffic_named(traffic))
+        self.world = world if rate_hz is None else replace(world, step_s=1 / rate_hz)
+        self._last: tuple[int, _Shot] | None = None
+
+    def scene(self, frame: int) -> StreetScene:
+        """Render frames `frame` and `frame` + 1 with their ground truth."""
+        first, here = self._last or (-1, None)
+        if first != frame:
+            here = _Shot.of(self.world, self.seed, frame, self.calibration, self.grey)
+        there = _Shot.of(self.world, self.seed, frame + 1, self.calibration, self.grey)
+        self._last = frame + 1, there
+        return _scene(self.world, self.seed, frame, (here, there))
 
 # %% ../../nbs/street/07_scenes.ipynb #3c6b4824
 def street_scene(
@@ -299,7 +371,8 @@ def street_scene(
     static : bool
         True for a street in which nothing moves but the camera.
     traffic : str
-        "town", or "oncoming" for near and fast vehicles at 10 frames a second.
+        "town"; "oncoming" for near and fast vehicles, or "stop_and_go" for ones that stop and start, at 10 frames a
+        second.
     grey : bool
         True for grey cameras.
 
@@ -313,7 +386,7 @@ def street_scene(
 
 def street_clip(
     seed: int | tuple[int, ...], frames: int, height: int = 192, width: int = 384, static: bool = False,
-    traffic: str = "town", grey: bool = False,
+    traffic: str = "town", grey: bool = False, rate_hz: float | None = None,
 ) -> list[StreetScene]:  # fmt: skip
     """Render a drive of `frames` successive scenes; the second pair of one is the first pair of the next.
 
@@ -322,21 +395,18 @@ def street_clip(
     seed, height, width, static, traffic, grey
         As for `street_scene`, which is the clip's first scene.
     frames : int
-        Number of scenes. After about 20 frames (a few seconds) the drive may leave the street; oncoming vehicles are
-        kept from colliding for a second.
+        Number of scenes. The drive stays on the street with "stop_and_go", where vehicles are kept from colliding for
+        25 seconds; else it may leave it after two seconds, and vehicles are kept from colliding for one.
+    rate_hz : float, optional
+        Frames a second; sampled with the street if left out, as in `street_scene`.
+
+    Raises
+    ------
+    InputError
+        As for `street_scene`, or if the rate is not positive.
     """
-    seed = (seed,) if isinstance(seed, int) else tuple(seed)
-    if min(seed) < 0:
-        raise InputError(f"street scenes: the seed must not be negative, got {min(seed)}")
-    calibration, world = street_calibration(height, width), street_world(seed, static, _traffic(traffic))
-    return [render_scene(world, seed, frame, calibration, grey) for frame in range(frames)]
-
-
-def _traffic(name: str) -> Traffic:
-    """Return the traffic of a name."""
-    if name not in TRAFFIC:
-        raise InputError(f"street scenes: traffic must be one of {', '.join(TRAFFIC)}, got {name!r}")
-    return TRAFFIC[name]
+    drive = Drive(seed, height, width, static, traffic, grey, rate_hz)
+    return [drive.scene(frame) for frame in range(frames)]
 
 # %% ../../nbs/street/07_scenes.ipynb #97f574d2
 def exact_matches(scene: StreetScene) -> Matches:
@@ -374,7 +444,7 @@ class StreetScenes:
         self, count: int, seed: int = 0, height: int = 192, width: int = 384, static: bool = False,
         traffic: str = "town", grey: bool = False,
     ) -> None:  # fmt: skip
-        _traffic(traffic)
+        traffic_named(traffic)
         self.count, self.seed, self.height, self.width, self.static = count, seed, height, width, static
         self.traffic, self.grey = traffic, grey
 
