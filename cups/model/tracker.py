@@ -54,7 +54,7 @@ class TrackerSettings:
     continue_confidence: float = 0.2
     lost_frames: int = 10
     min_similarity: float = 0.15
-    min_similarity_lost: float = 0.2
+    min_similarity_lost: float = 0.1
 
     def __post_init__(self) -> None:
         if self.lost_frames < 0:
@@ -335,13 +335,15 @@ class Tracker:
         grey, lab = (torch.from_numpy(cv2.cvtColor(rgb, code)) for code in (cv2.COLOR_RGB2GRAY, cv2.COLOR_RGB2LAB))
         objects = object_views(instance, lab, len(found))
         warped = self._warped(grey)
-        overlap = mask_agreement(self._indices(warped), instance, len(self.tracks), len(found))
+        place, before = self._indices(warped), self.tracks.number
+        overlap = mask_agreement(place, instance, len(before), len(found))
         similar = similarity(self._expected(), objects, overlap, self.tracks.missed)
         pairs = matched_objects(similar, self.tracks.missed, scores, self.settings)
         numbers = self._step(objects, classes, scores, pairs)
-        missed = torch.isin(warped, self.tracks.number[self.tracks.missed > 0])
+        missed = torch.isin(before, self.tracks.number[self.tracks.missed > 0])
+        there = torch.cat([before.new_zeros(1), torch.where(missed, before, 0)])[place]
         seen = numbers[instance]
-        self._grey, self._map = grey, torch.where((seen == 0) & missed, warped, seen)
+        self._grey, self._map = grey, torch.where(seen == 0, there, seen)
         return {k: number for k, number in enumerate(numbers.tolist()) if number}
 
 # %% ../../nbs/model/14_tracker.ipynb #706bc1c6
@@ -438,11 +440,13 @@ def track_objects(
     placed, found = place_instances(prediction, merging, split.things)
     tracks = tracker.update(image, placed.replace(diagnostics={"segments": [vars(each) for each in found]}))
     classes = dict(zip(tracker.tracks.number.tolist(), tracker.tracks.votes.argmax(1).tolist(), strict=True))
-    table = torch.tensor([(VOID, 0)] + [(classes.get(tracks.get(s.instance), VOID), tracks.get(s.instance, 0)) for s in found])
+    named = [(classes.get(tracks.get(s.instance), VOID), tracks.get(s.instance, 0)) for s in found]
+    table = torch.tensor([(VOID, 0), *named])
     semantic, instance = table.to(placed.instance.device)[placed.instance].unbind(-1)
     label, stuff = fill_stuff(PanopticLabel(semantic, instance), prediction, merging, split.stuff)
-    kept = [Segment(classes[tracks[s.instance]], tracks[s.instance], s.score, s.area_px) for s in found if s.instance in tracks]
-    return label.replace(diagnostics={"segments": [vars(segment) for segment in kept + stuff]})
+    kept = [(tracks[s.instance], s) for s in found if s.instance in tracks]
+    objects = [Segment(classes[number], number, s.score, s.area_px) for number, s in kept]
+    return label.replace(diagnostics={"segments": [vars(segment) for segment in objects + stuff]})
 
 # %% ../../nbs/model/14_tracker.ipynb #a1ec7b99
 def track(
