@@ -154,13 +154,13 @@ def joined(first: Tracks, second: Tracks) -> Tracks:
 
 # %% ../../nbs/model/14_tracker.ipynb #3886b2e9
 _BOX_WEIGHT = 0.6
-"""Boxes overlap more easily than masks: neighbours in a row of cars do. Measured on street clips, as are those below."""
+"""Boxes overlap more easily than masks: neighbours in a row of cars do. Chosen on street clips, as those below."""
 
 _COLOUR_WEIGHT, _COLOUR_RANGE = 0.3, 20.0
 _SIZE_WEIGHT = 0.3
 
 _MARGIN = 0.5
-"""Of boxes whose place is uncertain, as a share of their size: a half hidden object is narrower, and its speed a guess."""
+"""Of boxes whose place is uncertain, as a share of their size: half hidden objects are narrower."""
 
 # %% ../../nbs/model/14_tracker.ipynb #300817d6
 def box_iou(first: Tensor, second: Tensor) -> Tensor:

@@ -219,7 +219,8 @@ def write_mots(out: Path, names: Sequence[str], categories: Sequence[dict[str, A
             for number, frame in _annotations(out, names):
                 for segment in (s for s in frame["segments_info"] if "track_id" in s):
                     track, mask = segment["track_id"], segment["segmentation"]
-                    file.write(f"{number} {track} {classes[track]} {mask['size'][0]} {mask['size'][1]} {mask['counts']}\n")
+                    height, width = mask["size"]
+                    file.write(f"{number} {track} {classes[track]} {height} {width} {mask['counts']}\n")
 
     return write_atomically(out / "mots.txt", write)
 
