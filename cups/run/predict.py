@@ -30,7 +30,7 @@ from ..model.test_time_augmentation import check_scales
 from ..weights import device_called, weights_file
 
 # %% auto #0
-__all__ = ['OF_A_VIDEO', 'start_folder', 'network_file', 'write_maps', 'predict_images']
+__all__ = ['start_folder', 'network_file', 'write_maps', 'predict_images']
 
 # %% ../../nbs/run/09_predict.ipynb #fc513974
 def _image_files(paths: Sequence[str | Path]) -> list[Path]:
@@ -59,13 +59,13 @@ def _image_files(paths: Sequence[str | Path]) -> list[Path]:
     return files
 
 # %% ../../nbs/run/09_predict.ipynb #3a99cfeb
-OF_A_VIDEO = ("tracker.safetensors", "mots.txt", "tracks.json", "overlay.mp4")
+_OF_A_VIDEO = ("tracker.safetensors", "mots.txt", "tracks.json", "overlay.mp4")
 """Files that are made of a whole video, beside those of its frames."""
 
 
 def _clear(out: Path) -> None:
     """Remove the predictions in a folder."""
-    for name in ("panoptic.json", *OF_A_VIDEO):
+    for name in ("panoptic.json", *_OF_A_VIDEO):
         (out / name).unlink(missing_ok=True)
     for kept in (out / "annotations").glob("*.json"):
         (out / "panoptic" / f"{kept.stem}.png").unlink(missing_ok=True)

@@ -39,8 +39,7 @@ from .predict import network_file, start_folder, write_maps
 from ..weights import device_called
 
 # %% auto #0
-__all__ = ['is_video', 'Frames', 'identities_rgb', 'last_classes', 'write_mots', 'write_tracks_json', 'write_video',
-           'predict_video']
+__all__ = ['is_video', 'Frames', 'identities_rgb', 'write_mots', 'write_video', 'predict_video']
 
 # %% ../../nbs/run/14_video.ipynb #830f89a6
 _STEP_MS = 100.0
@@ -190,7 +189,7 @@ def _annotations(out: Path, names: Sequence[str]) -> Iterator[tuple[int, dict[st
         yield number, read_json(out / "annotations" / f"{name}.json")
 
 
-def last_classes(out: Path, names: Sequence[str]) -> dict[int, int]:
+def _last_classes(out: Path, names: Sequence[str]) -> dict[int, int]:
     """Return the category of each track when it was last seen."""
     found = (s for _, frame in _annotations(out, names) for s in frame["segments_info"] if "track_id" in s)
     return {segment["track_id"]: segment["category_id"] for segment in found}
@@ -212,7 +211,7 @@ def write_mots(out: Path, names: Sequence[str], categories: Sequence[dict[str, A
     Voigtlaender et al., MOTS: Multi-Object Tracking and Segmentation, CVPR 2019; the format is that of its web page.
     """
     named = {c["id"]: _MOTS_CLASSES.get(c["name"], _MOTS_OTHERS + c["id"] - 1) for c in categories}
-    classes = {track: named[category] for track, category in last_classes(out, names).items()}
+    classes = {track: named[category] for track, category in _last_classes(out, names).items()}
 
     def write(path: Path) -> None:
         with path.open("w", encoding="ascii") as file:
@@ -225,9 +224,9 @@ def write_mots(out: Path, names: Sequence[str], categories: Sequence[dict[str, A
     return write_atomically(out / "mots.txt", write)
 
 # %% ../../nbs/run/14_video.ipynb #a543fdd8
-def write_tracks_json(out: Path, names: Sequence[str], categories: list[dict[str, Any]], name: str) -> Path:
+def _write_tracks_json(out: Path, names: Sequence[str], categories: list[dict[str, Any]], name: str) -> Path:
     """Write `tracks.json` of a folder of predictions of the video `name`, in COCO's format with `track_id`."""
-    classes = last_classes(out, names)
+    classes = _last_classes(out, names)
 
     def images() -> Iterator[dict[str, Any]]:
         for number, frame in _annotations(out, names):
@@ -304,7 +303,7 @@ def _write_whole(out: Path, frames: Frames, categories: list[dict[str, Any]], ch
     write_mots(out, frames.names, categories)
     if changed or not (out / "overlay.mp4").exists():
         write_video(out / "overlay.mp4", [out / "overlay" / f"{name}.jpg" for name in frames.names], frames.step_ms)
-    return write_tracks_json(out, frames.names, categories, frames.path.name)
+    return _write_tracks_json(out, frames.names, categories, frames.path.name)
 
 # %% ../../nbs/run/14_video.ipynb #67165ae2
 def predict_video(
