@@ -17,6 +17,8 @@ __version__ = "0.1.0"
 _HOME = {
     "load": "cups.model.files",
     "predict": "cups.model.inference",
+    "track": "cups.model.tracker",
+    "Tracker": "cups.model.tracker",
     "describe": "cups.stages.pipeline",
     "find_pseudo_classes": "cups.stages.pipeline",
     "analyse": "cups.stages.pipeline",

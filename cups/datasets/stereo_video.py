@@ -23,10 +23,10 @@ from .inventory import Part
 from .video_files import VideoFile
 
 # %% auto #0
-__all__ = ['LAYOUTS', 'video_clips', 'eye_size', 'found_layout', 'StereoVideo']
+__all__ = ['VIDEO_SUFFIXES', 'LAYOUTS', 'video_clips', 'eye_size', 'found_layout', 'StereoVideo']
 
 # %% ../../nbs/datasets/16_stereo_video.ipynb #f4a3071f
-_VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".m4v", ".webm", ".mpg", ".mpeg", ".ts", ".wmv")
+VIDEO_SUFFIXES = (".mp4", ".avi", ".mkv", ".mov", ".m4v", ".webm", ".mpg", ".mpeg", ".ts", ".wmv")
 _SIDE = re.compile(r"(?:(.*?)[_\-. ]+)?(left|right|l|r)", re.IGNORECASE)
 
 
@@ -43,7 +43,7 @@ def video_clips(root: str | Path) -> dict[str, dict[str, Path]]:
         raise InputError(f"{root}: no such folder")
     clips: dict[str, dict[str, Path]] = {}
     for path in sorted(root.iterdir()):
-        if path.suffix.lower() in _VIDEO_SUFFIXES and not path.name.startswith("."):
+        if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith("."):
             parts = _SIDE.fullmatch(path.stem)
             clip = (parts[1] or "") if parts else path.stem
             side = {"l": "left", "r": "right"}[parts[2][0].lower()] if parts else "both"
@@ -54,7 +54,7 @@ def video_clips(root: str | Path) -> dict[str, dict[str, Path]]:
         if sides.keys() not in ({"both"}, {"left", "right"}):
             raise InputError(f"{next(iter(sides.values()))}: the other side of clip {clip!r} is missing")
     if not clips:
-        raise InputError(f"{root}: no video files ({', '.join(_VIDEO_SUFFIXES)})")
+        raise InputError(f"{root}: no video files ({', '.join(VIDEO_SUFFIXES)})")
     return clips
 
 # %% ../../nbs/datasets/16_stereo_video.ipynb #206d37e0

@@ -164,8 +164,9 @@ def tracks_from_dict(values: Any) -> ClipTracks:
     try:
         tracks = []
         for each in values["tracks"]:
-            seen = [one | {"centre_m": None if one["centre_m"] is None else tuple(one["centre_m"])} for one in each["seen"]]
-            tracks.append(Track(int(each["track"]), int(each["class"]), tuple(Sighting(**one) for one in seen)))
+            centres = (one["centre_m"] and tuple(one["centre_m"]) for one in each["seen"])
+            seen = (Sighting(**one | {"centre_m": m}) for one, m in zip(each["seen"], centres, strict=True))
+            tracks.append(Track(int(each["track"]), int(each["class"]), tuple(seen)))
         camera = (None if pose is None else torch.tensor(pose, dtype=torch.float32) for pose in values["camera"])
         return ClipTracks(tuple(values["frames"]), tuple(camera), tuple(tracks))
     except InputError:

@@ -21,7 +21,7 @@ from .network import PanopticCascade
 from .test_time_augmentation import predict_views
 
 # %% auto #0
-__all__ = ['paste_mask', 'Segment', 'combine', 'network_output', 'predict']
+__all__ = ['paste_mask', 'Segment', 'place_instances', 'fill_stuff', 'combine', 'network_output', 'predict']
 
 # %% ../../nbs/model/10_inference.ipynb #4ed6d653
 def paste_mask(mask: Tensor, box: Tensor, size: tuple[int, int]) -> tuple[slice, slice, Tensor]:
@@ -76,6 +76,75 @@ class Segment:
     score: float
     area_px: int
 
+# %% ../../nbs/model/10_inference.ipynb #d7be7b1c
+def place_instances(
+    prediction: Prediction, settings: MergingSettings, things: Sequence[int]
+) -> tuple[PanopticLabel, list[Segment]]:
+    """Lay the detections over each other, best first.
+
+    Parameters
+    ----------
+    prediction : Prediction
+    settings : MergingSettings
+    things : sequence of int
+        The class in the map of each of the network's thing classes.
+
+    Returns
+    -------
+    label : PanopticLabel
+        255 where no instance is.
+    segments : list of Segment
+        Its instances, best first.
+    """
+    instance = torch.zeros(prediction.size, dtype=torch.int64, device=prediction.semantic.device)
+    semantic = torch.full_like(instance, VOID)
+    segments: list[Segment] = []
+    for score, class_index, box, mask in zip(
+        prediction.scores.tolist(), prediction.classes.tolist(), prediction.boxes, prediction.masks, strict=True
+    ):
+        if score < settings.min_confidence:
+            break
+        rows, columns, inside = paste_mask(mask, box, prediction.size)
+        free = inside & (instance[rows, columns] == 0)
+        area, free_area = torch.stack([inside.sum(), free.sum()]).tolist()
+        if free_area == 0 or area - free_area > settings.max_overlap * area:
+            continue
+        segments.append(Segment(things[class_index], len(segments) + 1, score, free_area))
+        instance[rows, columns][free] = segments[-1].instance
+        semantic[rows, columns][free] = segments[-1].class_id
+    return PanopticLabel(semantic, instance), segments
+
+# %% ../../nbs/model/10_inference.ipynb #40eda4d2
+def fill_stuff(
+    label: PanopticLabel, prediction: Prediction, settings: MergingSettings, stuff: Sequence[int]
+) -> tuple[PanopticLabel, list[Segment]]:
+    """Fill a map of instances with stuff.
+
+    Parameters
+    ----------
+    label : PanopticLabel
+        As from `place_instances`.
+    prediction : Prediction
+    settings : MergingSettings
+    stuff : sequence of int
+        The class in the map of each of the network's stuff classes.
+
+    Returns
+    -------
+    label : PanopticLabel
+        255 where no segment is.
+    segments : list of Segment
+        Those of stuff, by the network's class.
+    """
+    classes = torch.where(label.instance == 0, prediction.semantic.argmax(dim=0), 0)
+    areas = torch.bincount(classes.flatten(), minlength=1 + len(stuff))
+    areas[0] = 0
+    names = torch.tensor([VOID, *stuff], device=classes.device)
+    names[(areas < settings.min_stuff_area_px) | (areas == 0)] = VOID
+    semantic = torch.where(label.instance == 0, names[classes], label.semantic)
+    kept = zip(names.tolist()[1:], areas.tolist()[1:], strict=True)
+    return label.replace(semantic=semantic), [Segment(name, 0, 1.0, area) for name, area in kept if name != VOID]
+
 # %% ../../nbs/model/10_inference.ipynb #608da72b
 def combine(
     prediction: Prediction, settings: MergingSettings, things: Sequence[int], stuff: Sequence[int]
@@ -97,31 +166,9 @@ def combine(
     segments : list of Segment
         Instances, best first, then stuff by the network's class.
     """
-    instance = torch.zeros(prediction.size, dtype=torch.int64, device=prediction.semantic.device)
-    semantic = torch.full_like(instance, VOID)
-    segments: list[Segment] = []
-    for score, class_index, box, mask in zip(
-        prediction.scores.tolist(), prediction.classes.tolist(), prediction.boxes, prediction.masks, strict=True
-    ):
-        if score < settings.min_confidence:
-            break
-        rows, columns, inside = paste_mask(mask, box, prediction.size)
-        free = inside & (instance[rows, columns] == 0)
-        area, free_area = torch.stack([inside.sum(), free.sum()]).tolist()
-        if free_area == 0 or area - free_area > settings.max_overlap * area:
-            continue
-        segments.append(Segment(things[class_index], len(segments) + 1, score, free_area))
-        instance[rows, columns][free] = segments[-1].instance
-        semantic[rows, columns][free] = segments[-1].class_id
-    classes = torch.where(instance == 0, prediction.semantic.argmax(dim=0), 0)
-    areas = torch.bincount(classes.flatten(), minlength=1 + len(stuff))
-    areas[0] = 0
-    names = torch.tensor([VOID, *stuff], device=classes.device)
-    names[(areas < settings.min_stuff_area_px) | (areas == 0)] = VOID
-    semantic = torch.where(instance == 0, names[classes], semantic)
-    kept = zip(names.tolist()[1:], areas.tolist()[1:], strict=True)
-    segments += [Segment(name, 0, 1.0, area) for name, area in kept if name != VOID]
-    return PanopticLabel(semantic, instance), segments
+    label, instances = place_instances(prediction, settings, things)
+    label, filled = fill_stuff(label, prediction, settings, stuff)
+    return label, instances + filled
 
 # %% ../../nbs/model/10_inference.ipynb #70b0cad2
 @torch.no_grad()

@@ -21,6 +21,7 @@ from ..core.images import common_bits, read_rgb
 from ..core.made_from import OR_AGAIN, file_digest
 from ..core.parallel import progress
 from ..core.pictures import panoptic_rgb
+from ..core.records import PanopticLabel
 from ..labels.coco import coco_categories, coco_segments, read_names, write_panoptic
 from ..labels.store import first_difference
 from ..model.files import load
@@ -29,7 +30,7 @@ from ..model.test_time_augmentation import check_scales
 from ..weights import device_called, weights_file
 
 # %% auto #0
-__all__ = ['predict_images']
+__all__ = ['start_folder', 'network_file', 'write_maps', 'predict_images']
 
 # %% ../../nbs/run/09_predict.ipynb #fc513974
 def _image_files(paths: Sequence[str | Path]) -> list[Path]:
@@ -58,16 +59,21 @@ def _image_files(paths: Sequence[str | Path]) -> list[Path]:
     return files
 
 # %% ../../nbs/run/09_predict.ipynb #3a99cfeb
+_OF_A_VIDEO = ("tracker.safetensors", "mots.txt", "tracks.json", "overlay.mp4")
+"""Files that are made of a whole video, beside those of its frames."""
+
+
 def _clear(out: Path) -> None:
     """Remove the predictions in a folder."""
-    (out / "panoptic.json").unlink(missing_ok=True)
+    for name in ("panoptic.json", *_OF_A_VIDEO):
+        (out / name).unlink(missing_ok=True)
     for kept in (out / "annotations").glob("*.json"):
         (out / "panoptic" / f"{kept.stem}.png").unlink(missing_ok=True)
         (out / "overlay" / f"{kept.stem}.jpg").unlink(missing_ok=True)
         kept.unlink()
 
 
-def _started_folder(out: Path, settings: dict[str, Any], again: bool = False) -> None:
+def start_folder(out: Path, settings: dict[str, Any], again: bool = False) -> None:
     """Note the settings of a run in its folder; clear it `again`, or fail, if it was started with others."""
     path = out / "settings.json"
     if path.exists() and (difference := first_difference(read_json(path), settings)):
@@ -109,6 +115,27 @@ def _remove_others(out: Path, files: Sequence[Path], again: bool) -> None:
         (out / "panoptic.json").unlink(missing_ok=True)
         kept[path].unlink()
 
+# %% ../../nbs/run/09_predict.ipynb #6f557296
+def network_file(network: str | Path) -> Path:
+    """Return the file of a network: as `weights_file`, or `model.safetensors` in the folder of a run.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    network = Path(network) / "model.safetensors" if Path(network).is_dir() else network
+    return weights_file(network)
+
+
+def write_maps(out: Path, name: str, label: PanopticLabel, overlay: np.ndarray) -> list[dict[str, Any]]:
+    """Write the map of a label and its picture (H, W, 3), uint8; return its segments as of `coco_segments`."""
+    numbers, segments = coco_segments(label, label.diagnostics["segments"])
+    picture = Image.fromarray(overlay)
+    write_png(out / "panoptic" / f"{name}.png", numbers)
+    write_atomically(out / "overlay" / f"{name}.jpg", lambda path: picture.save(path, "JPEG", quality=92))
+    return segments
+
 # %% ../../nbs/run/09_predict.ipynb #b71cb88e
 def predict_images(
     images: Sequence[str | Path], weights: str | Path, out: str | Path, classes: str | Path | None = None,
@@ -122,7 +149,7 @@ def predict_images(
     images : sequence of str or Path
         Files, or folders of them.
     weights : str or Path
-        A network, as for `load`.
+        A network, as for `load`, or the folder of a run that trained one.
     out : str or Path
         Gets `panoptic.json` and `panoptic/*.png` in COCO's format, and `overlay/*.jpg`.
     classes : str or Path, optional
@@ -149,12 +176,12 @@ def predict_images(
         or settings, and not `again`.
     """
     check_scales(scales)
-    files, out, weights = _image_files(images), Path(out), weights_file(weights)
+    files, out, weights = _image_files(images), Path(out), network_file(weights)
     options = {"scales": list(scales), "mirror": mirror, "min_confidence": min_confidence}
     options |= {"version": _VERSION, "weights_sha256": file_digest(weights)}
     network = load(weights, device_called(device), min_confidence=min_confidence)
     categories = coco_categories(network.split, read_names(classes, network.split) if classes else None)
-    _started_folder(out, options, again)
+    start_folder(out, options, again)
     _remove_others(out, files, again)
     colours = np.array([category["color"] for category in categories], np.uint8)
     bits, frames = cache(partial(common_bits, files)), []
@@ -163,10 +190,7 @@ def predict_images(
         if not kept.exists():
             image, made_from = read_rgb(path, bits), _image_state(path) | {"crc32": crc32(path.read_bytes())}
             label = predict(network, image, network.split, scales, mirror).to("cpu")
-            numbers, segments = coco_segments(label, label.diagnostics["segments"])
-            overlay = Image.fromarray(panoptic_rgb(label, colours, image))
-            write_png(out / "panoptic" / f"{path.stem}.png", numbers)
-            write_atomically(out / "overlay" / f"{path.stem}.jpg", lambda p, o=overlay: o.save(p, "JPEG", quality=92))
+            segments = write_maps(out, path.stem, label, panoptic_rgb(label, colours, image))
             size = {"height": image.shape[1], "width": image.shape[2]}
             annotation = {"file_name": path.name, **size, "segments_info": segments, "made_from": made_from}
             write_json(kept, annotation)
