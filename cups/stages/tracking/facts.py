@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import json
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from safetensors import SafetensorError
@@ -75,6 +76,8 @@ class LinkFacts(Record):
     centres : Tensor, (N, 3), float32
         Centres of their visible points in metres; (0, 0, 0) if unknown.
     calibration : Calibration
+    notes : dict
+        Plain values that are kept with the facts.
     """
 
     semantic: Tensor
@@ -89,6 +92,7 @@ class LinkFacts(Record):
     looks: Tensor
     centres: Tensor
     calibration: Calibration
+    notes: dict[str, Any] = field(default_factory=dict)
 
 # %% ../../../nbs/stages/tracking/02_facts.ipynb #a9809018
 _BINS = 8
@@ -165,7 +169,8 @@ def facts_bytes(facts: LinkFacts) -> bytes:
     tensors["disparity"] = steps.to(torch.int16)
     for name in _MAPS:
         tensors[name] = tensors[name].to(torch.uint8 if tensors[name].max() <= 255 else torch.int32)
-    return zlib.compress(save(tensors, {"calibration": json.dumps(facts.calibration.to_dict())}), 1)
+    told = {"calibration": json.dumps(facts.calibration.to_dict()), "notes": json.dumps(facts.notes)}
+    return zlib.compress(save(tensors, told), 1)
 
 
 def facts_from_bytes(content: bytes) -> LinkFacts:
@@ -179,11 +184,10 @@ def facts_from_bytes(content: bytes) -> LinkFacts:
     try:
         content = zlib.decompress(content)
         head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])  # the header of safetensors
-        calibration = Calibration(**json.loads(head["__metadata__"]["calibration"]))
+        told = {name: json.loads(value) for name, value in head["__metadata__"].items()}
         tensors = load(content)
-        maps = {name: tensors[name].long() for name in _MAPS}
-        return LinkFacts(
-            **tensors | maps | {"disparity": tensors["disparity"].float() / _DISPARITY_STEPS}, calibration=calibration
-        )
+        tensors |= {name: tensors[name].long() for name in _MAPS}
+        tensors["disparity"] = tensors["disparity"].float() / _DISPARITY_STEPS
+        return LinkFacts(**tensors, calibration=Calibration(**told["calibration"]), notes=told["notes"])
     except (zlib.error, SafetensorError, KeyError, TypeError, ValueError):
         raise InputError("not the facts of a frame for linking") from None

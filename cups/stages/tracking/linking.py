@@ -22,7 +22,11 @@ from .association import associate, mask_agreement
 from .facts import LinkFacts, mask_centre
 
 # %% auto #0
-__all__ = ['LinkSettings', 'Anchor', 'pixel_points', 'carried_mask', 'LinkedClip', 'link_clip', 'linked_label']
+__all__ = ['LINK_VERSION', 'LinkSettings', 'Anchor', 'pixel_points', 'carried_mask', 'LinkedClip', 'link_clip', 'linked_label']
+
+# %% ../../../nbs/stages/tracking/03_linking.ipynb #e12a7c22
+LINK_VERSION = 1
+"""Count it up when linking comes to other tracks: labels of two versions must not lie in one folder."""
 
 # %% ../../../nbs/stages/tracking/03_linking.ipynb #b650218d
 @dataclass(frozen=True)
@@ -52,9 +56,9 @@ class LinkSettings:
         If a value is out of range.
     """
 
-    min_score: float = 0.25
+    min_score: float = 0.2
     max_hidden: int = 5
-    max_carried: int = 3
+    max_carried: int = 5
     min_support: float = 0.5
     min_still: float = 0.6
     min_seen: int = 2
@@ -462,10 +466,11 @@ def linked_label(facts: LinkFacts, frame: int, linked: LinkedClip) -> PanopticLa
     semantic, instance = facts.semantic.clone(), facts.instance.clone()
     for track in linked.tracks.tracks:
         for each in track.seen:
-            if each.frame != frame:
-                continue
-            places = linked.carried.get((frame, track.number))
-            if places is not None:
-                instance.view(-1)[places] = each.instance
-            semantic[instance == each.instance] = track.pseudo_class
+            if each.frame == frame:
+                places = linked.carried.get((frame, track.number))
+                if places is not None:
+                    instance.view(-1)[places] = each.instance
+                semantic[instance == each.instance] = track.pseudo_class
     return PanopticLabel(semantic, instance)
+
+
