@@ -15,10 +15,11 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.files import name_fault, read_json, write_json
-from .store import PseudoLabelStore
+from .store import PseudoLabelStore, shard_of
 
 # %% auto #0
-__all__ = ['STATES', 'Sighting', 'Track', 'ClipTracks', 'tracks_to_dict', 'tracks_from_dict', 'write_tracks', 'read_tracks']
+__all__ = ['STATES', 'TRACKS_FOLDER', 'LINKS_FOLDER', 'Sighting', 'Track', 'ClipTracks', 'tracks_to_dict', 'tracks_from_dict',
+           'facts_file', 'write_tracks', 'read_tracks']
 
 # %% ../../nbs/labels/08_tracks.ipynb #71305e80
 STATES = ("moving", "standing", "carried")
@@ -97,6 +98,8 @@ class ClipTracks:
         Pose (4, 4), float32, of the camera of each frame: maps its coordinates to those of the first frame, in metres.
         None where it is unknown.
     tracks : tuple of Track
+    facts : int
+        Checksum of what they were linked from; 0 if unknown.
 
     Raises
     ------
@@ -107,6 +110,7 @@ class ClipTracks:
     frames: tuple[str, ...] = ()
     camera: tuple[Tensor | None, ...] = ()
     tracks: tuple[Track, ...] = ()
+    facts: int = 0
 
     def __post_init__(self) -> None:
         if len(self.camera) != len(self.frames):
@@ -150,7 +154,7 @@ def tracks_to_dict(clip: ClipTracks) -> dict[str, Any]:
         for track in clip.tracks
     ]
     camera = [None if pose is None else pose.tolist() for pose in clip.camera]
-    return {"frames": list(clip.frames), "camera": camera, "tracks": tracks}
+    return {"frames": list(clip.frames), "camera": camera, "tracks": tracks, "facts": clip.facts}
 
 
 def tracks_from_dict(values: Any) -> ClipTracks:
@@ -168,20 +172,29 @@ def tracks_from_dict(values: Any) -> ClipTracks:
             seen = (Sighting(**one | {"centre_m": m}) for one, m in zip(each["seen"], centres, strict=True))
             tracks.append(Track(int(each["track"]), int(each["class"]), tuple(seen)))
         camera = (None if pose is None else torch.tensor(pose, dtype=torch.float32) for pose in values["camera"])
-        return ClipTracks(tuple(values["frames"]), tuple(camera), tuple(tracks))
+        return ClipTracks(tuple(values["frames"]), tuple(camera), tuple(tracks), values.get("facts", 0))
     except InputError:
         raise
     except (AttributeError, KeyError, TypeError, ValueError):
         raise InputError("expected frames, camera and tracks of a clip") from None
 
 # %% ../../nbs/labels/08_tracks.ipynb #514a2c15
+TRACKS_FOLDER, LINKS_FOLDER = "tracks", "links"
+"""Of the store: the tracks of each clip, and what linking needs to know of each frame."""
+
+
+def facts_file(root: str | Path, name: str) -> Path:
+    """Return the path of what linking needs to know of a frame."""
+    return Path(root) / LINKS_FOLDER / shard_of(name) / f"{name}.facts"
+
+
 def _tracks_file(root: Path, first: str) -> Path:
     """Return the path of the tracks of the clip that begins with this frame."""
     if fault := name_fault(first):
         raise InputError(f"{first!r} cannot name a clip: {fault}")
-    return root / "tracks" / f"{first}.json"
+    return root / TRACKS_FOLDER / f"{first}.json"
 
-
+# %% ../../nbs/labels/08_tracks.ipynb #0fad3725
 def write_tracks(root: str | Path, clip: ClipTracks) -> Path:
     """Write the tracks of a clip into the folder of a store, atomically.
 
@@ -211,11 +224,11 @@ def read_tracks(root: str | Path, first: str) -> ClipTracks:
     except InputError as error:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
-# %% ../../nbs/labels/08_tracks.ipynb #0bdf0104
+# %% ../../nbs/labels/08_tracks.ipynb #0effb10a
 @patch
 def clips(self: PseudoLabelStore) -> list[str]:
     """Return the names of the first frames of the clips that have tracks, sorted."""
-    return sorted(path.stem for path in (self.root / "tracks").glob("[!.]*.json"))
+    return sorted(path.stem for path in (self.root / TRACKS_FOLDER).glob("[!.]*.json"))
 
 
 @patch

@@ -41,6 +41,7 @@ from cups.run.inputs import (
     remove_frames,
     source_states,
 )
+from .link import link_store, write_facts
 from .workers import Failure, Workers
 from ..stages.labels.pseudo_classes import FrameDescription, PseudoClasses
 from cups.stages.pipeline import (
@@ -53,6 +54,8 @@ from cups.stages.pipeline import (
 )
 from ..stages.scene_flow import trust_lines
 from ..stages.semantics.clusters import Clusters
+from ..stages.tracking.facts import link_facts
+from ..stages.tracking.linking import LINK_VERSION
 from ..weights import device_called, weights_file
 
 try:
@@ -107,12 +110,13 @@ def _digest(record: Record, start: int = 0) -> int:
     return start
 
 
-def _method(settings: PseudoLabelSettings, classes: PseudoClasses | None = None) -> dict[str, Any]:
+def _method(settings: PseudoLabelSettings, classes: PseudoClasses | None = None, tracks: bool = False) -> dict[str, Any]:
     """Return what decides the labels beside settings and images, as plain values."""
     stages = {name: getattr(settings, name) for name in (settings.matcher, settings.features)}
     files = {name: weights_file(stage.weights) for name, stage in stages.items() if hasattr(stage, "weights")}
     weights = {name: file_digest(file)[:16] for name, file in files.items()}
-    return {"version": METHOD_VERSION, "weights": weights, "given_classes": _digest(classes) if classes else None}
+    method = {"version": METHOD_VERSION, "weights": weights, "given_classes": _digest(classes) if classes else None}
+    return method | ({"tracks": LINK_VERSION} if tracks else {})
 
 # %% ../../nbs/run/08_generate.ipynb #955bed03
 @contextmanager
@@ -260,9 +264,10 @@ def find_classes(
 
 # %% ../../nbs/run/08_generate.ipynb #fbcfc835
 def label_one(
-    frame: Frame, dataset: StereoDataset, store: PseudoLabelStore, classes: PseudoClasses, settings: PseudoLabelSettings
-) -> Failure | None:
-    """Label a frame and store the label, unless it is there."""
+    frame: Frame, dataset: StereoDataset, store: PseudoLabelStore, classes: PseudoClasses,
+    settings: PseudoLabelSettings, tracks: bool = False,
+) -> Failure | None:  # fmt: skip
+    """Label a frame and store the label, unless it is there; with `tracks` also what linking needs to know."""
     index, name = frame
     if store.is_complete(name):
         return None
@@ -271,13 +276,19 @@ def label_one(
         analysis = analyse(sample, classes, settings)
     except Exception as error:
         return Failure.of(error)
-    store.write(name, analysis.label, sample_inputs(sample))
+    inputs = sample_inputs(sample)
+    if tracks:
+        facts = link_facts(sample, analysis.flow, analysis.proposals, analysis.label)
+        write_facts(store.root, name, facts.replace(notes={"diagnostics": analysis.label.diagnostics, "inputs": inputs}))
+        if store.is_complete(name):  # another run was faster, and may have linked it
+            return None
+    store.write(name, analysis.label, inputs)
     return None
 
 
 def _label_missing(
     dataset: StereoDataset, store: PseudoLabelStore, classes: PseudoClasses, settings: PseudoLabelSettings,
-    engine: Engine, strict: bool = False, shuffled: bool = False,
+    engine: Engine, strict: bool = False, shuffled: bool = False, tracks: bool = False,
 ) -> None:  # fmt: skip
     """Label the frames that are not in the store yet; keep why others could not be labelled.
 
@@ -289,7 +300,8 @@ def _label_missing(
     names = dataset.names
     missing = set(store.missing(names))
     frames = _in_turn(((index, name) for index, name in enumerate(names) if name in missing), shuffled)
-    work, failed = partial(label_one, dataset=dataset, store=store, classes=classes, settings=settings), {}
+    same = {"dataset": dataset, "store": store, "classes": classes, "settings": settings, "tracks": tracks}
+    work, failed = partial(label_one, **same), {}
     for name, reason in _work_through(engine, work, frames, strict, "labelling frames"):
         store.write_failure(name, reason)
         failed[name] = reason
@@ -326,6 +338,7 @@ def generate(
     classes: PseudoClasses | None = None,
     strict: bool = False,
     again: bool = False,
+    tracks: bool = False,
 ) -> PseudoLabelStore:
     """Label a data set; go on where an earlier call stopped.
 
@@ -349,6 +362,9 @@ def generate(
     again : bool
         Whether labels that were made from something else (images, calibration, settings, weights, classes, or by
         another version of the method) are made again; else they are an error.
+    tracks : bool
+        Whether to link objects over clips (`cups.run.link`): `tracks` of the store knows their identities, and labels
+        have those that stand still in a frame but move in another.
 
     Returns
     -------
@@ -364,10 +380,10 @@ def generate(
     settings, root = with_features(settings or PseudoLabelSettings(), root), Path(root)
     if not isinstance(workers, Engine):
         with Engine(Workers(workers, gpus=uses_gpu(settings))) as engine:
-            return generate(dataset, root, settings, engine, classes, strict, again)
+            return generate(dataset, root, settings, engine, classes, strict, again, tracks)
     _check_networks(settings, here=not workers.workers.elsewhere)
     _look_at(dataset, root)
-    made_with, method = settings_to_dict(settings), _method(settings, classes)
+    made_with, method = settings_to_dict(settings), _method(settings, classes, tracks)
     if again:
         _clear_other(root, made_with, method)
     known = None if classes or (root / "classes.safetensors").exists() else known_clusters(settings)
@@ -377,7 +393,9 @@ def generate(
         PseudoLabelStore.create(root, made_with, method=method)  # it may have been cleared
         found = _classes(dataset, root, settings, workers, classes, known, strict, shuffled)
         store = PseudoLabelStore.create(root, made_with, found.num_classes, method)
-        _label_missing(dataset, store, found, settings, workers, strict, shuffled)
+        _label_missing(dataset, store, found, settings, workers, strict, shuffled, tracks)
+        if tracks:
+            link_store(dataset, store, workers.map if workers.is_started else serial_map)
         # Without classes of objects, the labels show the shares of all frames.
         share = found.share if found.objects else None
         store.finish(settings.thing_threshold, workers.map if workers.is_started else serial_map, share)

@@ -27,6 +27,7 @@ from ..core.parallel import Mapper, serial_map
 from ..core.protocols import StereoDataset
 from ..labels.fixed import FIXED_FOLDER
 from ..labels.store import CHOICE_FILE, INDEX_FILE, PseudoLabelStore, first_difference, read_frame
+from ..labels.tracks import LINKS_FOLDER, TRACKS_FOLDER, facts_file
 
 # %% auto #0
 __all__ = ['CLASSES_FILE', 'source_states', 'read_states', 'keep_states', 'classes_inputs', 'description_inputs',
@@ -169,6 +170,7 @@ def remove_frames(root: Path, names: Iterable[str]) -> None:
     for name in names:
         paths = store.paths(name)
         _unlink(paths.pop("json"), *paths.values(), root / "descriptions" / f"{name}.safetensors")
+        _unlink(facts_file(root, name))
 
 
 def clear_store(root: Path) -> None:
@@ -187,5 +189,6 @@ def clear_store(root: Path) -> None:
         gone = (root / "frames").rename(root / "frames.removed")  # at once: what is left of a part would be taken up
         shutil.rmtree(gone, ignore_errors=True)
     _unlink(root / "classes.safetensors", root / CLASSES_FILE)
-    shutil.rmtree(root / "descriptions", ignore_errors=True)
+    for folder in ("descriptions", TRACKS_FOLDER, LINKS_FOLDER):
+        shutil.rmtree(root / folder, ignore_errors=True)
     _unlink(root / "manifest.json")
