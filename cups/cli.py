@@ -278,10 +278,13 @@ def _run_import(options: argparse.Namespace) -> dict[str, Any]:
 def _add_predict(commands: _Commands) -> None:
     """Add `cups predict`."""
     predict = commands.add_parser(
-        "predict", help="segment images; writes COCO's panoptic format and pictures", formatter_class=_DEFAULTS
+        "predict", help="segment images or a video; writes COCO's format and pictures", formatter_class=_DEFAULTS
     )
-    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them")
-    predict.add_argument("--weights", required=True, metavar="FILE", help="a network, or a name of `cups weights list`")
+    predict.add_argument("images", nargs="+", metavar="IMAGE", help="image files, or folders of them; or a video file")
+    about = "a network, the folder of a run that trained one, or a name of `cups weights list`"
+    predict.add_argument("--weights", "--network", required=True, metavar="FILE", help=about)
+    about = "the images of the folder are a video: follow objects (a video file needs no such hint)"
+    predict.add_argument("--video", action="store_true", help=about)
     predict.add_argument("--out", required=True, metavar="DIR", help="folder to write; a started one is completed")
     predict.add_argument("--classes", metavar="JSON", help="file with the names of the classes by number")
     predict.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="sizes to look at them in")
@@ -294,12 +297,17 @@ def _add_predict(commands: _Commands) -> None:
 def _run_predict(options: argparse.Namespace) -> dict[str, Any]:
     """Run `cups predict`."""
     from cups.run.predict import predict_images
+    from cups.run.video import is_video, predict_video
 
-    written = predict_images(
-        options.images, options.weights, options.out, options.classes, options.scales, options.mirror, options.device,
+    more = (
+        options.weights, options.out, options.classes, options.scales, options.mirror, options.device,
         options.min_confidence, options.again,
     )  # fmt: skip
-    return {"written": str(written)}
+    if not options.video and not any(map(is_video, options.images)):
+        return {"written": str(predict_images(options.images, *more))}
+    if len(options.images) > 1:
+        raise InputError("one video at a time, as each gets a folder of its own")
+    return {"written": str(predict_video(options.images[0], *more))}
 
 # %% ../nbs/cli.ipynb #5d0c41e7
 def _add_export_network(commands: _Commands) -> None:

@@ -46,9 +46,13 @@ DATASETS = {
     "cityscapes_sequences": Entry(
         "cups.datasets.cityscapes_sequences:CityscapesSequences", True, False, "Cityscapes, stereo clips of 30 frames"
     ),
+    "cityscapes_vps": Entry(
+        "cups.datasets.cityscapes_vps:CityscapesVps", False, True, "Cityscapes, clips, identities in every fifth frame"
+    ),
     "depth_folder": Entry("cups.datasets.depth_folder:DepthFolder", True, True, "one camera, with depth maps or LiDAR"),
     "kitti_panoptic": Entry("cups.datasets.kitti_panoptic:KittiPanoptic", False, True, "KITTI with panoptic labels"),
     "kitti_raw": Entry("cups.datasets.kitti_raw:KittiRaw", True, False, "KITTI, raw stereo drives around Karlsruhe"),
+    "kitti_step": Entry("cups.datasets.kitti_step:KittiStep", False, True, "KITTI, video with classes and identities"),
     "mots": Entry("cups.datasets.mots:Mots", False, True, "MOTSChallenge, people only"),
     "muses": Entry("cups.datasets.muses:Muses", False, True, "MUSES, Switzerland in all weathers"),
     "stereo_folder": Entry("cups.datasets.stereo_folder:StereoFolder", True, True, "your own rectified stereo video"),

@@ -53,7 +53,7 @@ class Frame(Record):
     ----------
     name : str
     left, right, following : Tensor, (3, H, W), uint8
-        The left and right image at t and the left image at t + 1.
+        The left and right image at t and the left image at t + 1; None in place of a right image that there is not.
     calibration : Calibration
     seconds : float, optional
         Time from t to t + 1.
@@ -79,7 +79,7 @@ class Frame(Record):
 
     name: str
     left: Tensor
-    right: Tensor
+    right: Tensor | None
     following: Tensor
     calibration: Calibration
     seconds: float | None = None
