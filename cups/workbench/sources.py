@@ -33,8 +33,7 @@ from ..run.features import with_features
 from ..stages.labels.pseudo_classes import PseudoClasses
 from ..stages.pipeline import FrameAnalysis, PseudoLabelSettings, describe, find_pseudo_classes, stages_for
 from ..street.layout import StreetWorld, street_world
-from ..street.oncoming import TRAFFIC
-from ..street.scenes import StreetScene, StreetScenes, render_scene, street_calibration
+from ..street.scenes import TRAFFIC, StreetScene, StreetScenes, render_scene, street_calibration
 from .stage_cache import StageCache, compute
 from .truth_met import classes_met, truth_in_parts
 from .waiting import Stopped, Watch
