@@ -105,6 +105,7 @@ def _add_pseudo_labels(commands: _Commands) -> None:
     labels.add_argument("--strict", action="store_true", help="stop at the first frame that cannot be labelled")
     labels.add_argument("--overlays", type=int, default=1000, metavar="N", help="most pictures of labels in overlays/")
     labels.add_argument("--again", action="store_true", help="label again what was made from other images or settings")
+    labels.add_argument("--tracks", action="store_true", help="link objects over clips, also those that stop")
     _add_workers(labels)
 
 
@@ -125,7 +126,8 @@ def _run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
         print(f"cups: {features_sentence(settings)}", file=sys.stderr)
     dataset = open_stereo_dataset(options.dataset, options.root, frame_step=options.frame_step)
     with Engine(Workers(options.workers, options.scheduler, options.cluster, gpus=uses_gpu(settings))) as engine:
-        store = generate(dataset, options.out, settings, engine, strict=options.strict, again=options.again)
+        how = {"strict": options.strict, "again": options.again, "tracks": options.tracks}
+        store = generate(dataset, options.out, settings, engine, **how)
         write_overlays(store, dataset, options.overlays, engine.map)
     failed = len(store.failures)
     if failed:

@@ -24,8 +24,8 @@ def clips_of(dataset: StereoDataset) -> list[list[int]]:
     Returns
     -------
     list of list of int
-        Indices of the samples of each clip in order of time; every sample is in one clip. Clips are in the order of their
-        first samples.
+        Indices of the samples of each clip in order of time; every sample is in one clip. Clips are in the order of
+        their first samples.
     """
     pairs: Sequence[tuple[str, str]] | None = getattr(dataset, "pairs", None)
     if pairs is None:

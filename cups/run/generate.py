@@ -41,7 +41,7 @@ from cups.run.inputs import (
     remove_frames,
     source_states,
 )
-from .link import link_store, write_facts
+from .link import forget_tracks, link_store, write_facts
 from .workers import Failure, Workers
 from ..stages.labels.pseudo_classes import FrameDescription, PseudoClasses
 from cups.stages.pipeline import (
@@ -110,7 +110,9 @@ def _digest(record: Record, start: int = 0) -> int:
     return start
 
 
-def _method(settings: PseudoLabelSettings, classes: PseudoClasses | None = None, tracks: bool = False) -> dict[str, Any]:
+def _method(
+    settings: PseudoLabelSettings, classes: PseudoClasses | None = None, tracks: bool = False
+) -> dict[str, Any]:
     """Return what decides the labels beside settings and images, as plain values."""
     stages = {name: getattr(settings, name) for name in (settings.matcher, settings.features)}
     files = {name: weights_file(stage.weights) for name, stage in stages.items() if hasattr(stage, "weights")}
@@ -279,7 +281,8 @@ def label_one(
     inputs = sample_inputs(sample)
     if tracks:
         facts = link_facts(sample, analysis.flow, analysis.proposals, analysis.label)
-        write_facts(store.root, name, facts.replace(notes={"diagnostics": analysis.label.diagnostics, "inputs": inputs}))
+        notes = {"diagnostics": analysis.label.diagnostics, "inputs": inputs}
+        write_facts(store.root, name, facts.replace(notes=notes))
         if store.is_complete(name):  # another run was faster, and may have linked it
             return None
     store.write(name, analysis.label, inputs)
@@ -299,6 +302,8 @@ def _label_missing(
     """
     names = dataset.names
     missing = set(store.missing(names))
+    if tracks:
+        forget_tracks(store, missing)
     frames = _in_turn(((index, name) for index, name in enumerate(names) if name in missing), shuffled)
     same = {"dataset": dataset, "store": store, "classes": classes, "settings": settings, "tracks": tracks}
     work, failed = partial(label_one, **same), {}
@@ -331,15 +336,9 @@ def _classes(
 
 # %% ../../nbs/run/09_generate.ipynb #48246770
 def generate(
-    dataset: StereoDataset,
-    root: str | Path,
-    settings: PseudoLabelSettings | None = None,
-    workers: int | Engine = 0,
-    classes: PseudoClasses | None = None,
-    strict: bool = False,
-    again: bool = False,
-    tracks: bool = False,
-) -> PseudoLabelStore:
+    dataset: StereoDataset, root: str | Path, settings: PseudoLabelSettings | None = None, workers: int | Engine = 0,
+    classes: PseudoClasses | None = None, strict: bool = False, again: bool = False, tracks: bool = False,
+) -> PseudoLabelStore:  # fmt: skip
     """Label a data set; go on where an earlier call stopped.
 
     Parameters

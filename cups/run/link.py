@@ -5,7 +5,7 @@
 # %% ../../nbs/run/08_link.ipynb #c8dc9286
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -22,12 +22,20 @@ from ..stages.tracking.facts import LinkFacts, facts_bytes, facts_from_bytes
 from ..stages.tracking.linking import link_clip, linked_label
 
 # %% auto #0
-__all__ = ['write_facts', 'StoredFacts', 'link_frames', 'link_store']
+__all__ = ['write_facts', 'StoredFacts', 'link_frames', 'forget_tracks', 'link_store']
 
 # %% ../../nbs/run/08_link.ipynb #718cb68e
 def write_facts(root: str | Path, name: str, facts: LinkFacts) -> None:
     """Write the facts of a frame into a store, atomically."""
     write_bytes(facts_file(root, name), facts_bytes(facts))
+
+
+def _content(path: Path) -> bytes:
+    """Return the bytes of a file."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
 
 
 class StoredFacts(Sequence[LinkFacts]):
@@ -48,16 +56,17 @@ class StoredFacts(Sequence[LinkFacts]):
         return len(self.paths)
 
     def __getitem__(self, index: int) -> LinkFacts:
+        content = _content(self.paths[index])
         try:
-            return facts_from_bytes(self.paths[index].read_bytes())
-        except (OSError, InputError) as error:
-            raise InputError(f"{self.paths[index]}: {getattr(error, 'strerror', None) or error}") from None
+            return facts_from_bytes(content)
+        except InputError as error:
+            raise InputError(f"{self.paths[index]}: {error}") from None
 
     def checksum(self) -> int:
         """Return the checksum of the files of all frames."""
         value = 0
         for path in self.paths:
-            value = crc32(path.read_bytes(), value)
+            value = crc32(_content(path), value)
         return value
 
 # %% ../../nbs/run/08_link.ipynb #2616b2f9
@@ -107,6 +116,14 @@ def _labelled_runs(dataset: StereoDataset, store: PseudoLabelStore) -> Iterator[
                 run = []
         if run:
             yield tuple(run)
+
+
+def forget_tracks(store: PseudoLabelStore, names: Iterable[str]) -> None:
+    """Remove the tracks of clips with one of these frames, whose labels are made again."""
+    gone = set(names)
+    for first in store.clips() if gone else ():
+        if gone.intersection(store.tracks(first).frames):
+            (store.root / TRACKS_FOLDER / f"{first}.json").unlink(missing_ok=True)
 
 
 def link_store(dataset: StereoDataset, store: PseudoLabelStore, map: Mapper = serial_map) -> int:

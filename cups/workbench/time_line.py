@@ -132,7 +132,7 @@ _STYLE = (
     ".cups-time-line .cups-lab-rows {flex: 1 1 160px; height: auto} "
     ".cups-time-line .cups-lab-rows select {height: 100%}</style>"
 )  # the bars are the legend
-NO_TRACKS = "no tracks; `cups pseudo-labels` on a video links its objects: label it again, into another folder"
+NO_TRACKS = "no tracks; `cups pseudo-labels --tracks` links the objects of a video: label it again, into another folder"
 
 
 class TimeLine(widgets.VBox):

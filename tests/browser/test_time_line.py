@@ -202,6 +202,6 @@ def test_a_store_without_tracks_says_how_to_get_them(opened, lab, clip):
     try:
         cell = opened.page.locator(".jp-CodeCell", has_text="TimeLine(")
         cell.get_by_role("button", name="Open with the stored labels").click()
-        cell.get_by_text(re.compile("tracked: no tracks; `cups pseudo-labels`")).wait_for()
+        cell.get_by_text(re.compile("tracked: no tracks; `cups pseudo-labels --tracks`")).wait_for()
     finally:
         (lab.folder / "tracked" / "aside").rename(lab.folder / "tracked" / "tracks")

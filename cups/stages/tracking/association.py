@@ -27,8 +27,8 @@ def warp_instances(
     visible : Tensor, (H, W), bool, optional
         Pixels whose flow can be relied on; others are not warped. All if None.
     depth : Tensor, (H, W), float32, optional
-        In metres where the flow leads to, 0 where it is unknown. The nearest pixel wins, one without depth loses; without
-        depths, the pixel that comes last in the image, row by row.
+        In metres where the flow leads to, 0 where it is unknown. The nearest pixel wins, one without depth loses;
+        without depths, the pixel that comes last in the image, row by row.
 
     Returns
     -------
@@ -51,7 +51,7 @@ def warp_instances(
 
 
 def _fill_gaps(warped: Tensor) -> Tensor:
-    """Fill pixels without an object that lie between two pixels of the same object, side by side or one above the other."""
+    """Fill pixels without an object between two pixels of the same object, in a row or in a column."""
     for axis in (1, 0):
         before, after = warped.roll(1, axis), warped.roll(-1, axis)
         before.select(axis, 0).zero_()  # what came round the edge

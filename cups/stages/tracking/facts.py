@@ -169,8 +169,8 @@ def facts_bytes(facts: LinkFacts) -> bytes:
     tensors["disparity"] = steps.to(torch.int16)
     for name in _MAPS:
         tensors[name] = tensors[name].to(torch.uint8 if tensors[name].max() <= 255 else torch.int32)
-    told = {"calibration": json.dumps(facts.calibration.to_dict()), "notes": json.dumps(facts.notes)}
-    return zlib.compress(save(tensors, told), 1)
+    told = json.dumps({"calibration": facts.calibration.to_dict(), "notes": facts.notes}, sort_keys=True)
+    return zlib.compress(save(tensors, {"told": told}), 1)  # one text: safetensors writes several in any order
 
 
 def facts_from_bytes(content: bytes) -> LinkFacts:
@@ -184,7 +184,7 @@ def facts_from_bytes(content: bytes) -> LinkFacts:
     try:
         content = zlib.decompress(content)
         head = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])  # the header of safetensors
-        told = {name: json.loads(value) for name, value in head["__metadata__"].items()}
+        told = json.loads(head["__metadata__"]["told"])
         tensors = load(content)
         tensors |= {name: tensors[name].long() for name in _MAPS}
         tensors["disparity"] = tensors["disparity"].float() / _DISPARITY_STEPS

@@ -103,7 +103,7 @@ def pixel_points(pixels: Tensor, disparity: Tensor, calibration: Calibration) ->
 
 # %% ../../../nbs/stages/tracking/03_linking.ipynb #4a36438a
 _DEPTH_AGREES = 1.0, 0.06
-"""Disparities agree if they differ by less than this many pixels, or by this share: of noise, and of a car's surface."""
+"""Disparities agree if they differ by less than this many pixels, or by this share: noise, and a car's surface."""
 _MARGIN_PX, _NEAREST_M = 4, 0.5
 
 
@@ -128,6 +128,15 @@ def _pixels(points: Tensor, calibration: Calibration, size: tuple[int, int]) -> 
     return x[kept], y[kept], ends[kept, 2], kept
 
 
+def _closed(mask: Tensor, window: tuple[slice, slice]) -> Tensor:
+    """Close the gaps of a mask (H, W) that are one or two pixels wide, in a window."""
+    part = mask[window].float()[None, None]
+    grown = F.max_pool2d(F.pad(part, (1, 1, 1, 1)), 3, 1)
+    closed = mask.clone()
+    closed[window] = -F.max_pool2d(-F.pad(grown, (1, 1, 1, 1), value=1.0), 3, 1)[0, 0] > 0
+    return closed
+
+# %% ../../../nbs/stages/tracking/03_linking.ipynb #0a1dc69b
 def carried_mask(anchor: Anchor, motion: Tensor, facts: LinkFacts) -> tuple[Tensor, Tensor, float]:
     """Return where the mask of an object lies in another frame.
 
@@ -157,7 +166,8 @@ def carried_mask(anchor: Anchor, motion: Tensor, facts: LinkFacts) -> tuple[Tens
     supposed[y, x] = True
     rows, columns = window
     here = (facts.disparity[rows, columns] > 0).nonzero() + torch.tensor([rows.start, columns.start])
-    x, y, there, kept = _pixels(transform(invert(motion), pixel_points(here, facts.disparity, calibration)), calibration, size)
+    points = transform(invert(motion), pixel_points(here, facts.disparity, calibration))
+    x, y, there, kept = _pixels(points, calibration, size)
     was, here = anchor.facts.disparity[y, x], here[kept]
     agrees = (there - was).abs() < (_DEPTH_AGREES[1] * was).clamp(min=_DEPTH_AGREES[0])
     hit = here[anchor.inside[y, x] & agrees]
@@ -165,15 +175,6 @@ def carried_mask(anchor: Anchor, motion: Tensor, facts: LinkFacts) -> tuple[Tens
     supposed = _closed(supposed | inside, window)
     support = int((inside & facts.seen).sum()) / max(int((supposed & facts.seen).sum()), 1)
     return _closed(inside | (supposed & ~facts.seen), window), supposed, support
-
-
-def _closed(mask: Tensor, window: tuple[slice, slice]) -> Tensor:
-    """Close the gaps of a mask (H, W) that are one or two pixels wide, in a window."""
-    part = mask[window].float()[None, None]
-    grown = F.max_pool2d(F.pad(part, (1, 1, 1, 1)), 3, 1)
-    closed = mask.clone()
-    closed[window] = -F.max_pool2d(-F.pad(grown, (1, 1, 1, 1), value=1.0), 3, 1)[0, 0] > 0
-    return closed
 
 # %% ../../../nbs/stages/tracking/03_linking.ipynb #2c150749
 @dataclass
@@ -262,7 +263,7 @@ class _Linker:
         self.votes: dict[int, dict[int, float]] = {}  # for classes, by track
         self.objects: list[int] = []  # greatest instance number of each frame
         self.masks: dict[tuple[int, int], Tensor] = {}  # of carried objects by frame and track: flat places of pixels
-        self.starts: dict[int, tuple[Anchor, Tensor, float]] = {}  # anchor, own motion and confidence where it was found
+        self.starts: dict[int, tuple[Anchor, Tensor, float]] = {}  # anchor, own motion, confidence where it was found
 
     def step(self, frame: int, before: LinkFacts | None, facts: LinkFacts) -> None:
         """Take in the next frame."""
