@@ -29,7 +29,7 @@ FOLDERS = {
     "stages/motion": "Scene flow becomes moving objects, each with its SE(3) motion.",
     "stages/semantics": "Features and clusters become a class for every pixel.",
     "stages/labels": "Moving objects and classes become one panoptic pseudo-label.",
-    "stages/tracking": "Objects keep their identity over a clip, also while they stand still.",
+    "stages/tracking": "Objects keep their identity from frame to frame.",
     "model": "Panoptic Cascade Mask R-CNN on torch and torchvision.",
     "training": "Targets, augmentation, training, self-training and fine-tuning.",
     "evaluation": "Panoptic quality, classes and objects against ground truth.",
