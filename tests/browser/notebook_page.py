@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
 
+import nbformat
 from jupyter_client import BlockingKernelClient
 
 ROOT = Path(__file__).parents[2]
@@ -55,6 +56,13 @@ class Lab:
             return answer["content"]["user_expressions"]["asked"]["data"]["text/plain"]
         finally:
             client.stop_channels()
+
+
+def write_notebook(path: Path, *sources: str) -> None:
+    """Write a notebook with these code cells."""
+    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source.strip()) for source in sources])
+    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
+    nbformat.write(notebook, path)
 
 
 def free_port() -> int:

@@ -2,10 +2,9 @@
 
 import re
 
-import nbformat
 import pytest
 import torch
-from notebook_page import Page, overlapping, wait_for
+from notebook_page import Page, overlapping, wait_for, write_notebook
 
 from cups.core.records import VOID
 from cups.datasets.stereo_folder import StereoFolder, write_sample
@@ -45,9 +44,7 @@ def store(lab) -> PseudoLabelStore:
 @pytest.fixture(scope="module")
 def fixer(window, lab, store):
     """Open a notebook with the label fixer and run it."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SOURCE.strip())])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, lab.folder / NOTEBOOK)
+    write_notebook(lab.folder / NOTEBOOK, SOURCE)
     page = Page(window.new_page(), lab, NOTEBOOK)
     page.page.get_by_text("| Idle").wait_for()
     page.run_all()

@@ -2,10 +2,9 @@
 
 import re
 
-import nbformat
 import pytest
 import torch
-from notebook_page import Page, overlapping, wait_for
+from notebook_page import Page, overlapping, wait_for, write_notebook
 
 from cups.core.records import VOID
 from cups.labels.fixed import FixedLabels
@@ -40,9 +39,7 @@ def store(lab) -> PseudoLabelStore:
 @pytest.fixture(scope="module")
 def fixer(window, lab, store):
     """Open a notebook with the label fixer and run it."""
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(SOURCE.strip())])
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, lab.folder / NOTEBOOK)
+    write_notebook(lab.folder / NOTEBOOK, SOURCE)
     page = Page(window.new_page(), lab, NOTEBOOK)
     page.run_all()
     page.wait_frame(0, done=True)

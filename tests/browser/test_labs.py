@@ -4,9 +4,8 @@ import json
 import re
 import shutil
 
-import nbformat
 import pytest
-from notebook_page import Page, overlapping, wait_for
+from notebook_page import Page, overlapping, wait_for, write_notebook
 
 from cups.datasets.stereo_folder import StereoFolder
 from cups.labels.store import CHOICE_FILE, PseudoLabelStore
@@ -63,10 +62,8 @@ def labs(window, lab, files):
     def open_lab(name: str) -> Page:
         if name not in opened:
             before, module, call = LABS[name]
-            sources = before.strip(), f"from {module} import {call.partition('(')[0]}\n\n{call}"
-            notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in sources])
-            notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-            nbformat.write(notebook, lab.folder / f"{name}.ipynb")
+            source = f"from {module} import {call.partition('(')[0]}\n\n{call}"
+            write_notebook(lab.folder / f"{name}.ipynb", before, source)
             opened[name] = Page(window.new_page(), lab, f"{name}.ipynb")
             opened[name].run_all()
         return opened[name]

@@ -3,9 +3,8 @@
 import re
 import shutil
 
-import nbformat
 import pytest
-from notebook_page import Page, wait_for
+from notebook_page import Page, wait_for, write_notebook
 
 from cups.core.files import write_json
 from cups.datasets.stereo_folder import StereoFolder
@@ -57,10 +56,7 @@ def files(lab):
 @pytest.fixture(scope="module")
 def page(window, lab, files):
     """Open a notebook with the widgets and run it."""
-    cells = [nbformat.v4.new_code_cell(source.strip()) for source in CELLS]
-    notebook = nbformat.v4.new_notebook(cells=cells)
-    notebook.metadata["kernelspec"] = {"name": "python3", "display_name": "Python 3", "language": "python"}
-    nbformat.write(notebook, lab.folder / NOTEBOOK)
+    write_notebook(lab.folder / NOTEBOOK, *CELLS)
     opened = Page(window.new_page(), lab, NOTEBOOK)
     opened.run_all()
     opened.page.locator(".cups-run-browser .cups-table").first.wait_for()
