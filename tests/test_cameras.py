@@ -21,6 +21,7 @@ from cups.core.records import Calibration
 from cups.datasets.calibration_files import folder_calibration, read_pair
 from cups.datasets.camera_pair import CameraPair, Lens
 from cups.datasets.check import check_dataset
+from cups.datasets.clips import clips_of
 from cups.datasets.kitti_raw import read_calibration
 from cups.datasets.rectification import rectification, vertical_offset
 from cups.datasets.stereo_folder import StereoFolder
@@ -748,7 +749,9 @@ def test_no_sample_spans_a_gap_in_time(tmp_path, clip):
         path = write_video(tmp_path / f"{side}.mp4", [to_array(getattr(s, f"{side}_0")) for s in clip], "mp4v")
         with_times(path, [768, 768, 2304, 768, 768, 768])
     write_json(tmp_path / "calibration.json", clip[0].calibration.to_dict())
-    assert StereoVideo(tmp_path).names == ["000000", "000001", "000003", "000004"]
+    video = StereoVideo(tmp_path)
+    assert video.names == ["000000", "000001", "000003", "000004"]
+    assert clips_of(video) == [[0, 1], [2, 3]], "objects keep their identity up to the gap"
 
 
 def test_threads_that_read_one_video_get_their_frames(tmp_path):
@@ -827,6 +830,7 @@ def test_layouts(drive, clip, layout, axis):
 def test_a_step_is_an_option_or_kept_beside_the_video(drive):
     root, frames = drive
     assert StereoVideo(root, frame_step=2).names == ["a b_000000", "a b_000002"]
+    assert clips_of(StereoVideo(root, frame_step=2)) == [[0, 1]]
     write_json(root / "stereo_video.json", {"frame_step": 3})
     video = StereoVideo(root)
     assert video.names == ["a b_000000"] and StereoVideo(root, frame_step=1).names[1] == "a b_000001"

@@ -10,8 +10,8 @@ from cups.cli import main
 from cups.core.errors import InputError
 from cups.core.records import VOID
 from cups.datasets.cityscapes_vps import CityscapesVps
+from cups.datasets.clips import clips_of
 from cups.datasets.kitti_step import KittiStep
-from cups.datasets.labelled_video import clip_names
 from cups.datasets.miniatures import write_miniature
 from cups.datasets.mots import Mots
 from cups.datasets.registry import open_labelled_dataset
@@ -75,7 +75,7 @@ def test_objects_keep_number_and_class_over_a_clip_in_any_order():
         for number, kind in zip(scene.truth.object_ids.tolist(), scene.truth.object_classes.tolist(), strict=True):
             assert classes.setdefault(number, kind) == kind
     assert len(classes) > 3
-    assert [len(names) for names in clip_names(clips)] == [4, 4]
+    assert [len(names) for names in clips_of(clips)] == [4, 4]
 
 
 def test_the_rate_is_the_time_between_frames():
@@ -95,7 +95,7 @@ def test_the_command_writes_clips_and_their_truth_in_both_layouts(tmp_path, caps
     assert main([*command, "--layout", "coco"]) != 0 and "kitti_step or cityscapes_vps" in capsys.readouterr().err
     assert main([*command, "--layout", "kitti_step", "cityscapes_vps"]) == 0
     folder, clips = StereoFolder(out), StreetClips(2, 3, 6, 5.0, traffic="stop_and_go", **SIZE)
-    assert len(folder) == 6 and [len(names) for names in clip_names(folder)] == [3, 3]
+    assert len(folder) == 6 and [len(names) for names in clips_of(folder)] == [3, 3]
     assert json.loads((out / "scenes.json").read_text())["rate_hz"] == 5
     assert torch.equal(folder[4].right_1, clips[4].sample.right_1)
     step, vps = (open_labelled_dataset(name, out / name) for name in ("kitti_step", "cityscapes_vps"))

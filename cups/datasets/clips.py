@@ -5,21 +5,19 @@
 # %% ../../nbs/datasets/32_clips.ipynb #b6ef76eb
 from __future__ import annotations
 
-from collections.abc import Sequence
-
-from ..core.protocols import StereoDataset
+from typing import Any
 
 # %% auto #0
 __all__ = ['clips_of']
 
 # %% ../../nbs/datasets/32_clips.ipynb #b1e88fc8
-def clips_of(dataset: StereoDataset) -> list[list[int]]:
+def clips_of(dataset: Any) -> list[list[int]]:
     """Return the clips of a data set.
 
     Parameters
     ----------
-    dataset : StereoDataset
-        With `pairs`, (name, name of the next frame) of every sample, if its frames are known to follow each other.
+    dataset : StereoDataset, LabelledVideo or any that has `names`
+        With `pairs` of (name, name of the next frame), if its frames are known to follow each other.
 
     Returns
     -------
@@ -27,13 +25,11 @@ def clips_of(dataset: StereoDataset) -> list[list[int]]:
         Indices of the samples of each clip in order of time; every sample is in one clip. Clips are in the order of
         their first samples.
     """
-    pairs: Sequence[tuple[str, str]] | None = getattr(dataset, "pairs", None)
-    if pairs is None:
-        return [[index] for index in range(len(dataset))]
-    by_name = {first: index for index, (first, _) in enumerate(pairs)}
-    following = {index: by_name[second] for index, (_, second) in enumerate(pairs) if second in by_name}
+    place = {name: index for index, name in enumerate(dataset.names)}
+    pairs: list[tuple[str, str]] = getattr(dataset, "pairs", [])
+    following = {place[first]: place[second] for first, second in pairs if second in place}
     later, clips = set(following.values()), []
-    for index in range(len(pairs)):
+    for index in place.values():
         if index not in later:
             clip = [index]
             while clip[-1] in following:

@@ -6,19 +6,17 @@
 from __future__ import annotations
 
 from itertools import groupby, pairwise
-from typing import Any
 
 import numpy as np
 from fastcore.basics import patch
 
 from ..core.images import to_array
 from ..core.records import PanopticLabel
-from .frame_names import consecutive_pairs
 from .labelled_folder import LabelledFolder
 from .miniatures import MINIATURE_SIZE
 
 # %% auto #0
-__all__ = ['LabelledVideo', 'clip_names', 'street_video']
+__all__ = ['LabelledVideo', 'street_video']
 
 # %% ../../nbs/datasets/19_labelled_video.ipynb #f01b3216
 class LabelledVideo(LabelledFolder):
@@ -40,31 +38,6 @@ def clips(self: LabelledVideo) -> list[list[str]]:
 def pairs(self: LabelledVideo) -> list[tuple[str, str]]:
     """Names of each frame and the labelled one after it in its clip."""
     return [pair for names in self.clips for pair in pairwise(names)]
-
-# %% ../../nbs/datasets/19_labelled_video.ipynb #c1f66543
-def clip_names(dataset: Any) -> list[list[str]]:
-    """Return the names of the frames with ground truth of every clip, in order.
-
-    Parameters
-    ----------
-    dataset : LabelledVideo, StereoDataset or any that has `names`
-        By its `clips` or `pairs`, or else by the numbers at the end of its names.
-
-    Raises
-    ------
-    InputError
-        If it has neither, and its names have no numbers.
-    """
-    if isinstance(dataset, LabelledVideo):
-        return dataset.clips
-    pairs = dataset.pairs if hasattr(dataset, "pairs") else consecutive_pairs(dataset.names)
-    known, after = set(dataset.names), dict(pairs)
-    later = {after[name] for name in dataset.names if name in after}
-    clips = [[name] for name in dataset.names if name not in later]
-    for clip in clips:
-        while (following := after.get(clip[-1])) in known:
-            clip.append(following)
-    return clips
 
 # %% ../../nbs/datasets/19_labelled_video.ipynb #9add3776
 def street_video(frames: int, seed: int = 0) -> list[tuple[np.ndarray, PanopticLabel]]:

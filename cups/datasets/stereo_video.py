@@ -223,6 +223,12 @@ def __len__(self: StereoVideo) -> int:
     return len(self.places)
 
 # %% ../../nbs/datasets/16_stereo_video.ipynb #5e0c3a71
+@patch(as_prop=True)
+def pairs(self: StereoVideo) -> list[tuple[str, str]]:
+    """Names of both frames of every sample."""
+    return [(_name(clip, number), _name(clip, number + self.frame_step)) for clip, number in self.places]
+
+
 @patch
 def sources(self: StereoVideo, index: int) -> list[Path]:
     """Return the files that a sample is read from: the videos of its clip, and their calibration."""

@@ -19,7 +19,7 @@ from ..core.images import to_array
 from ..core.records import PanopticLabel
 from ..datasets.cityscapes_vps import write_vps
 from ..datasets.kitti_step import write_step_frame
-from ..datasets.labelled_video import clip_names
+from ..datasets.clips import clips_of
 from ..datasets.stereo_folder import StereoFolder, write_sample
 from .engine import Engine
 from .workers import Workers
@@ -163,7 +163,7 @@ def write_video_truth(folder: StereoFolder, root: str | Path, layout: str) -> No
                 raise InputError(f"{folder.root}: frame {name} has no ground truth")
             yield to_array(folder.image("left", name)), label
 
-    clips = clip_names(folder)
+    clips = [[folder.names[index] for index in clip] for clip in clips_of(folder)]
     if layout == "cityscapes_vps":
         return write_vps(root, "val", map(frames, clips))
     for clip, names in enumerate(clips):
