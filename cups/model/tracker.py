@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from fastcore.basics import patch
 from torch import Tensor
+from torchvision.ops import box_iou
 
 from ..core.errors import InputError
 from ..core.images import to_array
@@ -24,7 +25,7 @@ from ..stages.matching.classical import SMALLEST_SIDE_PX
 from ..stages.tracking.association import associate, mask_agreement, warp_instances
 
 # %% auto #0
-__all__ = ['TrackerSettings', 'ObjectViews', 'object_views', 'Tracks', 'new_tracks', 'joined', 'box_iou', 'grown', 'similarity',
+__all__ = ['TrackerSettings', 'ObjectViews', 'object_views', 'Tracks', 'new_tracks', 'joined', 'grown', 'similarity',
            'matched_objects', 'continued', 'Tracker', 'track_objects', 'track']
 
 # %% ../../nbs/model/14_tracker.ipynb #787bbee7
@@ -163,15 +164,6 @@ _MARGIN = 0.5
 """Of boxes whose place is uncertain, as a share of their size: half hidden objects are narrower."""
 
 # %% ../../nbs/model/14_tracker.ipynb #300817d6
-def box_iou(first: Tensor, second: Tensor) -> Tensor:
-    """Return the IoU (K, N) of boxes (K, 4) and (N, 4)."""
-    low = torch.maximum(first[:, None, :2], second[None, :, :2])
-    high = torch.minimum(first[:, None, 2:], second[None, :, 2:])
-    shared = (high - low).clamp(min=0).prod(-1)
-    one, other = ((box[:, 2:] - box[:, :2]).prod(-1) for box in (first, second))
-    return shared / (one[:, None] + other - shared).clamp(min=1e-6)
-
-
 def grown(box: Tensor) -> Tensor:
     """Return boxes (N, 4) with a margin of half their size on every side."""
     margin = _MARGIN * (box[:, 2:] - box[:, :2])
@@ -190,7 +182,8 @@ def similarity(tracks: ObjectViews, objects: ObjectViews, overlap: Tensor, misse
     missed : Tensor, (K,), int64
         Images since each track was seen.
     """
-    near, far = box_iou(tracks.box, objects.box), box_iou(grown(tracks.box), grown(objects.box))
+    boxes = (tracks.box, objects.box), (grown(tracks.box), grown(objects.box))
+    near, far = (box_iou(*pair).nan_to_num(0.0) for pair in boxes)  # 0 of empty boxes
     overlap = torch.maximum(overlap, _BOX_WEIGHT * torch.where(missed[:, None] > 0, far, near))
     difference = torch.cdist(tracks.colour, objects.colour)
     areas = tracks.area[:, None], objects.area[None]
