@@ -22,7 +22,8 @@ from ...core.rigid import reprojection_residuals
 from .association import warp_instances
 
 # %% auto #0
-__all__ = ['still_pixels', 'LinkFacts', 'colour_histograms', 'mask_centre', 'link_facts', 'facts_bytes', 'facts_from_bytes']
+__all__ = ['still_pixels', 'LinkFacts', 'colour_histograms', 'pixel_points', 'mask_centre', 'link_facts', 'facts_bytes',
+           'facts_from_bytes']
 
 # %% ../../../nbs/stages/tracking/02_facts.ipynb #a44931cf
 _STILL_DEVIATIONS, _MIN_NOISE_PX = 3.0, 0.33
@@ -116,14 +117,19 @@ def colour_histograms(image: Tensor, instance: Tensor, count: int) -> Tensor:
     return counts / counts.sum(1, keepdim=True).clamp(min=1)
 
 
+def pixel_points(pixels: Tensor, disparity: Tensor, calibration: Calibration) -> Tensor:
+    """Return the points in metres, (N, 3), that pixels (N, 2) in row and column see; disparity (H, W)."""
+    y, x = pixels.unbind(1)
+    depth = depth_from_disparity(disparity[y, x], calibration)
+    return torch.stack([(x - calibration.cx) / calibration.fx, (y - calibration.cy) / calibration.fy, x * 0 + 1], 1) * (
+        depth[:, None]
+    )
+
+
 def mask_centre(inside: Tensor, disparity: Tensor, calibration: Calibration) -> Tensor:
     """Return the median point in metres, (3,), that the pixels `inside` (H, W) see; zeros if no depth is known."""
-    y, x = (inside & (disparity > 0)).nonzero(as_tuple=True)
-    if not len(x):
-        return torch.zeros(3, device=disparity.device)
-    depth = depth_from_disparity(disparity[y, x], calibration)
-    points = ((x - calibration.cx) / calibration.fx * depth, (y - calibration.cy) / calibration.fy * depth, depth)
-    return torch.stack([values.median() for values in points])
+    points = pixel_points((inside & (disparity > 0)).nonzero(), disparity, calibration)
+    return points.median(0).values if len(points) else torch.zeros(3, device=disparity.device)
 
 # %% ../../../nbs/stages/tracking/02_facts.ipynb #6b196ca9
 def link_facts(sample: StereoSample, flow: SceneFlow, proposals: Proposals, label: PanopticLabel) -> LinkFacts:

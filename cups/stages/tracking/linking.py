@@ -14,15 +14,15 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from ...core.errors import InputError
-from ...core.geometry import depth_from_disparity, project
+from ...core.geometry import project
 from ...core.records import Calibration, PanopticLabel
 from ...core.rigid import invert, transform
 from ...labels.tracks import ClipTracks, Sighting, Track
 from .association import associate, mask_agreement
-from .facts import LinkFacts, mask_centre
+from .facts import LinkFacts, mask_centre, pixel_points
 
 # %% auto #0
-__all__ = ['LINK_VERSION', 'LinkSettings', 'Anchor', 'pixel_points', 'carried_mask', 'LinkedClip', 'link_clip', 'linked_label']
+__all__ = ['LINK_VERSION', 'LinkSettings', 'Anchor', 'LinkedClip', 'link_clip', 'linked_label']
 
 # %% ../../../nbs/stages/tracking/03_linking.ipynb #e12a7c22
 LINK_VERSION = 1
@@ -92,15 +92,6 @@ class Anchor:
         pixels = (self.inside & (self.facts.disparity > 0)).nonzero()
         return pixel_points(pixels, self.facts.disparity, self.facts.calibration)
 
-
-def pixel_points(pixels: Tensor, disparity: Tensor, calibration: Calibration) -> Tensor:
-    """Return the points in metres, (N, 3), that pixels (N, 2) in row and column see; disparity (H, W)."""
-    y, x = pixels.unbind(1)
-    depth = depth_from_disparity(disparity[y, x], calibration)
-    return torch.stack([(x - calibration.cx) / calibration.fx, (y - calibration.cy) / calibration.fy, x * 0 + 1], 1) * (
-        depth[:, None]
-    )
-
 # %% ../../../nbs/stages/tracking/03_linking.ipynb #4a36438a
 _DEPTH_AGREES = 1.0, 0.06
 """Disparities agree if they differ by less than this many pixels, or by this share: noise, and a car's surface."""
@@ -137,7 +128,7 @@ def _closed(mask: Tensor, window: tuple[slice, slice]) -> Tensor:
     return closed
 
 # %% ../../../nbs/stages/tracking/03_linking.ipynb #0a1dc69b
-def carried_mask(anchor: Anchor, motion: Tensor, facts: LinkFacts) -> tuple[Tensor, Tensor, float]:
+def _moved_mask(anchor: Anchor, motion: Tensor, facts: LinkFacts) -> tuple[Tensor, Tensor, float]:
     """Return where the mask of an object lies in another frame.
 
     Parameters
@@ -213,7 +204,7 @@ def _carry(
     anchor: Anchor, motion: Tensor, facts: LinkFacts, taken: Tensor, settings: LinkSettings
 ) -> _Carried | None:
     """Carry a mask into a frame, None if it is not confirmed there; `taken` (H, W) has the pixels of other objects."""
-    supposed, _, support = carried_mask(anchor, motion, facts)
+    supposed, _, support = _moved_mask(anchor, motion, facts)
     inside = supposed & ~taken
     pixels = int(inside.sum())
     support *= pixels / max(int(supposed.sum()), 1)
@@ -247,7 +238,7 @@ def _predicted_agreement(tracks: Sequence[_Live], before: LinkFacts, facts: Link
     count, rows = len(facts.motions), []
     warped = mask_agreement(before.warped, facts.instance, len(before.motions), count)
     for track in tracks:
-        supposed = carried_mask(track.anchor, track.chain, facts)[1]
+        supposed = _moved_mask(track.anchor, track.chain, facts)[1]
         row = mask_agreement(supposed.long(), facts.instance, 1, count)[0]
         rows.append(torch.maximum(row, warped[track.instance - 1]) if track.instance else row)
     return torch.stack(rows)
