@@ -8,7 +8,7 @@ import torch
 
 from cups.core.errors import InputError
 from cups.labels.store import PseudoLabelStore
-from cups.labels.tracks import facts_file
+from cups.labels.tracks import facts_file, read_tracks, tracked_clips
 from cups.run.generate import generate
 from cups.stages.pipeline import PseudoLabelSettings
 from cups.street.clips import StreetClips
@@ -55,10 +55,10 @@ def linked(video, plain, tmp_path_factory) -> PseudoLabelStore:
 
 
 def test_every_clip_has_tracks_that_its_labels_know(video, linked):
-    assert linked.clips() == [video.names[0], video.names[FRAMES]]
-    assert sum(len(linked.tracks(first).tracks) for first in linked.clips()) > 0
-    for clip, first in enumerate(linked.clips()):
-        tracks = linked.tracks(first)
+    assert tracked_clips(linked.root) == [video.names[0], video.names[FRAMES]]
+    assert sum(len(read_tracks(linked.root, first).tracks) for first in tracked_clips(linked.root)) > 0
+    for clip, first in enumerate(tracked_clips(linked.root)):
+        tracks = read_tracks(linked.root, first)
         assert list(tracks.frames) == video.names[clip * FRAMES :][:FRAMES]
         for frame, name in enumerate(tracks.frames):
             label, numbers = linked.read(name), tracks.numbers(frame)
@@ -69,9 +69,9 @@ def test_every_clip_has_tracks_that_its_labels_know(video, linked):
 
 
 def test_what_moves_is_as_in_labels_without_tracks(plain, linked):
-    assert plain.clips() == [] and not (plain.root / "links").exists()
-    for first in linked.clips():
-        tracks = linked.tracks(first)
+    assert tracked_clips(plain.root) == [] and not (plain.root / "links").exists()
+    for first in tracked_clips(linked.root):
+        tracks = read_tracks(linked.root, first)
         for frame, name in enumerate(tracks.frames):
             alone, label = plain.read(name), linked.read(name)
             seen = [each for track in tracks.tracks for each in track.seen if each.frame == frame]

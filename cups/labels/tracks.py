@@ -10,16 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from fastcore.basics import patch
 from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.files import name_fault, read_json, write_json
-from .store import PseudoLabelStore, shard_of
+from .store import shard_of
 
 # %% auto #0
 __all__ = ['STATES', 'TRACKS_FOLDER', 'LINKS_FOLDER', 'Sighting', 'Track', 'ClipTracks', 'tracks_to_dict', 'tracks_from_dict',
-           'facts_file', 'write_tracks', 'read_tracks']
+           'facts_file', 'write_tracks', 'read_tracks', 'tracked_clips']
 
 # %% ../../nbs/labels/08_tracks.ipynb #71305e80
 STATES = ("moving", "standing", "carried")
@@ -225,13 +224,6 @@ def read_tracks(root: str | Path, first: str) -> ClipTracks:
         raise InputError(str(error) if str(path) in str(error) else f"{path}: {error}") from None
 
 # %% ../../nbs/labels/08_tracks.ipynb #0effb10a
-@patch
-def clips(self: PseudoLabelStore) -> list[str]:
-    """Return the names of the first frames of the clips that have tracks, sorted."""
-    return sorted(path.stem for path in (self.root / TRACKS_FOLDER).glob("[!.]*.json"))
-
-
-@patch
-def tracks(self: PseudoLabelStore, first: str) -> ClipTracks:
-    """Read the tracks of the clip that begins with this frame; without a file there are none."""
-    return read_tracks(self.root, first)
+def tracked_clips(root: str | Path) -> list[str]:
+    """Return the names of the first frames of the clips that have tracks in a store, sorted."""
+    return sorted(path.stem for path in (Path(root) / TRACKS_FOLDER).glob("[!.]*.json"))

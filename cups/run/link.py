@@ -17,7 +17,7 @@ from ..core.parallel import Mapper, serial_map
 from ..core.protocols import StereoDataset
 from ..datasets.clips import clips_of
 from ..labels.store import PseudoLabelStore
-from ..labels.tracks import TRACKS_FOLDER, facts_file, read_tracks, write_tracks
+from ..labels.tracks import TRACKS_FOLDER, facts_file, read_tracks, tracked_clips, write_tracks
 from ..stages.tracking.facts import LinkFacts, facts_bytes, facts_from_bytes
 from ..stages.tracking.linking import link_clip, linked_label
 
@@ -121,8 +121,8 @@ def _labelled_runs(dataset: StereoDataset, store: PseudoLabelStore) -> Iterator[
 def forget_tracks(store: PseudoLabelStore, names: Iterable[str]) -> None:
     """Remove the tracks of clips with one of these frames, whose labels are made again."""
     gone = set(names)
-    for first in store.clips() if gone else ():
-        if gone.intersection(store.tracks(first).frames):
+    for first in tracked_clips(store.root) if gone else ():
+        if gone.intersection(read_tracks(store.root, first).frames):
             (store.root / TRACKS_FOLDER / f"{first}.json").unlink(missing_ok=True)
 
 
@@ -149,6 +149,7 @@ def link_store(dataset: StereoDataset, store: PseudoLabelStore, map: Mapper = se
     """
     runs = list(_labelled_runs(dataset, store))
     firsts = {run[0] for run in runs}
-    for name in set(store.clips()) & set(dataset.names) - firsts:  # of a clip that was parted, and is whole now
+    parted = set(tracked_clips(store.root)) & set(dataset.names) - firsts  # of clips that are whole now
+    for name in parted:
         (store.root / TRACKS_FOLDER / f"{name}.json").unlink(missing_ok=True)
     return sum(map(partial(link_frames, store=store), runs, "linking clips"))

@@ -23,7 +23,7 @@ from ..core.protocols import StereoDataset
 from ..core.records import PanopticLabel
 from ..evaluation.class_names import store_classes
 from ..labels.store import PseudoLabelStore
-from ..labels.tracks import ClipTracks, Track
+from ..labels.tracks import ClipTracks, Track, read_tracks, tracked_clips
 from .explorer import LatestFirst
 from .identity_doubts import Doubt, doubts, found_classes
 from .layers import Packet, instance_layer, message, picture, sampled, step_for
@@ -169,7 +169,7 @@ class TimeLine(widgets.VBox):
         max_width: int = 1024,
     ) -> None:  # fmt: skip
         self.store, self.video, self.fps, self.max_width = store, video, fps, max_width
-        if not (clips := store.clips()):
+        if not (clips := tracked_clips(store.root)):
             raise InputError(f"{store.root}: {NO_TRACKS}")
         self._videos = {} if video is None else {name: index for index, name in enumerate(video.names)}
         self.class_names = list(store_classes(store, video).names)
@@ -188,7 +188,7 @@ class TimeLine(widgets.VBox):
 @patch
 def show_clip(self: TimeLine, first: str) -> None:
     """Show the clip that begins with a frame; raise `InputError` if its file cannot be used."""
-    clip = self.store.tracks(first)
+    clip = read_tracks(self.store.root, first)
     if not clip.frames:
         raise InputError(f"{self.store.root}: no tracks of a clip that begins with {first}")
     old, self.clip, self.frame = self._parts, clip, 0
