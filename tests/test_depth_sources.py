@@ -189,6 +189,13 @@ def test_maps_of_another_resolution(folder):
         DepthFolder(folder)[0]
 
 
+def test_a_sample_names_every_file_it_is_read_from(folder):
+    video = DepthFolder(folder)
+    before, whole = sample_inputs(video[0]), video.sources(0)
+    sure = write_png(folder / "confidence" / "000000_0.png", np.full(video[0].size, 128, np.uint8))
+    assert video.sources(0) == [*whole[:4], sure, *whole[4:]] and sample_inputs(video[0]) != before
+
+
 def test_depth_is_matched_by_time_and_images_without_it_are_left_out(folder):
     shutil.move(folder / "left", folder / "rgb")
     for kind, late in (("rgb", 0.0), ("depth", 0.011)):

@@ -25,7 +25,7 @@ from .calibration_files import folder_calibration_files, read_pair
 from .depth_maps import DEPTH_SUFFIXES, read_depth
 from .frame_names import consecutive_pairs, frame_places
 from .inventory import Part, list_files
-from .lidar import densified, lidar_to_camera, read_points, sparse_depth
+from .lidar import LIDAR_FILES, densified, lidar_to_camera, read_points, sparse_depth
 from .stereo_folder import StereoFolder
 
 # %% auto #0
@@ -260,14 +260,23 @@ def _fitted(values: np.ndarray, path: Path, camera: Calibration) -> np.ndarray:
     return cv2.resize(values, (camera.width, camera.height), interpolation=cv2.INTER_NEAREST)
 
 
-def _confidence(folder: Path, path: Path, depth: np.ndarray, camera: Calibration) -> np.ndarray:
+_CONFIDENCE = {".png": 255.0, ".npy": 1.0}
+"""The number that means full confidence, by the suffix of the file."""
+
+
+def _confidence_file(root: Path, path: Path) -> Path | None:
+    """Return the file with the confidence of a depth map; None if there is none."""
+    files = (root / "confidence" / f"{path.stem}{suffix}" for suffix in _CONFIDENCE)
+    return next((file for file in files if file.is_file()), None)
+
+
+def _confidence(root: Path, path: Path, depth: np.ndarray, camera: Calibration) -> np.ndarray:
     """Return the confidence (H, W), 0 to 1, that lies beside a depth map; 1 without such a file."""
-    for suffix, most in ((".png", 255.0), (".npy", 1.0)):
-        if (file := folder / "confidence" / f"{path.stem}{suffix}").is_file():
-            return _fitted(read_depth(file, most), file, camera).clip(0, 1)
-    return np.ones_like(depth)
+    if (file := _confidence_file(root, path)) is None:
+        return np.ones_like(depth)
+    return _fitted(read_depth(file, _CONFIDENCE[file.suffix]), file, camera).clip(0, 1)
 
-
+# %% ../../nbs/datasets/35_depth_folder.ipynb #5c0f1d2e
 @patch
 def depth(self: DepthFolder, name: str) -> Depth:
     """Read the depth of a frame."""
@@ -297,8 +306,10 @@ def bits(self: DepthFolder) -> int:
 @patch
 def sources(self: DepthFolder, index: int) -> list[Path]:
     """Return the files that a sample is read from, see `cups.core.made_from`."""
-    files = [self.sides[side][name] for name in self.pairs[index] for side in ("left", "depth")]
-    return [*files, *folder_calibration_files(self.root)]
+    images, maps = ([self.sides[side][name] for name in self.pairs[index]] for side in ("left", "depth"))
+    sure = [file for path in maps if (file := _confidence_file(self.root, path))]
+    scanner = [path for name in LIDAR_FILES if (path := self.root / name).is_file()]
+    return [*images, *maps, *sure, *dict.fromkeys((*folder_calibration_files(self.root), *scanner))]
 
 
 @patch

@@ -16,7 +16,7 @@ from ..core.errors import InputError
 from ..core.records import Calibration
 
 # %% auto #0
-__all__ = ['read_points', 'lidar_to_camera', 'sparse_depth', 'densified']
+__all__ = ['LIDAR_FILES', 'read_points', 'lidar_to_camera', 'sparse_depth', 'densified']
 
 # %% ../../nbs/datasets/34_lidar.ipynb #16d14afc
 def read_points(path: str | Path) -> np.ndarray:
@@ -41,7 +41,7 @@ def read_points(path: str | Path) -> np.ndarray:
     return numbers.reshape(-1, 4)[:, :3]
 
 # %% ../../nbs/datasets/34_lidar.ipynb #51aabab1
-_LIDAR_FILES = ("calib.txt", "calib_velo_to_cam.txt", "calib_cam_to_cam.txt")
+LIDAR_FILES = ("calib.txt", "calib_velo_to_cam.txt", "calib_cam_to_cam.txt")
 
 
 def _named_numbers(path: Path) -> dict[str, np.ndarray]:
@@ -80,7 +80,7 @@ def lidar_to_camera(folder: str | Path, grey: bool = False) -> np.ndarray:
         If no file says it.
     """
     values: Mapping[str, np.ndarray] = {}
-    for name in _LIDAR_FILES:
+    for name in LIDAR_FILES:
         values = {**_named_numbers(Path(folder) / name), **values}
     move = _affine(values.get("Tr", values.get("Tr_velo_to_cam")), 4)
     if move is None and (turn := _affine(values.get("R"), 3)) is not None and len(values.get("T", ())) == 3:
