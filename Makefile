@@ -18,7 +18,7 @@ test: setup lint docs  ## cups/ is what the notebooks export; every notebook's c
 	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 3 --dist worksteal --durations 10
 
 test-browser: .venv/browser  ## the widgets in JupyterLab in Chromium; screenshots in build/browser
-	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser --durations 5
+	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser --numprocesses 2 --dist loadfile --durations 5
 
 lint: setup  ## style, and the floor plan: every room imports downwards only
 	$(BIN)/ruff check cups nbs tests setup.py

@@ -1,7 +1,6 @@
 """Every notebook runs: what it asserts holds. Jobs (`skip_exec`) have tests of their own."""
 
 import os
-from multiprocessing import get_context
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -11,8 +10,6 @@ from execnb.nbio import read_nb
 from execnb.shell import CaptureShell
 
 ROOT = Path(__file__).parents[1]
-LARGE = ["execnb.shell", "torch", "torchvision", "lightning", "torchmetrics", "sklearn.cluster", "skimage.segmentation",
-         "scipy.ndimage", "matplotlib.pyplot", "plotly.graph_objects", "ipywidgets"]  # fmt: skip
 
 
 def notebooks() -> list[str]:
@@ -31,14 +28,6 @@ def run(path: Path, fault: Connection) -> None:
         fault.send(shell.prettytb(str(path)))
     else:
         fault.send("")
-
-
-@pytest.fixture(scope="session")
-def processes():
-    """Processes that start with the large libraries loaded, as copies of one that nothing has run in."""
-    context = get_context("forkserver")
-    context.set_forkserver_preload(LARGE)
-    return context
 
 
 def fault_of(path: Path, processes) -> str:

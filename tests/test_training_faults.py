@@ -1,47 +1,64 @@
 """A training run that is killed, at whatever moment, ends as one that was not; a full disk costs no checkpoint."""
 
 import random
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import pytest
 import torch
-
-HERE = Path(__file__).parent
-LIMIT_FILES = "import resource, signal; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
-    "resource.setrlimit(resource.RLIMIT_FSIZE, (200_000, 200_000)); "
+from kill_training import run
 
 
-def start(folder: Path, stage: str, before: str = "") -> subprocess.Popen:
-    program = f"{before}import sys; sys.argv = ['', {str(folder)!r}, {stage!r}]; sys.path.insert(0, {str(HERE)!r}); " \
-        "import runpy; runpy.run_module('kill_training', run_name='__main__')"
-    command = [sys.executable, "-c", program]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, cwd=HERE.parent)
+class Run:
+    """A process that trains, and what it says."""
+
+    def __init__(self, processes, folder: Path, stage: str, disk_bytes: int | None = None):
+        folder.mkdir(exist_ok=True)
+        self.heard, sender = processes.Pipe(duplex=False)
+        self.process = processes.Process(target=run, args=(folder, stage, sender, disk_bytes))
+        self.process.start()
+        sender.close()
+
+    def word(self) -> str:
+        """Return what it says next; nothing once it has ended."""
+        assert self.heard.poll(300), "it takes too long"
+        try:
+            return self.heard.recv()
+        except EOFError:
+            return ""
+
+    def finish(self) -> str:
+        """Return the last that it said, when it has ended."""
+        last = ""
+        while word := self.word():
+            last = word
+        self.process.join()
+        return last
+
+    def kill(self) -> None:
+        self.process.kill()
+        self.finish()
 
 
-def finish(folder: Path, stage: str) -> dict:
-    process = start(folder, stage)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode == 0, errors
+def finish(processes, folder: Path, stage: str) -> dict:
+    training = Run(processes, folder, stage)
+    last = training.finish()
+    assert training.process.exitcode == 0, last
     return torch.load(folder / "result.pt", weights_only=True)
 
 
 @pytest.mark.parametrize("stage", ["train", "self_train"])
-def test_a_killed_run_ends_with_the_same_weights(tmp_path, stage):
+def test_a_killed_run_ends_with_the_same_weights(processes, tmp_path, stage):
     draw, steps_seen = random.Random(stage), 0
-    whole = finish(tmp_path / "whole", stage)
+    whole = finish(processes, tmp_path / "whole", stage)
     for _ in range(3):
-        process = start(tmp_path / "killed", stage)
+        training = Run(processes, tmp_path / "killed", stage)
         for _ in range(draw.randint(1, 4)):
-            steps_seen += process.stdout.readline() == "step\n"
+            steps_seen += training.word() == "step"
         time.sleep(draw.uniform(0, 0.1))  # in the middle of a step, or of a checkpoint that is being written
-        process.send_signal(signal.SIGKILL)
-        process.communicate()
+        training.kill()
     assert steps_seen >= 3
-    killed = finish(tmp_path / "killed", stage)
+    killed = finish(processes, tmp_path / "killed", stage)
     assert killed == whole and len(whole["validation"]) == 12
     networks = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("whole", "killed")]
     assert networks[0] == networks[1]
@@ -49,17 +66,16 @@ def test_a_killed_run_ends_with_the_same_weights(tmp_path, stage):
     assert left == {"last.ckpt"}
 
 
-def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoint(tmp_path):
-    process = start(tmp_path, "train")
+def test_a_full_disk_ends_in_one_line_and_keeps_the_checkpoint(processes, tmp_path):
+    training = Run(processes, tmp_path, "train")
     for _ in range(3):
-        process.stdout.readline()
-    process.send_signal(signal.SIGKILL)
-    process.communicate()
+        training.word()
+    training.kill()
     last = tmp_path / "checkpoints" / "last.ckpt"
     before = last.read_bytes()
-    process = start(tmp_path, "train", LIMIT_FILES)
-    _, errors = process.communicate(timeout=300)
-    assert process.returncode != 0
-    assert "last.ckpt: cannot be written" in errors.strip().splitlines()[-1], errors
+    training = Run(processes, tmp_path, "train", disk_bytes=200_000)
+    fault = training.finish()
+    assert training.process.exitcode != 0
+    assert "last.ckpt: cannot be written" in fault.strip().splitlines()[-1], fault
     assert last.read_bytes() == before
     assert [path.name for path in last.parent.iterdir()] == ["last.ckpt"]

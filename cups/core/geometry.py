@@ -26,14 +26,22 @@ def disparity_from_depth(depth: Tensor, calibration: Calibration) -> Tensor:
     return depth_from_disparity(depth, calibration)  # d = f b / Z and Z = f b / d are one formula
 
 # %% ../../nbs/core/09_geometry.ipynb #789ad14c
-def pixel_grid(height: int, width: int, device: torch.device | str | None = None) -> Tensor:
-    """Return the (x, y) coordinates of all pixel centres, (2, H, W), float32; the first pixel is (0, 0)."""
-    y, x = torch.meshgrid(
-        torch.arange(height, dtype=torch.float32, device=device),
-        torch.arange(width, dtype=torch.float32, device=device),
-        indexing="ij",
-    )
-    return torch.stack([x, y])
+def pixel_grid(
+    height: int, width: int, device: torch.device | str | None = None,
+    window: tuple[slice, slice] = (slice(None), slice(None)),
+) -> Tensor:  # fmt: skip
+    """Return the (x, y) coordinates of the pixel centres, (2, h, w), float32, in a window of an image, or in all of it.
+
+    Parameters
+    ----------
+    height, width : int
+        Of the image, whose first pixel is (0, 0).
+    device : torch.device or str, optional
+    window : tuple of slice
+        Rows and columns.
+    """
+    y, x = (torch.arange(side, dtype=torch.float32, device=device) for side in (height, width))
+    return torch.stack(torch.meshgrid(x[window[1]], y[window[0]], indexing="xy"))
 
 
 def back_project(depth: Tensor, calibration: Calibration, position: Tensor | None = None) -> Tensor:

@@ -119,8 +119,7 @@ def _projection_jacobian(moved: Tensor, calibration: Calibration) -> Tensor:
     slope = torch.stack(
         [fx / z, zero, -fx * x / z**2, zero, fy / z, -fy * y / z**2, zero, zero, -fb / z**2], -1
     ).reshape(*x.shape, 3, 3)
-    hat = torch.stack([zero, z, -y, -z, zero, x, y, -x, zero], -1).reshape(*x.shape, 3, 3)
-    return torch.cat([slope, slope @ hat], -1)
+    return torch.cat([slope, torch.linalg.cross(moved.unsqueeze(-2), slope)], -1)  # a turn adds turn x point
 
 # %% ../../nbs/core/10_rigid.ipynb #9d47eb31
 def refine_motion(

@@ -79,10 +79,10 @@ def surface_plane(flow: SceneFlow, mask: Tensor, window: tuple[slice, slice]) ->
 
     Through its tracked pixels, or through all if it has less than `MIN_TRACKED_POINTS` of them.
     """
-    if int((mask & flow.tracked).sum()) >= MIN_TRACKED_POINTS:
-        mask = mask & flow.tracked
-    x, y = pixel_grid(*mask.shape, device=mask.device)[(slice(None), *window)]
-    mask = mask[window]
+    x, y = pixel_grid(*mask.shape, mask.device, window)
+    mask, tracked = mask[window], mask[window] & flow.tracked[window]
+    if int(tracked.sum()) >= MIN_TRACKED_POINTS:
+        mask = tracked
     disparity = flow.disparity_0[window][mask].double()
     terms = torch.stack([x[mask], y[mask], torch.ones_like(x[mask])], -1).double()
     keep = torch.ones_like(disparity, dtype=torch.bool)
@@ -123,10 +123,11 @@ def own_surface(
     flow, layout = evidence.ego.flow, evidence.layout
     surface = surface_plane(flow, mask, window)
     tolerance = _SURFACE_NOISE * layout.noise_px + _SURFACE_SHARE * surface
-    held = np.bincount(layout.segments[mask.cpu().numpy()], minlength=layout.segments.max() + 1)
-    ours = held >= _MIN_SEGMENT_SHARE * int(mask.sum())
+    segments, own = layout.segments[window], mask[window].cpu().numpy()
+    held = np.bincount(segments[own], minlength=segments.max() + 1)
+    ours = held >= _MIN_SEGMENT_SHARE * own.sum()
     ours[0] = False
-    fits = torch.from_numpy(ours[layout.segments[window]]).to(mask.device)
+    fits = torch.from_numpy(ours[segments]).to(mask.device)
     return surface, tolerance, fits & ((flow.disparity_0[window] - surface).abs() < tolerance)
 
 # %% ../../../nbs/stages/motion/05_outlines.ipynb #0422c5d2
@@ -143,7 +144,7 @@ def better_seen(motion: Tensor, disparity: Tensor, window: tuple[slice, slice], 
     evidence : Evidence
     """
     camera, images = evidence.ego.flow.calibration, evidence.appearance
-    position = pixel_grid(*images.at_rest.shape, device=disparity.device)[(slice(None), *window)]
+    position = pixel_grid(*images.at_rest.shape, disparity.device, window)
     points = back_project(depth_from_disparity(disparity, camera), camera, position)
     target = project(transform(motion, points.flatten(0, 1)), camera)[:, :2]
     difference = image_difference(
@@ -239,7 +240,8 @@ def claim_pixels(
     own, trusted = flow.disparity_0[window], flow.trusted[window]
     surface, tolerance, fits = own_surface(mask, window, evidence)
     seen = better_seen(motion, torch.where(fits, own, surface), window, evidence)
-    numbers = torch.arange(mask.numel(), device=mask.device).reshape(mask.shape)[window].reshape(-1)
+    x, y = pixel_grid(*mask.shape, mask.device, window).long()
+    numbers = (y * mask.shape[1] + x).reshape(-1)
     error = squared_errors(motion, inflated(evidence.ego.measurements[numbers], slack_px)).clamp(max=ERROR_LIMIT)
     matched = evidence.static[window] - (error.reshape(own.shape) / ERROR_LIMIT).cpu().numpy()
     prior = shape_prior(hull(mask[window]), fits, trusted)

@@ -66,7 +66,7 @@ def region_values(found: RegionMotions, k: int, evidence: Evidence, settings: Mo
     """Return the numbers of region k + 1 that the rules look at."""
     ego, per_px = evidence.ego, 1e6 / found.regions.numel()
     noise_px = float(ego.measurements.noise_px[0, :2].max())
-    points = ego.flow.points_0[found.regions == k + 1]
+    points = ego.flow.points_0.flatten(0, 1)[found.pixels[k]]
     return {
         "tracked_points": found.tracked[k],
         "seen_points": found.seen[k],
@@ -160,17 +160,16 @@ class Candidate:
 # %% ../../../nbs/stages/motion/07_propose.ipynb #6667dd83
 def outlined(k: int, found: RegionMotions, evidence: Evidence, settings: MotionSettings) -> Candidate:
     """Return the candidate of region k + 1."""
-    mask, ego = found.regions == k + 1, evidence.ego
-    values = region_values(found, k, evidence, settings)
+    values, region_px = region_values(found, k, evidence, settings), len(found.pixels[k])
     values["confidence"], weakest = confidence(values)
     if broken_rule(values, settings):
-        return Candidate(k, int(mask.sum()), values, weakest)
-    slack_px = float(flow_error(torch.tensor(found.moved_px[k]), ego.measurements))
-    claim = claim_pixels(mask, found.motions[k], slack_px, evidence, settings)
+        return Candidate(k, region_px, values, weakest)
+    slack_px = float(flow_error(torch.tensor(found.moved_px[k]), evidence.ego.measurements))
+    claim = claim_pixels(found.regions == k + 1, found.motions[k], slack_px, evidence, settings)
     values |= object_values(claim, evidence)
     values["supported_noise"] = supported_noise(values)
     values["confidence"], weakest = confidence(values)
-    return Candidate(k, int(mask.sum()), values, weakest, claim)
+    return Candidate(k, region_px, values, weakest, claim)
 
 
 def outline_regions(found: RegionMotions, evidence: Evidence, settings: MotionSettings) -> list[Candidate]:

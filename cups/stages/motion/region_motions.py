@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -27,13 +28,20 @@ from cups.stages.motion.ego_motion import (
 from .settings import MotionSettings
 
 # %% auto #0
-__all__ = ['MIN_TRACKED_POINTS', 'draw_from_regions', 'flow_noise', 'flow_error', 'inflated', 'displacement_px', 'moved_px',
-           'fit_motions', 'compare_motions', 'part_of', 'join_fragments', 'join_long_objects', 'RegionMotions',
-           'fit_regions', 'unexplained', 'split_by_motion', 'refit_regions', 'region_sizes', 'fit_region_motions']
+__all__ = ['MIN_TRACKED_POINTS', 'sorted_pixels', 'draw_from_regions', 'flow_noise', 'flow_error', 'inflated', 'displacement_px',
+           'moved_px', 'fit_motions', 'region_gaps', 'excess_errors', 'part_of', 'join_fragments', 'join_long_objects',
+           'RegionMotions', 'fit_regions', 'unexplained', 'split_by_motion', 'refit_regions', 'region_sizes',
+           'fit_region_motions']
 
 # %% ../../../nbs/stages/motion/04_region_motions.ipynb #112ae73c
 _NUM_POINTS = 160
 """Points sampled from each region: an agreement of 0.5 is then known to 0.04."""
+
+def sorted_pixels(regions: Tensor) -> Tensor:
+    """Return the indices of the pixels of regions 1, 2, ... of (N,), int64, one region after the other."""
+    inside = regions.nonzero()[:, 0]
+    return inside[regions[inside].argsort(stable=True)]
+
 
 def draw_from_regions(regions: Tensor, count: int, generator: torch.Generator) -> Tensor:
     """Return indices of pixels of each region, (count, _NUM_POINTS), sampled with replacement.
@@ -46,11 +54,10 @@ def draw_from_regions(regions: Tensor, count: int, generator: torch.Generator) -
     generator : torch.Generator
         On the CPU.
     """
-    order = regions.argsort(stable=True)
-    sizes = torch.bincount(regions, minlength=count + 1)
-    starts = sizes.cumsum(0)[:-1].unsqueeze(-1)
+    sizes = torch.bincount(regions, minlength=count + 1)[1:].unsqueeze(-1)
+    starts = sizes.cumsum(0) - sizes
     draw = torch.rand(count, _NUM_POINTS, generator=generator).to(regions.device)
-    return order[starts + (draw * sizes[1:].unsqueeze(-1)).long()]
+    return sorted_pixels(regions)[starts + (draw * sizes).long()]
 
 # %% ../../../nbs/stages/motion/04_region_motions.ipynb #1a68a1ae
 _FLOW_ERROR_SHARE, _SMOOTHED_NOISE_PX = 0.1, 0.2
@@ -77,19 +84,20 @@ def inflated(m: Measurements, by_px: Tensor | float) -> Measurements:
     )
 
 # %% ../../../nbs/stages/motion/04_region_motions.ipynb #880acd4e
-def displacement_px(positions: Tensor, camera_motion: Tensor, m: Measurements) -> Tensor:
+def displacement_px(positions: Tensor, rest: Tensor, m: Measurements) -> Tensor:
     """Return the displacement of regions in the image relative to rest, (R,), medians in pixels.
 
     Parameters
     ----------
     positions : Tensor, (R, P, 3)
         (x, y, disparity) of the regions' points at t + 1.
-    camera_motion : Tensor, (4, 4)
+    rest : Tensor, (4, 4) or (R, 4, 4)
+        The motion that counts as rest: the camera's, or one for each region.
     m : Measurements
         Of (R, P) points, P of each region.
     """
-    rest = project(transform(camera_motion, m.points), m.calibration)
-    return (positions - rest)[..., :2].norm(dim=-1).median(-1).values
+    at_rest = project(transform(rest, m.points), m.calibration)
+    return (positions - at_rest)[..., :2].norm(dim=-1).median(-1).values
 
 
 def moved_px(motions: Tensor, camera_motion: Tensor, m: Measurements) -> Tensor:
@@ -140,31 +148,44 @@ def fit_motions(m: Measurements, camera_motion: Tensor, generator: torch.Generat
 _NEAR_SHARE = 0.1
 """The gap between two regions is that of the nearest tenth of the points: a few wrong depths do not close it."""
 
-def compare_motions(m: Measurements, motions: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the excess error of each region's motion on each region's flow, and the gaps between regions.
+def region_gaps(m: Measurements) -> Tensor:
+    """Return the distance to a region (row) within which a tenth of another's points (column) lie, (R, R), in metres.
+
+    Parameters
+    ----------
+    m : Measurements
+        Of (R, P) points, P of each region.
+    """
+    few = m.points[:, ::4]  # the distances of all pairs would take long
+    apart = torch.stack([torch.cdist(points, few.flatten(0, 1)).amin(0) for points in few])
+    nearest = max(int(_NEAR_SHARE * few.shape[1]), 1)
+    return apart.reshape(*few.shape[:1], *few.shape[:2]).kthvalue(nearest).values
+
+
+def excess_errors(m: Measurements, motions: Tensor, pairs: Tensor) -> Tensor:
+    """Return the excess errors of the motions of some regions on the flow of others.
 
     Parameters
     ----------
     m : Measurements
         Of (R, P) points, P of each region.
     motions : Tensor, (R, 4, 4)
+    pairs : Tensor, (R, R), bool
+        Pairs of regions to look at.
 
     Returns
     -------
-    excess_px : Tensor, (R, R)
-        Median flow error of the motion of one region (row) on the points of another (column), minus the larger of
-        the two regions' errors under their own motions.
-    gap_m : Tensor, (R, R)
-        Distance to a region (row) within which a tenth of another's points (column) lie.
+    Tensor, (R, R)
+        Median flow error, in pixels, of the motion of one region (row) on the points of another (column), minus the
+        larger of the two regions' errors under their own motions; infinite where not looked at.
     """
-    count = len(motions)
-    predicted = project(transform(motions[:, None], m.points[None]), m.calibration)
-    miss = (m.observed[None] - predicted)[..., :2].norm(dim=-1).median(-1).values
-    own = miss.diagonal()
-    few = m.points[:, ::4]  # the distances of all pairs would take long
-    apart = torch.cdist(few.flatten(0, 1), few.flatten(0, 1)).reshape(count, few.shape[1], count, -1).amin(1)
-    nearest = max(int(_NEAR_SHARE * few.shape[1]), 1)
-    return miss - torch.maximum(own[:, None], own[None]), apart.kthvalue(nearest).values
+    own = displacement_px(m.observed, motions, m)
+    row, column = pairs.nonzero(as_tuple=True)
+    others = m[column]
+    miss = displacement_px(others.observed, motions[row], others)
+    excess = own.new_full(pairs.shape, torch.inf)
+    excess[row, column] = miss - torch.maximum(own[row], own[column])
+    return excess
 
 
 def part_of(joins: Tensor, sizes: list[int]) -> list[int]:
@@ -203,13 +224,12 @@ def join_fragments(
         Regions whose motion is known well enough to take in others.
     """
     moved = displacement_px(m.observed, camera_motion, m)
-    excess, gap = compare_motions(m, motions)
     slack = _JOIN_NOISE * flow_noise(m) + flow_error(moved, m)
     # What lies side by side is as far apart as its depths are off.
     error = (m.points[..., 2] / m.disparity.clamp(min=MIN_DISPARITY_PX)).median(-1).values * m.disparity_noise_px.min()
-    near = gap < _JOIN_GAP_M + (_JOIN_NOISE * error).clamp(max=_JOIN_GAP_M)
-    joins = (excess < torch.minimum(slack, _JOIN_MOVED_SHARE * moved)) & near
-    return part_of(joins & torch.tensor(able, device=gap.device)[:, None], sizes)
+    near = region_gaps(m) < _JOIN_GAP_M + (_JOIN_NOISE * error).clamp(max=_JOIN_GAP_M)
+    excess = excess_errors(m, motions, near & torch.tensor(able, device=near.device)[:, None])
+    return part_of(excess < torch.minimum(slack, _JOIN_MOVED_SHARE * moved), sizes)
 
 # %% ../../../nbs/stages/motion/04_region_motions.ipynb #e5b8aac8
 _EXACT_SHARE = 0.03
@@ -230,14 +250,14 @@ def join_long_objects(m: Measurements, motions: Tensor, camera_motion: Tensor, s
     sizes : list of int
         Pixels of each object.
     """
-    excess, gap = compare_motions(m, motions)
     noise = _JOIN_NOISE * flow_noise(m)
     slack = (_EXACT_SHARE * moved_px(motions, camera_motion, m)).clamp(max=noise)
-    ends = m.points[..., ::2].quantile(torch.tensor([0.1, 0.9], device=gap.device), dim=1)  # without outliers
+    ends = m.points[..., ::2].quantile(torch.tensor([0.1, 0.9], device=slack.device), dim=1)  # without outliers
     length = (ends[1] - ends[0]).norm(dim=-1)
-    size = torch.tensor(sizes, device=gap.device)
+    size = torch.tensor(sizes, device=slack.device)
     small = size[None] < _SIZE_SHARE * size[:, None]
-    return part_of(small & (excess < slack) & (gap < _LENGTH_SHARE * length[:, None]), sizes)
+    excess = excess_errors(m, motions, small & (region_gaps(m) < _LENGTH_SHARE * length[:, None]))
+    return part_of(excess < slack, sizes)
 
 # %% ../../../nbs/stages/motion/04_region_motions.ipynb #673d49f4
 @dataclass(frozen=True)
@@ -268,6 +288,11 @@ class RegionMotions:
     seen: list[int]
     moved_px: list[float]
     joined: int = 0
+
+    @cached_property
+    def pixels(self) -> tuple[Tensor, ...]:
+        """The indices of each region's pixels, in reading order."""
+        return sorted_pixels(self.regions.reshape(-1)).split(region_sizes(self.regions))
 
 # %% ../../../nbs/stages/motion/04_region_motions.ipynb #2c7428e1
 MIN_TRACKED_POINTS = 20
