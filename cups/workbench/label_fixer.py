@@ -572,7 +572,7 @@ def _controls(self: LabelFixer) -> list[widgets.Widget]:
     """Make all controls, and return their rows."""
     self.to_class = widgets.Dropdown(
         options=[(name, k) for k, name in enumerate(self.class_names)], description="New class:",
-        layout={"width": "230px"}, style={"description_width": "initial"},
+        layout={"width": "280px"}, style={"description_width": "initial"},
     )  # fmt: skip
     self.swatch = widgets.HTML()
     self.to_class.observe(lambda _: self._show_swatch(), "value")
@@ -647,7 +647,7 @@ def _brush_controls(self: LabelFixer) -> list[widgets.Widget]:
         description="Eraser", icon="eraser", layout=fit, tooltip="drag on the picture: what it covers becomes void"
     )
     self.radius = widgets.IntSlider(
-        8, 1, _MAX_RADIUS, description="Radius:", layout={"width": "200px"}, style={"description_width": "initial"}
+        8, 1, _MAX_RADIUS, description="Radius:", layout={"width": "280px"}, style={"description_width": "initial"}
     )
     self.radius.observe(lambda _: self._show_brush(), "value")
     self.to_class.observe(lambda _: self._show_brush(), "value")
