@@ -144,6 +144,9 @@ def _add_explore(commands: _Commands) -> None:
     explore.add_argument("root", nargs="?", metavar="FOLDER", help="the data set's; street scenes if it is left out")
     explore.add_argument("--labels", metavar="DIR", help="folder of its pseudo-labels, to be shown, too")
     explore.add_argument("--dataset", default="stereo_folder", metavar="NAME", help="kind of data set")
+    explore.add_argument(
+        "--traffic", default="town", metavar="KIND", help="of street scenes: town, oncoming (near, fast) or stop_and_go"
+    )
     explore.add_argument("--fps", type=float, metavar="HZ", help="frames per second, for speeds in metres per second")
     explore.add_argument("--runs", default="out", metavar="DIR", help="folder of run folders, for the browser of runs")
     explore.add_argument("--port", type=int, metavar="N", help="of JupyterLab; a free one from 8888 on if left out")
@@ -155,12 +158,16 @@ def _run_explore(options: argparse.Namespace) -> str:
     """Run `cups explore`."""
     from cups.datasets.registry import open_stereo_dataset
     from cups.labels.store import PseudoLabelStore
+    from cups.street.scenes import traffic_named
     from cups.workbench.opening import copy_of_explorer, run_lab
     from cups.workbench.sources import DatasetSource
 
     if options.labels and not options.root:
         raise InputError("--labels needs the FOLDER of the video that was labelled")
-    values: dict[str, Any] = {"runs": str(Path(options.runs).resolve()), "fps": options.fps}
+    if options.root and options.traffic != "town":
+        raise InputError("--traffic is for street scenes, which open without a FOLDER")
+    traffic_named(options.traffic)  # which says what there is
+    values: dict[str, Any] = {"runs": str(Path(options.runs).resolve()), "fps": options.fps, "traffic": options.traffic}
     if options.root:
         values |= {"dataset": options.dataset, "data_root": str(Path(options.root).resolve())}
         values |= {"store": str(Path(options.labels).resolve())} if options.labels else {}

@@ -185,6 +185,8 @@ def test_what_cannot_be_explored_fails_in_one_line(fails, made, tmp_path, monkey
     fails("explore", made / "scenes", "--dataset", "cityscapes", words=["cityscapes", "not stereo video"])
     fails("explore", made / "scenes", "--fps", "0", words=["fps"])
     fails("explore", "--labels", made / "labels", words=["--labels", "FOLDER"])
+    fails("explore", made / "scenes", "--traffic", "oncoming", words=["--traffic", "FOLDER"])
+    fails("explore", "--traffic", "jam", words=["jam", "stop_and_go"])
     assert not (tmp_path / "cache").exists()
 
 
@@ -206,8 +208,9 @@ def test_explore_opens_a_copy_that_knows_video_and_labels(made, tmp_path, monkey
     assert values["data_root"] == str(made / "scenes") and values["store"] == str(made / "labels")
     assert (values["dataset"], values["fps"], values["runs"]) == ("stereo_folder", 10.0, str(made / "out"))
     assert not any(cell.get("outputs") for cell in cells)
-    assert main(["explore"]) == 0
-    assert asked[-1][0] != copy and asked[-1][1] == []
+    assert main(["explore"]) == main(["explore", "--traffic", "stop_and_go"]) == 0
+    assert len({copy, *(path for path, _ in asked[-2:])}) == 3 and asked[-1][1] == []
+    assert '"stop_and_go"  # of street scenes' in asked[-1][0].read_text().replace("\\", "").replace("'", '"')
 
 
 def test_an_installed_package_brings_the_explorer(tmp_path, monkeypatch):

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 
+from cups.core.class_colours import named_classes
 from cups.core.errors import InputError
 from cups.core.files import write_json
 from cups.core.records import VOID, PanopticLabel
@@ -258,8 +259,9 @@ def test_another_number_of_classes_joins_the_centres_that_are_there(street, call
 def test_joined_classes_keep_the_colour_of_the_largest_and_their_share(street):
     classes = street[1]
     fine = classes.regrouped(len(classes.pixels.centres))
-    colours, fewer = threshold_lab.class_colours(fine), classes.regrouped(9)
-    for number, colour in enumerate(threshold_lab.class_colours(fewer)):
+    named, fewer = named_classes(fine.num_classes), classes.regrouped(9)
+    colours = named.colours
+    for number, colour in enumerate(threshold_lab.regrouped_classes(named, fine, fewer).colours):
         members = (fewer.pixels.classes == number).nonzero()[:, 0]
         largest = members[classes.counts[members, 0].argmax()]
         assert (colour == colours[fine.pixels.classes[largest]]).all()

@@ -19,7 +19,7 @@ from .classes import class_overlap
 from ..labels.store import PseudoLabelStore
 
 # %% auto #0
-__all__ = ['store_classes']
+__all__ = ['classes_in_store', 'store_classes']
 
 # %% ../../nbs/evaluation/10_class_names.ipynb #3c84b2c2
 _MOST_FRAMES = 8  # read in less than a second
@@ -42,6 +42,29 @@ def _labels_and_truths(store: PseudoLabelStore, dataset: StereoDataset, most: in
             yield label.semantic, truth.semantic
 
 
+def classes_in_store(
+    store: PseudoLabelStore, dataset: StereoDataset, taxonomy: Taxonomy = CITYSCAPES_19, most: int = _MOST_FRAMES
+) -> np.ndarray | None:
+    """Return the pixels of each pseudo-class and true class, (P + 1, K), for `named_classes`; None without truth.
+
+    Parameters
+    ----------
+    store : PseudoLabelStore
+    dataset : StereoDataset
+        Its video. What it has counted itself (`met`: the frames of an explorer) is taken.
+    taxonomy : Taxonomy
+        The K classes of the truth.
+    most : int
+        Number of frames that are looked at.
+    """
+    if (met := getattr(dataset, "met", None)) is not None and len(met) >= store.num_classes:
+        return met
+    try:
+        return class_overlap(_labels_and_truths(store, dataset, most), store.num_classes, len(taxonomy))[0].numpy()
+    except InputError:  # no frame has a truth, or one of other classes
+        return None
+
+
 def store_classes(
     store: PseudoLabelStore, dataset: StereoDataset | None = None, taxonomy: Taxonomy = CITYSCAPES_19,
     most: int = _MOST_FRAMES,
@@ -52,18 +75,9 @@ def store_classes(
     ----------
     store : PseudoLabelStore
         Before it is finished, things are not known and all classes look like stuff.
-    dataset : StereoDataset, optional
-        Its video. Without one, or without ground truth, the classes are numbers.
-    taxonomy : Taxonomy
-        Classes of the truth.
-    most : int
-        Number of frames that are looked at.
+    dataset, taxonomy, most
+        As for `classes_in_store`. Without a video, or without ground truth, the classes are numbers.
     """
     things = store.split.things if store.is_finished else ()
-    met = None
-    if dataset is not None:
-        try:
-            met = class_overlap(_labels_and_truths(store, dataset, most), store.num_classes, len(taxonomy))[0].numpy()
-        except InputError:  # no frame has a truth, or one of other classes
-            met = None
+    met = None if dataset is None else classes_in_store(store, dataset, taxonomy, most)
     return named_classes(store.num_classes, things, met, taxonomy)

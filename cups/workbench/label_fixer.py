@@ -16,17 +16,19 @@ from fastcore.basics import patch
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.class_colours import class_colours
+from ..core.class_colours import named_classes
 from ..core.protocols import StereoDataset
 from ..core.records import VOID, PanopticLabel
+from ..core.taxonomy import Taxonomy
 from ..datasets.labelled_images import LabelledImages
+from ..evaluation.class_names import store_classes
 from ..labels.fixed import FIXED_FOLDER, Edit, FixedLabels
 from ..labels.store import PseudoLabelStore
 from .carried_edits import CarriedEdit, FrameFlows, Neighbour, carry_to
 from .explorer import LatestFirst
 from .label_drafts import Draft, OpenFrame, save_drafts, saved_draft
 from .label_edits import replay, selected_masks
-from .layers import Layer, Packet, class_layer, class_names, message, picture, sampled, step_for
+from .layers import Layer, Packet, class_layer, message, picture, sampled, step_for
 from .segments import Segment, segment_at
 from .view.frame_view import FrameView
 from .waiting import Progress, Stopped, Watch
@@ -50,9 +52,8 @@ def contour_layer(label: PanopticLabel) -> Layer:
 
 # %% ../../nbs/workbench/24_label_fixer.ipynb #333df332
 def label_packet(
-    name: str, label: PanopticLabel, image: Tensor | None, names: list[str], max_width: int = 1024,
-    things: Sequence[int] = (),
-) -> Packet:  # fmt: skip
+    name: str, label: PanopticLabel, image: Tensor | None, classes: Taxonomy, max_width: int = 1024
+) -> Packet:
     """Return a label as a message to a `FrameView`.
 
     Parameters
@@ -62,20 +63,17 @@ def label_packet(
     label : PanopticLabel
     image : Tensor, (3, H, W), uint8, optional
         Left out if the browser has it.
-    names : list of str
-        Of the pseudo-classes.
+    classes : Taxonomy
+        Names and colours of the pseudo-classes.
     max_width : int
         Labels that are wider are sampled.
-    things : sequence of int
-        Classes of things, which have strong colours.
     """
     step = step_for(label.semantic.shape[1], max_width)
     small = sampled(label, step)
-    height, width = small.semantic.shape
+    (height, width), names = small.semantic.shape, list(classes.names)
     content = {"name": name, "width": width, "height": height, "step": step, "classes": names, "truth_classes": []}
-    colours = class_colours(len(names), things)
     layers = {} if image is None else {"left": picture(image[:, ::step, ::step])}
-    layers |= {"panoptic": class_layer(small.semantic, None, names, colours), "contours": contour_layer(small)}
+    layers |= {"panoptic": class_layer(small.semantic, None, names, classes.colours), "contours": contour_layer(small)}
     arrays = {"semantic": small.semantic.numpy().astype(np.uint8), "instance": small.instance.numpy().astype(np.uint16)}
     return message(content, layers, arrays)
 
@@ -154,7 +152,8 @@ class LabelFixer(widgets.VBox):
             self.things, self.places = store.split.things, LabelledImages(video, store).places
         except InputError as error:
             text = str(error)
-        self.class_names = class_names(store.num_classes, self.things)
+        self.classes = store_classes(store, video) if self.places else named_classes(store.num_classes)
+        self.class_names = list(self.classes.names)
         self.view = FrameView(
             names=[name for _, name in self.places], message=text, titles=_LAYERS, layer_keys=list(_LAYERS),
             opacities={"A": {"left": 1, "panoptic": 0.5, "contours": 0.8}, "B": {}}, compact=True, help=_HELP,
@@ -251,7 +250,7 @@ def _edit(self: LabelFixer, kind: str, **options: Any) -> None:
 def _send_label(self: LabelFixer) -> None:
     """Show the label that the open frame has now."""
     opened = self._current()
-    packet = label_packet(opened.name, opened.label, None, self.class_names, self.max_width, self.things)
+    packet = label_packet(opened.name, opened.label, None, self.classes, self.max_width)
     self.view.send_frame({"index": opened.index}, packet, first=False, done=True)
 
 
@@ -503,8 +502,7 @@ def _serve(self: LabelFixer, request: dict[str, Any]) -> None:
         try:
             self._fault = ""
             opened = self._open(request["index"])
-            named = self.class_names, self.max_width, self.things
-            packet = label_packet(opened.name, opened.label, opened.image, *named)
+            packet = label_packet(opened.name, opened.label, opened.image, self.classes, self.max_width)
             self.view.send_frame(request, packet, first=True, done=True)
         except InputError as error:
             self.view.send_note(request, "error", str(error))
@@ -572,10 +570,9 @@ def _clicked(self: LabelFixer, x: int, y: int, add: bool) -> None:
 @patch
 def _controls(self: LabelFixer) -> list[widgets.Widget]:
     """Make all controls, and return their rows."""
-    kinds = ["thing" if k in self.things else "stuff" for k in range(self.labels.num_classes)]
     self.to_class = widgets.Dropdown(
-        options=[(f"class {k} ({kind})", k) for k, kind in enumerate(kinds)], description="New class:",
-        layout={"width": "230px"}, style={"description_width": "initial"},
+        options=[(name, k) for k, name in enumerate(self.class_names)], description="New class:",
+        layout={"width": "280px"}, style={"description_width": "initial"},
     )  # fmt: skip
     self.swatch = widgets.HTML()
     self.to_class.observe(lambda _: self._show_swatch(), "value")
@@ -650,7 +647,7 @@ def _brush_controls(self: LabelFixer) -> list[widgets.Widget]:
         description="Eraser", icon="eraser", layout=fit, tooltip="drag on the picture: what it covers becomes void"
     )
     self.radius = widgets.IntSlider(
-        8, 1, _MAX_RADIUS, description="Radius:", layout={"width": "200px"}, style={"description_width": "initial"}
+        8, 1, _MAX_RADIUS, description="Radius:", layout={"width": "280px"}, style={"description_width": "initial"}
     )
     self.radius.observe(lambda _: self._show_brush(), "value")
     self.to_class.observe(lambda _: self._show_brush(), "value")
@@ -670,7 +667,7 @@ def _one_tool(self: LabelFixer, change: dict[str, Any]) -> None:
 @patch
 def _show_brush(self: LabelFixer) -> None:
     """Give the browser the brush, if it is in the hand."""
-    colour = class_colours(self.labels.num_classes, self.things)[self.to_class.value].tolist()
+    colour = self.classes.colours[self.to_class.value].tolist()
     shown = "#ffffff" if self.erasing.value else "#{:02x}{:02x}{:02x}".format(*colour)
     in_hand = self.brushing.value or self.erasing.value
     self.view.brush = {"radius": self.radius.value, "colour": shown} if in_hand else None
@@ -680,7 +677,7 @@ def _show_brush(self: LabelFixer) -> None:
 @patch
 def _show_swatch(self: LabelFixer) -> None:
     """Show the colour of the new class."""
-    colour = class_colours(self.labels.num_classes, self.things)[self.to_class.value]
+    colour = self.classes.colours[self.to_class.value]
     style = f"display:inline-block;width:22px;height:22px;border:1px solid #888;background:rgb{tuple(colour.tolist())}"
     self.swatch.value = f"<span class='cups-swatch' title='colour of the new class' style='{style}'></span>"
 

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from html import escape
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import ipywidgets as widgets
@@ -21,13 +22,15 @@ import plotly.graph_objects as go
 from fastcore.basics import patch
 from torch import Tensor, nn
 
+from ..core.class_colours import named_classes
 from ..core.errors import InputError
 from ..core.files import read_json
 from ..core.pictures import image_rgb, panoptic_rgb
 from ..core.protocols import StereoDataset
 from ..core.records import VOID, PanopticLabel
-from ..core.taxonomy import CITYSCAPES_19
+from ..core.taxonomy import CITYSCAPES_19, Taxonomy
 from ..datasets.stereo_folder import StereoFolder
+from ..evaluation.class_names import classes_in_store
 from ..labels.store import PseudoLabelStore
 from .frames import matched_colours
 from .run_scores import class_html, html_table, points, result_name, results_of, score_html
@@ -39,7 +42,7 @@ from .widgets import MONOSPACE, fault_html
 __all__ = ['Run', 'assigned_values', 'read_job', 'job_of', 'read_metrics', 'read_run', 'run_folders', 'find_runs', 'qualities',
            'run_row', 'sorted_runs', 'run_lines', 'effective_parameters', 'value_text', 'parameter_table',
            'event_curves', 'run_curves', 'curves_figure', 'compared_frames', 'frame_lines', 'located', 'run_video',
-           'frames_differ', 'run_label', 'label_picture', 'compared_pictures', 'RunBrowser']
+           'frames_differ', 'run_label', 'run_classes', 'label_picture', 'compared_pictures', 'RunBrowser']
 
 # %% ../../nbs/workbench/23_run_browser.ipynb #77351cb3
 @dataclass(frozen=True)
@@ -484,12 +487,59 @@ def run_label(run: Run, name: str, image: Tensor) -> tuple[PanopticLabel, list[i
                 return store.read(name), _assignments(run.metrics.get("pseudo_labels"))
     return None
 
+# %% ../../nbs/workbench/23_run_browser.ipynb #53c57608
+def _label_stores(run: Run) -> Iterator[PseudoLabelStore]:
+    """Yield the stores that have a run's pseudo-classes: its own, and those beside the network that it began with."""
+    labels, network = (located(run, str(run.parameters.get(key, ""))) for key in ("labels", "network"))
+    folders = [run.path] if network is None else [run.path, network.parent]
+    stores = (folder / name for folder in folders for name in ("test_labels", "labels"))
+    for path in [*([] if labels is None else [labels]), *stores]:
+        if (path / "manifest.json").exists():
+            yield PseudoLabelStore(path)
+
+
+def run_classes(run: Run, video: StereoDataset) -> Taxonomy | None:
+    """Return names and colours of a run's pseudo-classes as the explorer has them; None where no truth tells them.
+
+    Parameters
+    ----------
+    run : Run
+        With labels of frames of the video, or a network that began with such labels.
+    video : StereoDataset
+        Frames with ground truth.
+    """
+    for store in _label_stores(run):
+        if (met := classes_in_store(store, video)) is not None:
+            return named_classes(store.num_classes, store.split.things if store.is_finished else (), met)
+    return None
+
 # %% ../../nbs/workbench/23_run_browser.ipynb #57a2b774
+def _fits(classes: Taxonomy | None, label: PanopticLabel, assignments: Sequence[int] | None) -> bool:
+    """Return whether classes are those of a label, as far as their number tells."""
+    if classes is None or assignments is not None:
+        return classes is not None and len(classes) == len(assignments)
+    known = label.semantic[label.semantic != VOID]
+    return not len(known) or int(known.max()) < len(classes)
+
+
 def label_picture(
-    label: PanopticLabel, assignments: Sequence[int] | None, image: Tensor, truth: PanopticLabel | None = None
-) -> np.ndarray:
-    """Return a label in the colours of the true classes (H, W, 3), uint8; with `truth`, only what is wrong has any."""
-    rgb = panoptic_rgb(label, None if assignments is None else matched_colours(assignments, CITYSCAPES_19))
+    label: PanopticLabel, assignments: Sequence[int] | None, image: Tensor, truth: PanopticLabel | None = None,
+    classes: Taxonomy | None = None,
+) -> np.ndarray:  # fmt: skip
+    """Return a label in the colours of its classes (H, W, 3), uint8; with `truth`, only what is wrong has any.
+
+    Parameters
+    ----------
+    label : PanopticLabel
+    assignments : sequence of int, (P,), optional
+        True classes that its classes were matched to.
+    image : Tensor, (3, H, W), uint8
+    truth : PanopticLabel, optional
+    classes : Taxonomy, optional
+        As from `run_classes`; if None, a class has the colour of the true one that it was matched to.
+    """
+    matched = None if assignments is None else matched_colours(assignments, CITYSCAPES_19)
+    rgb = panoptic_rgb(label, classes.colours if _fits(classes, label, assignments) else matched)
     if truth is None or assignments is None:
         return rgb
     classes = np.full(VOID + 1, VOID)
@@ -498,11 +548,22 @@ def label_picture(
     grey = image_rgb(image).mean(-1, keepdims=True).astype(np.uint8)
     return np.where(right[..., None], grey, rgb)
 
-
+# %% ../../nbs/workbench/23_run_browser.ipynb #57a2b776
 def compared_pictures(
-    runs: Sequence[Run], name: str, video: StereoDataset, only_wrong: bool = False
-) -> dict[str, np.ndarray]:
+    runs: Sequence[Run], name: str, video: StereoDataset, only_wrong: bool = False,
+    classes: Mapping[str, Taxonomy | None] = MappingProxyType({}),
+) -> dict[str, np.ndarray]:  # fmt: skip
     """Return a frame, its ground truth if there is one, and the label of every run (H, W, 3), uint8, by title.
+
+    Parameters
+    ----------
+    runs : sequence of Run
+    name : str
+    video : StereoDataset
+    only_wrong : bool
+        Only what is wrong has a colour.
+    classes : mapping
+        The `run_classes` of a run by its name.
 
     Raises
     ------
@@ -521,9 +582,10 @@ def compared_pictures(
             raise InputError(f"{run.path}: neither its network nor its labels are there")
         share = (run.metrics.get("frame_accuracy") or {}).get(name)
         title = run.name if share is None else f"{run.name}: {100 * share:.1f} % of the pixels are right"
-        pictures[title] = label_picture(*found, image, truth if only_wrong else None)
+        named = classes.get(run.name)
+        pictures[title] = label_picture(*found, image, truth if only_wrong else None, named)
     if len(runs) == 1 and truth is not None and found[1] is not None:
-        pictures["where it is wrong"] = label_picture(*found, image, truth)
+        pictures["where it is wrong"] = label_picture(*found, image, truth, named)
     return pictures
 
 # %% ../../nbs/workbench/23_run_browser.ipynb #bedcd26b
@@ -542,6 +604,7 @@ class RunBrowser(widgets.VBox):
         self.folder, self.video = Path(folder), video
         self.runs: list[Run] = []
         self._curves: dict[str, dict[str, _Curve]] = {}
+        self._classes: dict[str, Taxonomy | None] = {}
         self.status = widgets.HTML()
         self.sorting = widgets.Dropdown(options=_SORTINGS, description="Sort by:", layout={"width": "200px"})
         self.reload_button = widgets.Button(description="Read again", icon="refresh", layout={"width": "120px"})
@@ -611,7 +674,7 @@ def _observe(self: RunBrowser) -> None:
 @patch
 def reload(self: RunBrowser) -> None:
     """Read the folder again."""
-    self._curves = {}
+    self._curves, self._classes = {}, {}
     try:
         self.runs = find_runs(self.folder)
         count = f"{len(self.runs)} run{'s' * (len(self.runs) != 1)}"
@@ -737,7 +800,10 @@ def _show_frame(self: RunBrowser) -> None:
         video = self.video or next((v for run in self.chosen if (v := run_video(run)) is not None), None)
         if video is None:
             raise InputError("the frames the runs were evaluated on are not there: give the browser their data set")
-        pictures = compared_pictures(self.chosen, self.frames.value, video, self.only_wrong.value)
+        for run in self.chosen:
+            if run.name not in self._classes:
+                self._classes[run.name] = run_classes(run, video)
+        pictures = compared_pictures(self.chosen, self.frames.value, video, self.only_wrong.value, self._classes)
         self.pictures.show_arrays(pictures, columns=2)
         self.frame_status.value = text
     except InputError as error:

@@ -5,6 +5,7 @@
 # %% ../../nbs/workbench/25_seen_labels.ipynb #464df42b
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -13,6 +14,7 @@ from fastcore.basics import patch
 
 from ..core.errors import InputError
 from ..core.settings import settings_to_dict
+from ..evaluation.class_names import classes_in_store
 from ..labels.store import PseudoLabelStore
 from ..stages.labels.pseudo_classes import PseudoClasses
 from ..stages.pipeline import METHOD_VERSION, stages_for
@@ -44,6 +46,8 @@ class SeenLabels:
         self.root = Path(folder) if str(folder) else Path(mkdtemp(prefix="seen-labels-"))
         kept = self.root / _CLASSES_FILE
         if source.classes is None and kept.exists():
+            with suppress(InputError):  # said when the labels are opened; without one yet, the classes are numbers
+                source.met = classes_in_store(PseudoLabelStore(self.root), source)
             source.use_classes(PseudoClasses.load(kept))
 
     @property

@@ -20,10 +20,10 @@ import yaml
 from fastcore.basics import patch
 from torch import Tensor
 
+from ..core.class_colours import named_classes, shades
 from ..core.errors import InputError
 from ..core.files import write_atomically
 from ..core.memory import release_memory
-from ..core.pictures import distinct_colours
 from ..core.records import VOID, PanopticLabel, StereoSample
 from ..core.settings import changed_settings, setting, with_setting
 from ..core.splits import ThingStuffSplit
@@ -40,7 +40,7 @@ from .widgets import LAB_WIDTH, png_bytes
 
 # %% auto #0
 __all__ = ['Recomputer', 'diagnostic_numbers', 'changes', 'split_of', 'frame_quality', 'changes_table', 'Control', 'controls',
-           'slider', 'class_colours', 'class_legend', 'ThresholdLab']
+           'slider', 'regrouped_classes', 'class_legend', 'ThresholdLab']
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #c8cdbd1f
 class Recomputer:
@@ -290,29 +290,46 @@ def slider(control: Control, settings: PseudoLabelSettings) -> widgets.Widget:
                 style={"description_width": "190px"}, continuous_update=False, layout=layout, **more)  # fmt: skip
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #597be007
-def class_colours(classes: PseudoClasses) -> np.ndarray:
-    """Return a colour (K + J, 3), uint8, for each class: that of its most frequent cluster centre."""
-    centres, number = classes.pixels.classes.numpy(force=True), len(classes.pixels.centres)
-    weights = classes.counts[:number, 0].numpy(force=True)
-    largest = [int(np.where(centres == k, weights, -1).argmax()) for k in range(classes.pixels.num_classes)]
-    objects = classes.objects.num_classes if classes.objects else 0
-    return distinct_colours(1 + number + objects)[1:][[*largest, *range(number, number + objects)]]
+def regrouped_classes(named: Taxonomy, kept: PseudoClasses, classes: PseudoClasses) -> Taxonomy:
+    """Return names and colours of classes whose clusters were joined anew: those of what most of each was before.
+
+    Parameters
+    ----------
+    named : Taxonomy
+        Of the classes `kept`.
+    kept, classes : PseudoClasses
+        Of the same clusters.
+    """
+    if classes is kept:
+        return named
+    before, now = (part.pixels.classes.numpy(force=True) for part in (kept, classes))
+    pixels = np.zeros((classes.pixels.num_classes, kept.pixels.num_classes))
+    np.add.at(pixels, (now, before), 1 + classes.counts[: len(now), 0].numpy(force=True))  # also where none was seen
+    origin = np.r_[pixels.argmax(1), kept.pixels.num_classes : len(named)]  # objects are not joined
+    largest, colours = np.r_[pixels.max(1), np.zeros(len(origin) - len(pixels))], named.colours[origin]
+    for parent in np.unique(origin):
+        parts = np.flatnonzero(origin == parent)
+        parts = parts[np.argsort(-largest[parts], kind="stable")]
+        colours[parts] = shades(named.colours[parent], len(parts))
+    names = (f"{k}, was {named.names[parent]}" for k, parent in enumerate(origin))
+    return Taxonomy(tuple(names), colours, named.things[origin])
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #8026185c
 _LEGEND_ENTRIES = 16
 """Classes that a legend names, the most frequent ones of the frame."""
 
 
-def class_legend(semantic: Tensor, classes: PseudoClasses, things: tuple[int, ...]) -> str:
+def class_legend(semantic: Tensor, named: Taxonomy, things: tuple[int, ...]) -> str:
     """Return the classes that occur in a map (H, W), int64, with their colours and shares of the pixels, as HTML."""
-    counts, colours = semantic[semantic != VOID].bincount(), class_colours(classes)
+    counts = semantic[semantic != VOID].bincount()
     order = [k for k in counts.argsort(descending=True, stable=True).tolist() if counts[k]]
-    parts = [f"{len(order)} of {len(colours)} classes occur:"]
+    parts = [f"{len(order)} of {len(named)} classes occur:"]
     for k in order[:_LEGEND_ENTRIES]:
-        swatch = f"<span style='background:rgb{tuple(colours[k].tolist())};padding:0 7px;margin-right:3px'></span>"
-        kind = " (thing)" if k in things else ""
+        colour = tuple(named.colours[k].tolist())
+        swatch = f"<span style='background:rgb{colour};padding:0 7px;margin-right:3px'></span>"
+        name = named.names[k].removesuffix(" (thing)") + (" (thing)" if k in things else "")
         share = 100 * float(counts[k]) / semantic.numel()
-        parts.append(f"<span style='white-space:nowrap'>{swatch}{k}{kind} {share:.1f} %</span>")
+        parts.append(f"<span style='white-space:nowrap'>{swatch}{escape(name)} {share:.1f} %</span>")
     return f"<div style='line-height:1.5;font-size:12px'>{' &nbsp; '.join(parts)}</div>"
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #eb7e061d
@@ -332,16 +349,21 @@ class ThresholdLab(widgets.VBox):
         Classes of the ground truth.
     known : StageCache, optional
         Results for the sample that are there already.
+    named : Taxonomy, optional
+        Names and colours of the classes, as the explorer has them; those of their numbers if None or of others.
     """
 
     def __init__(
         self, sample: StereoSample, classes: PseudoClasses, settings: PseudoLabelSettings | None = None,
         truth: PanopticLabel | None = None, taxonomy: Taxonomy = CITYSCAPES_19, known: StageCache | None = None,
+        named: Taxonomy | None = None,
     ) -> None:  # fmt: skip
         settings = with_features(settings or PseudoLabelSettings())
         self.settings = self.start = with_setting(settings, "num_classes", classes.pixels.num_classes)
         self._resetting = False
         self.truth, self.taxonomy = truth if truth is not None else sample.truth, taxonomy
+        fits = named is not None and len(named) == classes.num_classes
+        self.named = named if fits else named_classes(classes.num_classes, split_of(classes, self.start).things)
         self.before: tuple[PseudoLabelSettings, FrameAnalysis] | None = None
         self.after: tuple[PseudoLabelSettings, FrameAnalysis] | None = None
         cache = replace(known or StageCache(sample), classes=classes)
@@ -547,10 +569,11 @@ def _draw_side(self: ThresholdLab, name: str, settings: PseudoLabelSettings, ana
     """Draw one side, with the legend of the picture's classes if it shows some."""
     kept, shown = self.recomputer.cache.classes, self.shown.value
     classes = grouped(kept, settings)
-    picture = frame_pictures(analysis, class_colours(classes))[_PICTURES[shown]]
+    named = regrouped_classes(self.named, kept, classes)
+    picture = frame_pictures(analysis, named.colours)[_PICTURES[shown]]
     legend = ""
     if shown in _LEGENDS:
-        legend = class_legend(_LEGENDS[shown](analysis), classes, split_of(classes, settings).things)
+        legend = class_legend(_LEGENDS[shown](analysis), named, split_of(classes, settings).things)
     title = f"<b>{name}</b>: {escape(_difference(settings, self.start, kept))}"
     for kind, value in {"title": title, "picture": png_bytes(picture), "legend": legend}.items():
         getattr(self, f"{name}_{kind}").value = value

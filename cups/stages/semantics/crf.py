@@ -110,6 +110,7 @@ def _mean_field(log_probs: Tensor, image: Tensor, settings: CrfSettings, each: E
     unary = log_probs.permute(1, 2, 0).contiguous()
     probs = unary.softmax(-1)
     narrow = probs.to(appearance.dtype)
+    room = appearance.room(probs.shape[-1])
     halo, rows = _radius(settings.smoothness_px), _STRIP_ROWS if probs.device.type == "cpu" else height
 
     def step(first: int, above: Tensor, below: Tensor, sums: Tensor) -> None:
@@ -126,9 +127,9 @@ def _mean_field(log_probs: Tensor, image: Tensor, settings: CrfSettings, each: E
         # Strips are overwritten in any order, and their neighbours still need the rows next to them as they were.
         above = [probs[max(first - halo, 0) : first].clone() for first in firsts]
         below = [probs[first + rows : first + rows + halo].clone() for first in firsts]
-        update = partial(step, sums=appearance.blur(appearance.splat(narrow.flatten(0, 1))))
-        list(each(update, firsts, above, below))
-        del update  # the sums take as much memory as the class maps
+        sums = appearance.blur(appearance.splat(narrow.flatten(0, 1), room[0]), room[1])
+        list(each(partial(step, sums=sums), firsts, above, below))
+        del sums  # without room for them, they take as much memory as the class maps
     return probs.flatten(0, 1)
 
 # %% ../../../nbs/stages/semantics/11_crf.ipynb #48ac531e

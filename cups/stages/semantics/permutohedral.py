@@ -62,11 +62,11 @@ def shares_of(count: int) -> list[slice]:
     return [slice(first, min(first + _POINTS, count)) for first in range(0, count, _POINTS)]
 
 
-def sums_of(parts: list[Bags], values: Tensor, each: Each = map) -> Tensor:
-    """Return the sums (S, K) of values (R, K) by parts of bags, one share each."""
+def sums_of(parts: list[Bags], values: Tensor, each: Each = map, out: Tensor | None = None) -> Tensor:
+    """Return the sums (S, K) of values (R, K) by parts of bags, one share each, in `out` if there are several."""
     if len(parts) == 1:
         return parts[0](values)
-    sums = values.new_empty(sum(len(part.starts) for part in parts), values.shape[1])
+    sums = values.new_empty(sum(len(part.starts) for part in parts), values.shape[1]) if out is None else out
     places = sums.split([len(part.starts) for part in parts])
     list(each(lambda part, place: place.copy_(part(values)), parts, places))
     return sums
@@ -315,14 +315,22 @@ class GaussianFilter:
         self._blurs = [[Bags(b.rows, b.starts, b.weights.to(dtype)) for b in parts] for parts in self._blurs]
         self.dtype = dtype
 
-    def splat(self, values: Tensor) -> Tensor:
-        """Return the sums (M, K) at the lattice's corners of values (N, K) of the filter's type."""
-        return sums_of(self._splat, values, self._each)
+    def room(self, columns: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
+        """Return room for `splat` and `blur` to work in, so that repeated calls need no new memory; none on a GPU."""
+        if self._corners.device.type != "cpu":  # where freed memory stays at hand
+            return None, None
+        shape = sum(len(part.starts) for part in self._splat), columns
+        return torch.empty(shape, dtype=self.dtype), torch.empty(shape, dtype=self.dtype)
 
-    def blur(self, sums: Tensor) -> Tensor:
-        """Return sums (M, K) at the corners, blurred along all axes."""
+    def splat(self, values: Tensor, out: Tensor | None = None) -> Tensor:
+        """Return the sums (M, K) at the lattice's corners of values (N, K) of the filter's type."""
+        return sums_of(self._splat, values, self._each, out)
+
+    def blur(self, sums: Tensor, room: Tensor | None = None) -> Tensor:
+        """Return sums (M, K) at the corners, blurred along all axes; with `room`, the sums are overwritten."""
         for axes in self._blurs:
-            sums = sums_of(axes, sums, self._each)
+            done = sums_of(axes, sums, self._each, room)
+            sums, room = done, room if room is None else sums
         return sums
 
     def slice(self, sums: Tensor, points: slice = slice(None)) -> Tensor:
