@@ -123,7 +123,7 @@ def video_scores(
     rows = zip(map(len, counted), *each, *zip(*found, strict=True), strict=True)
     mask = class_mask(taxonomy, without)
     return _switches(found) | plain_scores(whole) | {
-        "windows": {name: _window_scores(metric, mask) for name, metric in shared.items()},
+        "windows": {str(window): _window_scores(shared[str(window)], mask) for window in windows},
         "per_clip": [dict(zip(names, row, strict=True)) for row in rows],
         "clips": len(counted),
         "frames": sum(map(len, counted)),
