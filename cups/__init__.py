@@ -55,6 +55,7 @@ def __dir__() -> list[str]:
 # %% ../nbs/package.ipynb #46a1e50e
 __all__ = [
     "Calibration", "ClassScores", "FrameAnalysis", "Matches", "PanopticLabel", "PanopticQuality", "Proposals",
-    "PseudoClasses", "PseudoLabelSettings", "PseudoLabelStore", "SceneFlow", "StereoSample", "__version__", "analyse",
-    "describe", "find_pseudo_classes", "load", "open_dataset", "predict",
+    "PseudoClasses", "PseudoLabelSettings", "PseudoLabelStore", "SceneFlow", "SegmentationAndTrackingQuality",
+    "StereoSample", "Tracker", "VideoPanopticQuality", "__version__", "analyse", "describe", "find_pseudo_classes",
+    "load", "open_dataset", "predict", "track",
 ]  # fmt: skip

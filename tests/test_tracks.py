@@ -1,12 +1,18 @@
 """Identities in pseudo-labels: the same bytes however a run went, and labels of single frames as without them."""
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+import cups.run.generate as generating
 from cups.core.errors import InputError
+from cups.core.files import write_bytes
+from cups.evaluation.truth import TruthFolder
+from cups.evaluation.video import score_video
+from cups.labels.files import write_label
 from cups.labels.store import PseudoLabelStore
 from cups.labels.tracks import facts_file, read_tracks, tracked_clips
 from cups.run.generate import generate
@@ -20,8 +26,8 @@ SETTINGS = PseudoLabelSettings(num_classes=6, clustering_frames=2)
 class InMemory:
     """A video whose samples have been read once."""
 
-    def __init__(self, video):
-        self.names, self.pairs, self.samples = video.names, video.pairs, [scene.sample for scene in video]
+    def __init__(self, names, pairs, samples):
+        self.names, self.pairs, self.samples = names, pairs, samples
 
     def __len__(self):
         return len(self.samples)
@@ -39,9 +45,37 @@ def content(store: PseudoLabelStore) -> dict[str, bytes]:
     return {path.relative_to(store.root).as_posix(): path.read_bytes() for path in files}
 
 
+@pytest.fixture(scope="module", autouse=True)
+def analysed_once():
+    """Keep what the stages find in a frame with some classes: this process looks at each only once; others do anew."""
+    found, analyse, describe = {}, generating.analyse, generating.describe
+
+    def kept(function, key, *given):
+        if key not in found:
+            found[key] = function(*given)
+        return found[key]
+
+    def analysed(sample, classes, settings):
+        return kept(analyse, (sample.name, generating._digest(classes)), sample, classes, settings)
+
+    def described(sample, settings):
+        return kept(describe, sample.name, sample, settings)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(generating, "analyse", analysed)
+        patched.setattr(generating, "describe", described)
+        yield
+
+
 @pytest.fixture(scope="module")
-def video():
-    return InMemory(StreetClips(CLIPS, FRAMES, seed=3, height=96, width=192))
+def scenes():
+    return list(StreetClips(CLIPS, FRAMES, seed=3, height=96, width=192))
+
+
+@pytest.fixture(scope="module")
+def video(scenes):
+    street = StreetClips(CLIPS, FRAMES, seed=3, height=96, width=192)
+    return InMemory(street.names, street.pairs, [scene.sample for scene in scenes])
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +116,14 @@ def test_what_moves_is_as_in_labels_without_tracks(plain, linked):
             assert torch.equal(label.semantic[background], alone.semantic[background])
 
 
+def test_they_are_scored_against_the_clips_they_show(scenes, linked, tmp_path):
+    for scene in scenes:
+        write_label(tmp_path, scene.sample.name, scene.truth.panoptic)
+    scores = score_video(linked.root, TruthFolder(tmp_path), windows=(1, FRAMES))
+    assert [row["frames"] for row in scores["per_clip"]] == [FRAMES] * CLIPS and scores["not_judged"] == 0
+    assert scores["aq"] > 0 and scores["windows"]["1"]["vpq"] > 0 and scores["true_tracks"] > 0
+
+
 def test_two_workers_come_to_the_same_bytes(video, linked, tmp_path):
     assert content(generate(video, tmp_path, SETTINGS, workers=2, tracks=True)) == content(linked)
 
@@ -114,6 +156,19 @@ def test_labels_with_and_without_tracks_share_no_folder(video, plain, linked):
     for store, tracks in ((plain, True), (linked, False)):
         with pytest.raises(InputError, match="tracks"):
             generate(video, store.root, SETTINGS, workers=1, tracks=tracks)
+
+
+def test_what_was_kept_for_linking_may_be_deleted_after_it(video, linked):
+    before = content(linked)
+    shutil.rmtree(linked.root / "links")
+    generate(video, linked.root, SETTINGS, workers=1, tracks=True)
+    assert content(linked) == {path: data for path, data in before.items() if not path.startswith("links/")}
+    linked.paths(video.names[1])["json"].unlink()
+    generate(video, linked.root, SETTINGS, workers=1, tracks=True)
+    clip = {facts_file(linked.root, name).relative_to(linked.root).as_posix() for name in video.names[:FRAMES]}
+    assert content(linked) == {path: data for path, data in before.items() if path[:6] != "links/" or path in clip}
+    for path, data in before.items():
+        write_bytes(linked.root / path, data)
 
 
 def test_lost_facts_are_named(video, linked):

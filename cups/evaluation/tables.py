@@ -10,7 +10,7 @@ from typing import Any
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
 
 # %% auto #0
-__all__ = ['percent', 'score_table', 'class_table', 'scores_as_text']
+__all__ = ['percent', 'text_table', 'score_table', 'class_table', 'scores_as_text']
 
 # %% ../../nbs/evaluation/05_tables.ipynb #eb8e33b1
 def percent(value: float | None) -> str:
@@ -18,7 +18,7 @@ def percent(value: float | None) -> str:
     return "–" if value is None else f"{100 * value:.1f}"
 
 
-def _table(rows: list[list[str]], names: int = 1) -> str:
+def text_table(rows: list[list[str]], names: int = 1) -> str:
     """Return a Markdown table of which the first columns hold names; it is aligned, to be read as text, too."""
     widths = [max(3, *map(len, column)) for column in zip(*rows, strict=True)]
     ruler = ["-" * width if i < names else "-" * (width - 1) + ":" for i, width in enumerate(widths)]
@@ -57,7 +57,7 @@ def score_table(results: dict[str, dict[str, Any]]) -> str:
     rows = [["", *columns, "frames"]]
     for name, scores in results.items():
         rows.append([name, *(percent(scores.get(key)) for key in columns.values()), str(scores["frames"])])
-    return _table(rows)
+    return text_table(rows)
 
 # %% ../../nbs/evaluation/05_tables.ipynb #f3864793
 def class_table(results: dict[str, dict[str, Any]], taxonomy: Taxonomy = CITYSCAPES_19) -> str:
@@ -75,7 +75,7 @@ def class_table(results: dict[str, dict[str, Any]], taxonomy: Taxonomy = CITYSCA
         values = [column[index] for _, column in columns]
         if any(value is not None for value in values):
             rows.append([name, "thing" if taxonomy.things[index] else "stuff", *map(percent, values)])
-    return _table(rows, names=2)
+    return text_table(rows, names=2)
 
 # %% ../../nbs/evaluation/05_tables.ipynb #7ab1e002
 _MEANING = """\

@@ -41,7 +41,7 @@ from cups.run.inputs import (
     remove_frames,
     source_states,
 )
-from .link import forget_tracks, link_store, write_facts
+from .link import forget_tracks, link_store, lost_facts, write_facts
 from .workers import Failure, Workers
 from ..stages.labels.pseudo_classes import FrameDescription, PseudoClasses
 from cups.stages.pipeline import (
@@ -304,6 +304,9 @@ def _label_missing(
     missing = set(store.missing(names))
     if tracks:
         forget_tracks(store, missing)
+        if not shuffled and (lost := lost_facts(store, names)):
+            remove_frames(store.root, lost)
+            missing |= lost
     frames = _in_turn(((index, name) for index, name in enumerate(names) if name in missing), shuffled)
     same = {"dataset": dataset, "store": store, "classes": classes, "settings": settings, "tracks": tracks}
     work, failed = partial(label_one, **same), {}

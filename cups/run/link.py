@@ -22,7 +22,7 @@ from ..stages.tracking.facts import LinkFacts, facts_bytes, facts_from_bytes
 from ..stages.tracking.linking import link_clip, linked_label
 
 # %% auto #0
-__all__ = ['write_facts', 'StoredFacts', 'link_frames', 'forget_tracks', 'link_store']
+__all__ = ['write_facts', 'StoredFacts', 'link_frames', 'forget_tracks', 'lost_facts', 'link_store']
 
 # %% ../../nbs/run/08_link.ipynb #718cb68e
 def write_facts(root: str | Path, name: str, facts: LinkFacts) -> None:
@@ -62,6 +62,10 @@ class StoredFacts(Sequence[LinkFacts]):
         except InputError as error:
             raise InputError(f"{self.paths[index]}: {error}") from None
 
+    def are_there(self) -> bool:
+        """Return whether there is a file for every frame."""
+        return all(path.exists() for path in self.paths)
+
     def checksum(self) -> int:
         """Return the checksum of the files of all frames."""
         value = 0
@@ -90,9 +94,10 @@ def link_frames(names: Sequence[str], store: PseudoLabelStore) -> int:
         If a file cannot be used or written; the message names it.
     """
     clip = StoredFacts(store.root, names)
-    there, checksum = read_tracks(store.root, names[0]), clip.checksum()
-    if there.frames == tuple(names) and there.facts == checksum:
+    there = read_tracks(store.root, names[0])
+    if there.frames == tuple(names) and (not clip.are_there() or there.facts == clip.checksum()):
         return len(there.tracks)
+    checksum = clip.checksum()
     linked = link_clip(clip, names)
     for frame, name in enumerate(names):
         facts = clip[frame]
@@ -124,6 +129,13 @@ def forget_tracks(store: PseudoLabelStore, names: Iterable[str]) -> None:
     for first in tracked_clips(store.root) if gone else ():
         if gone.intersection(read_tracks(store.root, first).frames):
             (store.root / TRACKS_FOLDER / f"{first}.json").unlink(missing_ok=True)
+
+
+def lost_facts(store: PseudoLabelStore, names: Iterable[str]) -> set[str]:
+    """Return the labelled frames among these that have neither tracks nor what linking needs to know of them."""
+    linked = {name for first in tracked_clips(store.root) for name in read_tracks(store.root, first).frames}
+    labelled = store.labelled() - linked
+    return {name for name in names if name in labelled and not facts_file(store.root, name).exists()}
 
 
 def link_store(dataset: StereoDataset, store: PseudoLabelStore, map: Mapper = serial_map) -> int:
