@@ -77,3 +77,14 @@ def test_shares_add_up_to_the_whole_filter(threads):
     small = [smaller for part in parts for smaller in part.parts(100)]
     assert len(small) > 1 and torch.equal(sums_of(small, values), splat)
     assert torch.equal(gaussian.slice(gaussian.blur(splat), slice(10, 2000)), whole[10:2000])
+
+
+def test_sums_in_room_that_is_used_again_are_those_in_new_memory():
+    generator = torch.Generator().manual_seed(0)
+    kernel = GaussianFilter(60 * torch.rand(20_000, 3, generator=generator))
+    values = torch.rand(20_000, 2, generator=generator).half()
+    fresh, room = kernel.blur(kernel.splat(values)), kernel.room(2)
+    assert len(fresh) > 1 << 15  # several parts: one is returned as it is
+    for _ in range(2):
+        again = kernel.blur(kernel.splat(values, room[0]), room[1])
+        assert torch.equal(again, fresh) and again.data_ptr() in {part.data_ptr() for part in room}

@@ -7,6 +7,7 @@ import torch
 from notebook_page import Page, overlapping, wait_for, write_notebook
 
 from cups.core.records import VOID
+from cups.evaluation.class_names import store_classes
 from cups.labels.fixed import FixedLabels
 from cups.labels.store import PseudoLabelStore
 from cups.workbench.label_drafts import saved_draft
@@ -54,6 +55,11 @@ def place(fixer: Page, x: float, y: float) -> tuple[float, float]:
     scale = min(box["width"] / WIDTH, box["height"] / HEIGHT)
     left, top = box["width"] / 2 - WIDTH / 2 * scale, box["height"] / 2 - HEIGHT / 2 * scale
     return box["x"] + left + (x + 0.5) * scale, box["y"] + top + (y + 0.5) * scale
+
+
+def class_names(store: PseudoLabelStore) -> tuple[str, ...]:
+    """Return the names of the classes, from the ground truth of the drive."""
+    return store_classes(store, StreetSource(drives=1, frames=FRAMES, seed=SEED, stages=False)).names
 
 
 def drag(fixer: Page, *pixels: tuple[int, int], release: bool = True) -> None:
@@ -108,7 +114,7 @@ def test_a_drag_paints_onto_the_segment_that_was_clicked_and_the_eraser_takes_aw
     x, y = inner(label.instance == number)
     click(fixer, x, y)
     own = int(label.semantic[y, x])
-    says(fixer, f"object {number}, class {own} ")
+    says(fixer, f"object {number}, {re.escape(class_names(store)[own])}")
     press(fixer, "Brush")
     says(fixer, f"paints onto object {number} of class {own}")
     before = fixer.pixel(100 / WIDTH, 60 / HEIGHT)
@@ -140,7 +146,7 @@ def test_a_click_with_alt_takes_the_class_and_strokes_of_another_class_make_one_
     road = int(label.semantic[185, 192])
     says(fixer, f"paints onto the selected part of class {road}")
     thing = store.split.things[-1]
-    fixer.page.get_by_label("New class:").select_option(label=f"class {thing} (thing)")
+    fixer.page.get_by_label("New class:").select_option(label=class_names(store)[thing])
     says(fixer, f"paints a new object of class {thing}")
     drag(fixer, (200, 20), (230, 20))
     says(fixer, f"paints onto object .* of class {thing}")
@@ -162,7 +168,7 @@ def test_an_edit_is_carried_to_the_next_frames_says_where_it_ends_and_is_undone(
     label = store.read(store.names[0])
     number = int(label.instance[label.instance > 0].mode().values)
     click(fixer, *inner(label.instance == number))
-    fixer.page.get_by_label("New class:").select_option(label="class 39 (stuff)")
+    fixer.page.get_by_label("New class:").select_option(label=class_names(store)[39])
     press(fixer, "Relabel")
     says(fixer, "4 edits; not saved")
     press(fixer, "Carry to next frames")
