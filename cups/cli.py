@@ -187,6 +187,9 @@ def _add_evaluate(commands: _Commands) -> None:
         "evaluate", help="score pseudo-labels against ground truth; prints tables", formatter_class=_DEFAULTS
     )
     evaluate.add_argument("--labels", required=True, metavar="DIR", help="folder of finished pseudo-labels")
+    about = "identities over clips: labels are pseudo-labels with tracks, or what `cups predict --video` wrote"
+    evaluate.add_argument("--video", action="store_true", help=about)
+    evaluate.add_argument("--windows", type=int, nargs="+", metavar="N", help="frames of VPQ's windows; else 1 5 10")
     evaluate.add_argument("--truth", required=True, metavar="DIR", help="ground truth, or a data set that has it")
     evaluate.add_argument("--dataset", default="stereo_folder", metavar="NAME", help="kind of data set")
     evaluate.add_argument("--classes", type=int, metavar="N", help="27, 19 or 7 to judge in; else those of the truth")
@@ -204,17 +207,22 @@ def _run_evaluate(options: argparse.Namespace) -> dict[str, Any] | str:
     from cups.evaluation.panoptic import score_store
     from cups.evaluation.tables import scores_as_text
     from cups.evaluation.truth import evaluated_classes, open_truth
+    from cups.evaluation.video import WINDOWS, score_video, video_as_text
 
+    if options.windows and not options.video:
+        raise InputError("--windows needs --video")
     truth = open_truth(options.dataset, options.truth, options.truth_classes, options.height)
     taxonomy = evaluated_classes(truth, options.classes)
-    counted = {"void_missed": options.void_missed, "ignore_crowds": options.ignore_crowds}
-    scores = score_store(
-        options.labels, truth, taxonomy, options.without, **counted, strict=options.strict, description="scoring"
-    )
+    how = {"ignore_crowds": options.ignore_crowds, "strict": options.strict, "description": "scoring"}
+    given = options.labels, truth, taxonomy, options.without
+    if options.video:
+        scores, as_text = score_video(*given, options.windows or WINDOWS, **how), video_as_text
+    else:
+        scores, as_text = score_store(*given, void_missed=options.void_missed, **how), scores_as_text
     if left := scores["not_judged"]:
         line = f"{left} of {left + scores['frames']} frames with ground truth have no label in {options.labels}"
         print(f"cups: {line}: not judged; --strict makes that an error", file=sys.stderr)
-    return scores if options.json else scores_as_text({"labels": scores}, taxonomy)
+    return scores if options.json else as_text({"labels": scores}, taxonomy)
 
 # %% ../nbs/cli.ipynb #017f32ad
 def _add_export(commands: _Commands) -> None:
