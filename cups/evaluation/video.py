@@ -31,7 +31,7 @@ from .video_panoptic_quality import VideoPanopticQuality
 from ..labels.identities import IdentityClip, identity_clips
 
 # %% auto #0
-__all__ = ['WINDOWS', 'Frames', 'Place', 'video_scores', 'true_clips', 'score_video', 'video_as_text']
+__all__ = ['WINDOWS', 'Frames', 'Place', 'video_scores', 'score_video', 'video_as_text']
 
 # %% ../../nbs/evaluation/14_video.ipynb #d8673b41
 WINDOWS = (1, 5, 10)
@@ -109,26 +109,18 @@ def video_scores(
             maps = claimed_segments(prediction, split).stacked()[None], truth.stacked()[None]
             metrics.update(*maps, clip=number)
     shared = dict(metrics.items(keep_base=True))
-    tracking = shared.pop("tracking")
-    if not tracking.clips:
+    if not shared["tracking"].clips:
         raise InputError("there is no frame to evaluate")
-    counted = tracking.frames_of_clips()
-    whole = tracking.compute()
-    each = [_values(whole.pop(f"{name}_per_clip")) for name in ("stq", "aq", "iou")]
-    found = [
-        identity_switches(frames, list(taxonomy.thing_classes), numbers[k] if numbers is not None else None)
-        for k, frames in enumerate(counted)
-    ]
-    names = "frames", "stq", "aq", "iou", "switches", "true_tracks"
-    rows = zip(map(len, counted), *each, *zip(*found, strict=True), strict=True)
-    mask = class_mask(taxonomy, without)
-    return _switches(found) | plain_scores(whole) | {
+    counted, mask = shared["tracking"].frames_of_clips(), class_mask(taxonomy, without)
+    which = [None] * len(counted) if numbers is None else numbers
+    things = taxonomy.thing_classes
+    found = [identity_switches(clip, things, these) for clip, these in zip(counted, which, strict=True)]
+    return _whole_clips(shared["tracking"], found) | {
         "windows": {str(window): _window_scores(shared[str(window)], mask) for window in windows},
-        "per_clip": [dict(zip(names, row, strict=True)) for row in rows],
         "clips": len(counted),
         "frames": sum(map(len, counted)),
         "ignore_crowds": ignore_crowds,
-    }  # fmt: skip
+    }
 
 # %% ../../nbs/evaluation/14_video.ipynb #436d5593
 def _values(values: Tensor) -> list[float | None]:
@@ -136,13 +128,21 @@ def _values(values: Tensor) -> list[float | None]:
     return [None if math.isnan(value) else value for value in values.reshape(-1).tolist()]
 
 
-def _switches(found: Sequence[tuple[int, int]]) -> dict[str, Any]:
-    """Return switches and true tracks of all clips together."""
+def _whole_clips(metric: SegmentationAndTrackingQuality, found: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Return the scores of whole clips, together and each, as plain values.
+
+    `found` has the switches and the true tracks of every clip.
+    """
+    scores, frames = metric.compute(), [len(clip) for clip in metric.frames_of_clips()]
+    each = [_values(scores.pop(f"{name}_per_clip")) for name in ("stq", "aq", "iou")]
+    names = "frames", "stq", "aq", "iou", "switches", "true_tracks"
+    rows = [dict(zip(names, row, strict=True)) for row in zip(frames, *each, *zip(*found, strict=True), strict=True)]
     switches, tracks = (sum(part) for part in zip(*found, strict=True))
-    return {"switches": switches, "true_tracks": tracks, "switches_per_track": switches / tracks if tracks else None}
+    counts = {"switches": switches, "true_tracks": tracks, "switches_per_track": switches / tracks if tracks else None}
+    return plain_scores(scores) | counts | {"per_clip": rows}
 
 # %% ../../nbs/evaluation/14_video.ipynb #6166d8ff
-def true_clips(truth: LabelledDataset | TruthFolder) -> list[list[str]]:
+def _true_clips(truth: LabelledDataset | TruthFolder) -> list[list[str]]:
     """Return the names of the frames of every clip of a ground truth, in order.
 
     Raises
@@ -256,7 +256,7 @@ def score_video(
         If the labels have no identities, the truth has no clips, no frame is in both, a frame amid a clip has no
         label, one has none and `strict`, sizes differ, or a file is unreadable; the message names the file or frame.
     """
-    found, clips, taxonomy = identity_clips(labels), true_clips(truth), taxonomy or truth.taxonomy
+    found, clips, taxonomy = identity_clips(labels), _true_clips(truth), taxonomy or truth.taxonomy
     places = _places(found, truth)
     if not places:
         first, *_ = found[0].names[0]

@@ -137,7 +137,7 @@ def lost_facts(store: PseudoLabelStore, names: Iterable[str]) -> set[str]:
     labelled = store.labelled() - linked
     return {name for name in names if name in labelled and not facts_file(store.root, name).exists()}
 
-
+# %% ../../nbs/run/08_link.ipynb #5c2e9a41
 def link_store(dataset: StereoDataset, store: PseudoLabelStore, map: Mapper = serial_map) -> int:
     """Link the labels of all clips of a data set; go on where an earlier call stopped.
 
