@@ -40,7 +40,6 @@ class StoreClip:
         Of the store.
     names : list of tuple of str
         What each frame may be called.
-    split : ThingStuffSplit
     """
 
     def __init__(self, store: PseudoLabelStore, tracks: ClipTracks) -> None:
