@@ -10,12 +10,11 @@ from collections.abc import Collection, Sequence
 import numpy as np
 from torch import Tensor
 
+from ..core.records import VOID
 from .overlaps import INSTANCE_BITS, flat_overlaps
+from .summary import FOUND_IOU, SMALLEST_OBJECT_PX
 
 _NUMBER = (1 << INSTANCE_BITS) - 1
-_VOID = 255
-_SMALLEST_PX = 64  # 8 x 8: below it, a pixel more or less at the border decides about the IoU
-_COVERS = 0.5  # IoU; of objects that share no pixel, only one can reach it
 
 # %% auto #0
 __all__ = ['covering_identities', 'identity_switches']
@@ -38,7 +37,7 @@ def covering_identities(frame: tuple[Tensor, Tensor], things: Collection[int]) -
         object whose IoU with it is 0.5 or more.
     """
     _, predicted, true, pixels = flat_overlaps([frame])
-    known = true >> INSTANCE_BITS != _VOID
+    known = true >> INSTANCE_BITS != VOID
     predicted, t_of, pixels = predicted[known] & _NUMBER, true[known], pixels[known]
     true, t = np.unique(t_of, return_inverse=True)
     identity, p = np.unique(predicted, return_inverse=True)
@@ -46,8 +45,8 @@ def covering_identities(frame: tuple[Tensor, Tensor], things: Collection[int]) -
     np.add.at(shared, (t, p), pixels)
     area = shared.sum(1, keepdims=True)
     iou = shared / np.maximum(area + shared.sum(0) - shared, 1) * (identity > 0)
-    counts = np.isin(true >> INSTANCE_BITS, list(things)) & (true & _NUMBER > 0) & (area[:, 0] >= _SMALLEST_PX)
-    best = [int(identity[row.argmax()]) if row.max() >= _COVERS else 0 for row in iou[counts]]
+    counts = np.isin(true >> INSTANCE_BITS, list(things)) & (true & _NUMBER > 0) & (area[:, 0] >= SMALLEST_OBJECT_PX)
+    best = [int(identity[row.argmax()]) if row.max() >= FOUND_IOU else 0 for row in iou[counts]]
     return dict(zip(true[counts].tolist(), best, strict=True))
 
 

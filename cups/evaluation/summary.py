@@ -19,18 +19,18 @@ from .confusion import frame_accuracy
 from .tables import percent
 
 # %% auto #0
-__all__ = ['still_masks', 'objects_found', 'still_found', 'frame_accuracies', 'result_table', 'still_rises', 'next_step',
-           'what_happened']
+__all__ = ['SMALLEST_OBJECT_PX', 'FOUND_IOU', 'still_masks', 'objects_found', 'still_found', 'frame_accuracies', 'result_table',
+           'still_rises', 'next_step', 'what_happened']
 
 # %% ../../nbs/evaluation/09_summary.ipynb #b1b59048
-_SMALLEST_PX = 64  # 8 x 8: below it, a pixel more or less at the border decides about the IoU
-_FOUND_IOU = 0.5
+SMALLEST_OBJECT_PX = 64  # 8 x 8: below it, a pixel more or less at the border decides about the IoU
+FOUND_IOU = 0.5  # of objects that share no pixel, only one can reach it
 
 
 def still_masks(truth: PanopticLabel, numbers: Sequence[int]) -> list[Tensor]:
     """Return the masks (H, W), bool, of the objects with these instance numbers that have at least 64 pixels."""
     masks = [truth.instance == number for number in numbers]
-    return [mask for mask in masks if mask.sum() >= _SMALLEST_PX]
+    return [mask for mask in masks if mask.sum() >= SMALLEST_OBJECT_PX]
 
 
 def objects_found(label: PanopticLabel, masks: Iterable[Tensor]) -> list[bool]:
@@ -41,7 +41,7 @@ def objects_found(label: PanopticLabel, masks: Iterable[Tensor]) -> list[bool]:
     for mask in masks:
         inside = codes[mask & numbered]
         best = codes == inside.mode().values if len(inside) else torch.zeros_like(mask)
-        found.append(bool((best & mask).sum() >= _FOUND_IOU * (best | mask).sum()))
+        found.append(bool((best & mask).sum() >= FOUND_IOU * (best | mask).sum()))
     return found
 
 # %% ../../nbs/evaluation/09_summary.ipynb #60de13d9
