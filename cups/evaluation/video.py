@@ -198,7 +198,7 @@ def _places(labels: Sequence[IdentityClip], truth: LabelledDataset | TruthFolder
                 places[name] = clip, frame
     return places
 
-
+# %% ../../nbs/evaluation/14_video.ipynb #b7c1d2e4
 def _parts(names: Sequence[str], places: dict[str, Place]) -> list[list[tuple[str, Place]]]:
     """Return the labelled frames of a true clip, parted where they do not follow each other in one clip of labels."""
     parts: list[list[tuple[str, Place]]] = []
