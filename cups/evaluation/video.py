@@ -213,12 +213,23 @@ def _parts(names: Sequence[str], places: dict[str, Place]) -> list[list[tuple[st
     return parts
 
 
-def _parted_line(names: Sequence[str], parts: Sequence[Sequence[tuple[str, Place]]]) -> str:
-    """Return what says why a true clip of these frames is scored in two parts or more."""
+def _why_parted(names: Sequence[str], parts: Sequence[Sequence[tuple[str, Place]]]) -> str:
+    """Return why a true clip of these frames has two parts or more."""
     last, name = names.index(parts[0][-1][0]), parts[1][0][0]
     if names[last + 1] == name:
         return f"{names[last]} and {name} follow each other, but their labels are of two clips"
     return f"no label of {names[last + 1]}, but of frames before and after it"
+
+
+def _judged(
+    clips: Sequence[Sequence[str]], places: dict[str, Place], labels: str | Path
+) -> list[list[tuple[str, Place]]]:
+    """Return the labelled frames of all true clips; warn if a clip has several parts, each of which counts as a clip."""
+    parts = [_parts(clip, places) for clip in clips]
+    parted = [_why_parted(clip, each) for clip, each in zip(clips, parts, strict=True) if len(each) > 1]
+    if parted:
+        warnings.warn(f"{labels}: {parted[0]}; {len(parted)} of {len(clips)} clips scored in parts", stacklevel=3)
+    return [part for each in parts for part in each]
 
 # %% ../../nbs/evaluation/14_video.ipynb #d16f3bc4
 def _true_frame(
@@ -270,19 +281,15 @@ def score_video(
     Warns
     -----
     UserWarning
-        If a clip is scored in parts, each like a clip, for a frame amid it has no label; the line names the first one.
+        If a clip is scored in parts, each like a clip, for a frame amid it has no label; names the first.
     """
     found, clips, taxonomy = identity_clips(labels), _true_clips(truth), taxonomy or truth.taxonomy
     places = _places(found, truth)
     if not places:
         first, *_ = found[0].names[0]
         raise InputError(f"{labels}: none of its frames ({first}, ...) is one of {truth.root} ({truth.names[0]}, ...)")
-    parts = [_parts(clip, places) for clip in clips]
-    judged = [part for each in parts for part in each]
+    judged = _judged(clips, places, labels)
     left = frames_not_judged(truth, {name for clip in judged for name, _ in clip}, labels, strict)
-    parted = [_parted_line(clip, each) for clip, each in zip(clips, parts, strict=True) if len(each) > 1]
-    if parted:
-        warnings.warn(f"{labels}: {parted[0]}; {len(parted)} of {len(clips)} clips scored in parts", stacklevel=2)
     bar = iter(progress(range(sum(map(len, judged))), sum(map(len, judged)), description))
 
     def pairs(frames: Sequence[tuple[str, Place]]) -> Iterator[tuple[PanopticLabel, PanopticLabel]]:
