@@ -224,7 +224,7 @@ def _why_parted(names: Sequence[str], parts: Sequence[Sequence[tuple[str, Place]
 def _judged(
     clips: Sequence[Sequence[str]], places: dict[str, Place], labels: str | Path
 ) -> list[list[tuple[str, Place]]]:
-    """Return the labelled frames of all true clips; warn if a clip has several parts, each of which counts as a clip."""
+    """Return the labelled frames of all true clips; warn if one has several parts, each of which counts as a clip."""
     parts = [_parts(clip, places) for clip in clips]
     parted = [_why_parted(clip, each) for clip, each in zip(clips, parts, strict=True) if len(each) > 1]
     if parted:
