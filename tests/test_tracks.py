@@ -16,11 +16,13 @@ from cups.labels.files import write_label
 from cups.labels.store import PseudoLabelStore
 from cups.labels.tracks import facts_file, read_tracks, tracked_clips
 from cups.run.generate import generate
+from cups.stages.matching.classical import ClassicalMatcherSettings
 from cups.stages.pipeline import PseudoLabelSettings
 from cups.street.clips import StreetClips
 
 CLIPS, FRAMES = 2, 3
-SETTINGS = PseudoLabelSettings(num_classes=6, clustering_frames=2)
+QUICK = ClassicalMatcherSettings(full_height_px=192)  # twice the height of these images, not four times
+SETTINGS = PseudoLabelSettings(num_classes=6, clustering_frames=2, classical=QUICK)
 
 
 class InMemory:

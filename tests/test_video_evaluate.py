@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,7 @@ from cups.evaluation.identity_switches import identity_switches
 from cups.evaluation.overlaps import count_overlaps
 from cups.evaluation.video import score_video
 from cups.labels.store import PseudoLabelStore
-from cups.labels.tracks import ClipTracks, Sighting, Track, write_tracks
+from cups.labels.tracks import ClipTracks, Sighting, Track, read_tracks, write_tracks
 from cups.model.files import load, numbered_split, save_network
 from cups.model.network import panoptic_cascade
 from cups.model.tracker import TrackerSettings
@@ -123,6 +124,39 @@ def test_every_fifth_frame_of_a_video_is_judged(made, tmp_path, capsys):
     assert scores["frames"] == 2 and len(scores["windows"]["2"]["vpq_per_class"]) == len(CITYSCAPES_19)
 
 
+def clips_without(truth: KittiStep, root: Path, gone: int | None, parted: bool) -> Path:
+    """Return a store of the truth with no label of one frame; it has the frames after the first two in another clip."""
+    store_of_truth(truth, root, FRAMES)
+    known = read_tracks(root, truth.names[0])
+    (root / "tracks" / f"{truth.names[0]}.json").unlink()
+    kept = [frame for frame in range(FRAMES) if frame != gone]
+    for frames in [[k for k in kept if k < 2], [k for k in kept if k >= 2]] if parted else [kept]:
+        seen = {
+            each.number: tuple(replace(s, frame=frames.index(s.frame)) for s in each.seen if s.frame in frames)
+            for each in known.tracks
+        }
+        tracks = tuple(replace(each, seen=seen[each.number]) for each in known.tracks if seen[each.number])
+        write_tracks(root, ClipTracks(tuple(truth.names[k] for k in frames), (None,) * len(frames), tracks))
+    return root
+
+
+@pytest.mark.parametrize(("gone", "parted", "sizes"), [(1, False, [1, 2]), (1, True, [1, 2]), (None, True, [2, 2])])
+def test_a_clip_with_a_gap_is_scored_in_parts(made, tmp_path, capsys, gone, parted, sizes):
+    truth = KittiStep(made / "step")
+    labels = clips_without(truth, tmp_path / "labels", gone, parted)
+    options = "--labels", labels, "--truth", made / "step", "--dataset", "kitti_step", "--windows", 1, 2
+    code, out, err = evaluated(capsys, *options)
+    scores, (line, *others) = json.loads(out), [line for line in err.splitlines() if line.startswith("cups:")]
+    first, after = truth.names[1], truth.names[2]
+    why = f"no label of {first}" if gone else f"{first} and {after} follow each other, but their labels are of two"
+    assert code == 0 and len(others) == (gone is not None) and f"{labels}: {why}" in line and "in parts" in line, err
+    assert [(row["name"], row["frames"]) for row in scores["per_clip"]] == [(truth.names[0], sizes[0]), (after, 2)]
+    assert scores["aq"] == 1 and scores["windows"]["2"]["vpq"] == 1 and scores["switches"] == 0
+    assert scores["not_judged"] == (gone is not None)
+    code, out, err = evaluated(capsys, *options, "--strict")
+    assert (code == 0) == (gone is None) and (code == 0 or f"no label of 1 of {FRAMES} frames" in err)
+
+
 def damaged(made: Path, folder: Path, fault: str) -> list[str]:
     """Write labels with a fault; return what the complaint must hold."""
     truth = KittiStep(made / "step")
@@ -140,11 +174,6 @@ def damaged(made: Path, folder: Path, fault: str) -> list[str]:
             image["file_name"] = "x" + image["file_name"]
         write_json(folder / "panoptic.json", panoptic)
         return [str(folder), "none of its frames (0007_x000000, ...)", truth.names[0]]
-    if fault == "missing frame":
-        store = store_of_truth(truth, folder, FRAMES)
-        tracks = ClipTracks((truth.names[0], *truth.names[2:]), (None,) * (FRAMES - 1), ())
-        write_tracks(store.root, tracks)
-        return [str(folder), f"no label of {truth.names[1]}"]
     if fault == "other size":
         store = PseudoLabelStore.create(folder, {}, 2)
         for name in truth.names:
@@ -157,7 +186,7 @@ def damaged(made: Path, folder: Path, fault: str) -> list[str]:
     return [str(folder / "panoptic" / "000002.png")]
 
 
-@pytest.mark.parametrize("fault", ["no tracks", "other clip", "missing frame", "other size", "missing map"])
+@pytest.mark.parametrize("fault", ["no tracks", "other clip", "other size", "missing map"])
 def test_what_cannot_be_scored_is_said_in_one_line(made, tmp_path, capsys, fault):
     parts = damaged(made, tmp_path / "labels", fault)
     code, out, err = evaluated(

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -197,17 +198,38 @@ def _places(labels: Sequence[IdentityClip], truth: LabelledDataset | TruthFolder
                 places[name] = clip, frame
     return places
 
+# %% ../../nbs/evaluation/14_video.ipynb #b7c1d2e4
+def _parts(names: Sequence[str], places: dict[str, Place]) -> list[list[tuple[str, Place]]]:
+    """Return the labelled frames of a true clip, parted where they do not follow each other in one clip of labels."""
+    parts: list[list[tuple[str, Place]]] = []
+    before: IdentityClip | None = None
+    for name in names:
+        clip = places[name][0] if name in places else None
+        if clip is not None:
+            if clip is not before:
+                parts.append([])
+            parts[-1].append((name, places[name]))
+        before = clip
+    return parts
 
-def _judged(names: Sequence[str], places: dict[str, Place], root: str | Path) -> list[tuple[str, Place]]:
-    """Return the frames of a true clip that have a label, which must follow each other in one clip of labels."""
-    here = [k for k, name in enumerate(names) if name in places]
-    for k in range(here[0], here[-1]) if here else ():
-        first, name = names[here[0]], names[k + 1]
-        if name not in places:
-            raise InputError(f"{root}: no label of {name}, but of frames before and after it in its clip")
-        if places[name][0] is not places[first][0]:
-            raise InputError(f"{root}: {first} and {name} are of one true clip, but their labels of two")
-    return [(names[k], places[names[k]]) for k in here]
+
+def _why_parted(names: Sequence[str], parts: Sequence[Sequence[tuple[str, Place]]]) -> str:
+    """Return why a true clip of these frames has two parts or more."""
+    last, name = names.index(parts[0][-1][0]), parts[1][0][0]
+    if names[last + 1] == name:
+        return f"{names[last]} and {name} follow each other, but their labels are of two clips"
+    return f"no label of {names[last + 1]}, but of frames before and after it"
+
+
+def _judged(
+    clips: Sequence[Sequence[str]], places: dict[str, Place], labels: str | Path
+) -> list[list[tuple[str, Place]]]:
+    """Return the labelled frames of all true clips; warn if one has several parts, each of which counts as a clip."""
+    parts = [_parts(clip, places) for clip in clips]
+    parted = [_why_parted(clip, each) for clip, each in zip(clips, parts, strict=True) if len(each) > 1]
+    if parted:
+        warnings.warn(f"{labels}: {parted[0]}; {len(parted)} of {len(clips)} clips scored in parts", stacklevel=3)
+    return [part for each in parts for part in each]
 
 # %% ../../nbs/evaluation/14_video.ipynb #d16f3bc4
 def _true_frame(
@@ -253,15 +275,20 @@ def score_video(
     Raises
     ------
     InputError
-        If the labels have no identities, the truth has no clips, no frame is in both, a frame amid a clip has no
-        label, one has none and `strict`, sizes differ, or a file is unreadable; the message names the file or frame.
+        If the labels have no identities, the truth has no clips, no frame is in both, one has no label and `strict`,
+        sizes differ, or a file is unreadable; the message names the file or frame.
+
+    Warns
+    -----
+    UserWarning
+        If a clip is scored in parts, each like a clip, for a frame amid it has no label; names the first.
     """
     found, clips, taxonomy = identity_clips(labels), _true_clips(truth), taxonomy or truth.taxonomy
     places = _places(found, truth)
     if not places:
         first, *_ = found[0].names[0]
         raise InputError(f"{labels}: none of its frames ({first}, ...) is one of {truth.root} ({truth.names[0]}, ...)")
-    judged = [frames for clip in clips if (frames := _judged(clip, places, labels))]
+    judged = _judged(clips, places, labels)
     left = frames_not_judged(truth, {name for clip in judged for name, _ in clip}, labels, strict)
     bar = iter(progress(range(sum(map(len, judged))), sum(map(len, judged)), description))
 

@@ -11,18 +11,27 @@ from functools import partial
 from pathlib import Path
 from zlib import crc32
 
+import torch
+from torch import Tensor
+
 from ..core.errors import InputError
 from ..core.files import write_bytes
 from ..core.parallel import Mapper, serial_map
 from ..core.protocols import StereoDataset
+from ..core.records import Proposals, SceneFlow
 from ..datasets.clips import clips_of
 from ..labels.store import PseudoLabelStore
 from ..labels.tracks import TRACKS_FOLDER, facts_file, read_tracks, tracked_clips, write_tracks
+
+from ..stages.labels.objects import OBJECT_CHANNELS, describe_objects, object_classes
+from ..stages.labels.pseudo_classes import PseudoClasses
+from ..stages.motion.settings import MotionSettings
 from ..stages.tracking.facts import LinkFacts, facts_bytes, facts_from_bytes
 from ..stages.tracking.linking import link_clip, linked_label
+from ..stages.tracking.longer import long_looks
 
 # %% auto #0
-__all__ = ['write_facts', 'StoredFacts', 'link_frames', 'forget_tracks', 'lost_facts', 'link_store']
+__all__ = ['write_facts', 'StoredFacts', 'classes_by_shape', 'link_frames', 'forget_tracks', 'lost_facts', 'link_store']
 
 # %% ../../nbs/run/08_link.ipynb #718cb68e
 def write_facts(root: str | Path, name: str, facts: LinkFacts) -> None:
@@ -73,8 +82,27 @@ class StoredFacts(Sequence[LinkFacts]):
             value = crc32(_content(path), value)
         return value
 
+# %% ../../nbs/run/08_link.ipynb #a9b8c7d7
+def classes_by_shape(flow: SceneFlow, proposals: Proposals, classes: PseudoClasses) -> Tensor:
+    """Return the pseudo-class (N,) of each object by its size, speed and silhouette.
+
+    Parameters
+    ----------
+    flow : SceneFlow
+    proposals : Proposals
+        N objects, with their motions over one frame.
+    classes : PseudoClasses
+        With classes of objects; what they know of features of a network is taken to be average.
+    """
+    described = describe_objects(flow, proposals)
+    average = classes.objects.mean[len(OBJECT_CHANNELS) :].expand(len(described), -1)
+    return classes.pixels.num_classes + object_classes(torch.cat([described, average], 1), classes.objects)
+
 # %% ../../nbs/run/08_link.ipynb #2616b2f9
-def link_frames(names: Sequence[str], store: PseudoLabelStore) -> int:
+def link_frames(
+    names: Sequence[str], store: PseudoLabelStore, classes: PseudoClasses | None = None,
+    motion: MotionSettings | None = None,
+) -> int:  # fmt: skip
     """Link the objects of the frames of a clip, and write their labels and tracks, unless they are there.
 
     Parameters
@@ -82,6 +110,9 @@ def link_frames(names: Sequence[str], store: PseudoLabelStore) -> int:
     names : sequence of str
         Of the frames, labelled, in order.
     store : PseudoLabelStore
+    classes : PseudoClasses, optional
+        Of the store; without them, or without classes of objects, no object is looked for over several frames.
+    motion : MotionSettings, optional
 
     Returns
     -------
@@ -98,7 +129,9 @@ def link_frames(names: Sequence[str], store: PseudoLabelStore) -> int:
     if there.frames == tuple(names) and (not clip.are_there() or there.facts == clip.checksum()):
         return len(there.tracks)
     checksum = clip.checksum()
-    linked = link_clip(clip, names)
+    looked = classes is not None and classes.objects is not None
+    looks = long_looks(clip, partial(classes_by_shape, classes=classes), motion) if looked else {}
+    linked = link_clip(clip, names, looks=looks)
     for frame, name in enumerate(names):
         facts = clip[frame]
         label = linked_label(facts, frame, linked).replace(diagnostics=facts.notes["diagnostics"])
@@ -138,7 +171,10 @@ def lost_facts(store: PseudoLabelStore, names: Iterable[str]) -> set[str]:
     return {name for name in names if name in labelled and not facts_file(store.root, name).exists()}
 
 # %% ../../nbs/run/08_link.ipynb #5c2e9a41
-def link_store(dataset: StereoDataset, store: PseudoLabelStore, map: Mapper = serial_map) -> int:
+def link_store(
+    dataset: StereoDataset, store: PseudoLabelStore, map: Mapper = serial_map, classes: PseudoClasses | None = None,
+    motion: MotionSettings | None = None,
+) -> int:  # fmt: skip
     """Link the labels of all clips of a data set; go on where an earlier call stopped.
 
     Parameters
@@ -148,6 +184,8 @@ def link_store(dataset: StereoDataset, store: PseudoLabelStore, map: Mapper = se
         With the facts of its frames.
     map : Mapper
         Calls `link_frames` for every clip. The result does not depend on how.
+    classes, motion
+        As of `link_frames`.
 
     Returns
     -------
@@ -164,4 +202,4 @@ def link_store(dataset: StereoDataset, store: PseudoLabelStore, map: Mapper = se
     parted = set(tracked_clips(store.root)) & set(dataset.names) - firsts  # of clips that are whole now
     for name in parted:
         (store.root / TRACKS_FOLDER / f"{name}.json").unlink(missing_ok=True)
-    return sum(map(partial(link_frames, store=store), runs, "linking clips"))
+    return sum(map(partial(link_frames, store=store, classes=classes, motion=motion), runs, "linking clips"))

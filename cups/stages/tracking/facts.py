@@ -79,6 +79,13 @@ class LinkFacts(Record):
     calibration : Calibration
     notes : dict
         Plain values that are kept with the facts.
+    flow : Tensor, (2, H, W), float32, optional
+        (u right, v down) in pixels, from the frame at t to that at t + 1. This and what follows serve longer looks.
+    flow_seen : Tensor, (H, W), bool, optional
+        Pixels whose flow can be relied on.
+    noise_px : Tensor, (3,), float32, optional
+        Standard deviations of flow x, flow y and disparity.
+    image : Tensor, (3, H, W), uint8, optional
     """
 
     semantic: Tensor
@@ -94,6 +101,10 @@ class LinkFacts(Record):
     centres: Tensor
     calibration: Calibration
     notes: dict[str, Any] = field(default_factory=dict)
+    flow: Tensor | None = None
+    flow_seen: Tensor | None = None
+    noise_px: Tensor | None = None
+    image: Tensor | None = None
 
 # %% ../../../nbs/stages/tracking/02_facts.ipynb #a9809018
 _BINS = 8
@@ -161,18 +172,23 @@ def link_facts(sample: StereoSample, flow: SceneFlow, proposals: Proposals, labe
         looks=colour_histograms(sample.left_0, label.instance, count),
         centres=torch.stack(centres) if count else torch.zeros(0, 3),
         calibration=sample.calibration,
+        flow=flow.flow,
+        flow_seen=flow.flow_seen,
+        noise_px=flow.noise_px,
+        image=sample.left_0,
     ).to("cpu")
 
 # %% ../../../nbs/stages/tracking/02_facts.ipynb #efd2b2ff
-_DISPARITY_STEPS, _MAX_STEPS = 32, (1 << 15) - 1
+_STEPS, _MAX_STEPS = 32, (1 << 15) - 1
+_IN_STEPS = "disparity", "flow"
 _MAPS = ("semantic", "instance", "warped")
 
 
 def facts_bytes(facts: LinkFacts) -> bytes:
     """Return the facts of a frame as the bytes of a file."""
     tensors = {name: value.contiguous() for name, value in vars(facts).items() if isinstance(value, Tensor)}
-    steps = (tensors["disparity"] * _DISPARITY_STEPS).round().clamp(0, _MAX_STEPS)
-    tensors["disparity"] = steps.to(torch.int16)
+    for name in tensors.keys() & set(_IN_STEPS):
+        tensors[name] = (tensors[name] * _STEPS).round().clamp(-_MAX_STEPS, _MAX_STEPS).to(torch.int16)
     for name in _MAPS:
         tensors[name] = tensors[name].to(torch.uint8 if tensors[name].max() <= 255 else torch.int32)
     told = json.dumps({"calibration": facts.calibration.to_dict(), "notes": facts.notes}, sort_keys=True)
@@ -193,7 +209,7 @@ def facts_from_bytes(content: bytes) -> LinkFacts:
         told = json.loads(head["__metadata__"]["told"])
         tensors = load(content)
         tensors |= {name: tensors[name].long() for name in _MAPS}
-        tensors["disparity"] = tensors["disparity"].float() / _DISPARITY_STEPS
+        tensors |= {name: tensors[name].float() / _STEPS for name in _IN_STEPS if name in tensors}
         return LinkFacts(**tensors, calibration=Calibration(**told["calibration"]), notes=told["notes"])
     except (zlib.error, SafetensorError, KeyError, TypeError, ValueError):
         raise InputError("not the facts of a frame for linking") from None

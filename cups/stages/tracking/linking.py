@@ -5,7 +5,7 @@
 # %% ../../../nbs/stages/tracking/03_linking.ipynb #e241e1cb
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,17 +15,17 @@ from torch.nn import functional as F
 
 from ...core.errors import InputError
 from ...core.geometry import project
-from ...core.records import Calibration, PanopticLabel
+from ...core.records import Calibration, PanopticLabel, Record
 from ...core.rigid import invert, transform
 from ...labels.tracks import ClipTracks, Sighting, Track
 from .association import associate, mask_agreement
 from .facts import LinkFacts, mask_centre, pixel_points
 
 # %% auto #0
-__all__ = ['LINK_VERSION', 'LinkSettings', 'Anchor', 'LinkedClip', 'link_clip', 'linked_label']
+__all__ = ['LINK_VERSION', 'LinkSettings', 'Anchor', 'LongLook', 'LinkedClip', 'link_clip', 'linked_label']
 
 # %% ../../../nbs/stages/tracking/03_linking.ipynb #e12a7c22
-LINK_VERSION = 1
+LINK_VERSION = 2
 """Count it up when linking comes to other tracks: labels of two versions must not lie in one folder."""
 
 # %% ../../../nbs/stages/tracking/03_linking.ipynb #b650218d
@@ -243,6 +243,30 @@ def _predicted_agreement(tracks: Sequence[_Live], before: LinkFacts, facts: Link
         rows.append(torch.maximum(row, warped[track.instance - 1]) if track.instance else row)
     return torch.stack(rows)
 
+# %% ../../../nbs/stages/tracking/03_linking.ipynb #f1a2b3c6
+@dataclass(frozen=True)
+class LongLook(Record):
+    """N objects that moved between a frame and a later one.
+
+    Parameters
+    ----------
+    instance : Tensor, (H, W), int64
+        0 where nothing moves by itself, 1 to N inside object n, in the first of the two frames.
+    own : Tensor, (N, 4, 4), float32
+        SE(3) motion of each object from one frame to the next, apart from the camera's, in camera coordinates.
+    scores : Tensor, (N,), float32
+        Confidence in [0, 1].
+    pseudo_classes : Tensor, (N,), int64
+    looks : Tensor, (N, C), float32
+        As of `LinkFacts`.
+    """
+
+    instance: Tensor
+    own: Tensor
+    scores: Tensor
+    pseudo_classes: Tensor
+    looks: Tensor
+
 # %% ../../../nbs/stages/tracking/03_linking.ipynb #07d5e1e0
 class _Linker:
     """Links the objects of a clip, frame after frame."""
@@ -255,9 +279,10 @@ class _Linker:
         self.objects: list[int] = []  # greatest instance number of each frame
         self.masks: dict[tuple[int, int], Tensor] = {}  # of carried objects by frame and track: flat places of pixels
         self.starts: dict[int, tuple[Anchor, Tensor, float]] = {}  # anchor, own motion, confidence where it was found
+        self.sure: set[int] = set()  # tracks that a longer look has confirmed
 
-    def step(self, frame: int, before: LinkFacts | None, facts: LinkFacts) -> None:
-        """Take in the next frame."""
+    def step(self, frame: int, before: LinkFacts | None, facts: LinkFacts, look: LongLook | None) -> None:
+        """Take in the next frame, and a longer look from there."""
         present = [n for n in facts.instance.unique().tolist() if n]
         self.objects.append(max(present, default=0))
         matched: dict[int, tuple[_Live, float]] = {}
@@ -270,6 +295,8 @@ class _Linker:
                     matched[n + 1] = self.live[t], float(agreement[t, n])
         for n in present:
             self._found(frame, n, facts, *matched.get(n, (None, None)))
+        if look is not None:
+            self._look(frame, look, facts)
         rest = [track for track in self.live if not any(track is each for each, _ in matched.values())]
         self._carry_on(frame, [t for t in rest if t.number not in self._at(frame)], facts)
 
@@ -284,22 +311,80 @@ class _Linker:
         anchor = Anchor(facts.instance == n, facts)
         score, own = float(facts.scores[n - 1]), invert(facts.camera_motion) @ facts.motions[n - 1]
         centre, looks = facts.centres[n - 1], facts.looks[n - 1]
-        if track is None:
-            track = _Live(len(self.seen) + 1, anchor, torch.eye(4), own, centre, looks, score, 0)
-            self.live.append(track)
-            self.seen[track.number], self.votes[track.number] = [], {}
-            self.starts[track.number] = anchor, own, score
-        track.anchor, track.chain, track.own, track.centre, track.instance = anchor, torch.eye(4), own, centre, n
-        track.looks = _NEW_LOOKS * looks + (1 - _NEW_LOOKS) * track.looks
-        track.found, track.hidden, track.carried, track.confidence = track.found + 1, 0, 0, score
+        track = self._seen_at(track, anchor, own, centre, looks, score)
+        track.instance = n
         place = tuple(centre.tolist()) if centre[2] > 0 else None
         self.seen[track.number].append(Sighting(frame, n, "moving", score, place, agreement))
-        votes, name = self.votes[track.number], int(facts.semantic[anchor.inside][0])
-        votes[name] = votes.get(name, 0.0) + score * int(anchor.inside.sum()) ** 0.5
+        self._vote(track, int(facts.semantic[anchor.inside][0]))
 
-# %% ../../../nbs/stages/tracking/03_linking.ipynb #03807f3b
+# %% ../../../nbs/stages/tracking/03_linking.ipynb #f1a2b3c4
 _NEW_LOOKS = 0.3
 """Share of the newest view in what a track looks like."""
+
+
+@patch
+def _seen_at(
+    self: _Linker, track: _Live | None, anchor: Anchor, own: Tensor, centre: Tensor, looks: Tensor, confidence: float
+) -> _Live:
+    """Continue a track, or begin one, with what was seen of it in the current frame."""
+    if track is None:
+        track = _Live(len(self.seen) + 1, anchor, torch.eye(4), own, centre, looks, confidence, 0)
+        self.live.append(track)
+        self.seen[track.number], self.votes[track.number] = [], {}
+        self.starts[track.number] = anchor, own, confidence
+    track.anchor, track.chain, track.own, track.centre = anchor, torch.eye(4), own, centre
+    track.looks = _NEW_LOOKS * looks + (1 - _NEW_LOOKS) * track.looks
+    track.found, track.hidden, track.carried, track.confidence = track.found + 1, 0, 0, confidence
+    return track
+
+
+@patch
+def _vote(self: _Linker, track: _Live, pseudo_class: int) -> None:
+    """Vote for the class of a track by what was seen of it in the current frame."""
+    votes, weight = self.votes[track.number], track.confidence * int(track.anchor.inside.sum()) ** 0.5
+    votes[pseudo_class] = votes.get(pseudo_class, 0.0) + weight
+
+# %% ../../../nbs/stages/tracking/03_linking.ipynb #f1a2b3c7
+_SAME = 0.5, 0.3
+"""An object of a look is one of the frame if they share this part of it, and a track if their IoU is that or more."""
+
+
+@patch
+def _look(self: _Linker, frame: int, look: LongLook, facts: LinkFacts) -> None:
+    """Confirm what was found in a frame by a longer look from there, and take in what was not."""
+    known = {track.instance: track for track in self.live if track.number in self._at(frame)}
+    for k in range(len(look.own)):
+        inside = look.instance == k + 1
+        shared = torch.bincount(facts.instance[inside], minlength=1)
+        if shared[1:].sum() >= _SAME[0] * shared.sum():
+            track = known.get(int(shared[1:].argmax()) + 1) if shared[1:].any() else None
+            if track is not None:
+                track.found = max(track.found, self.settings.min_seen)
+                self.sure.add(track.number)
+            continue
+        inside = inside & ~self._taken(frame, facts)
+        if int(inside.sum()) >= self.settings.min_pixels:
+            self._looked(frame, inside, look, k, facts)
+
+
+@patch
+def _looked(self: _Linker, frame: int, inside: Tensor, look: LongLook, k: int, facts: LinkFacts) -> None:
+    """Continue a track by object k of a longer look, `inside` (H, W), or begin one."""
+    best, track = _SAME[1], None
+    for each in self.live:
+        if each.number not in self._at(frame):
+            supposed = _moved_mask(each.anchor, each.chain, facts)[1]
+            agreement = int((supposed & inside).sum()) / max(int((supposed | inside).sum()), 1)
+            if agreement >= best:
+                best, track = agreement, each
+    centre = mask_centre(inside & facts.seen, facts.disparity, facts.calibration)
+    track = self._seen_at(track, Anchor(inside, facts), look.own[k], centre, look.looks[k], float(look.scores[k]))
+    track.instance, track.found = 0, max(track.found, self.settings.min_seen)
+    self.sure.add(track.number)
+    self._keep(frame, track.number, _Carried(inside, 1.0, False), facts, track.confidence)
+    self._vote(track, int(look.pseudo_classes[k]))
+
+# %% ../../../nbs/stages/tracking/03_linking.ipynb #03807f3b
 _WELL_SEEN = 0.8
 """A carried mask is the next anchor if depth confirms this share: parts of it that are hidden now shall come back."""
 
@@ -307,7 +392,7 @@ _WELL_SEEN = 0.8
 @patch
 def _carry_on(self: _Linker, frame: int, tracks: list[_Live], facts: LinkFacts) -> None:
     """Carry the masks of tracks that were not found into a frame, the best known first; drop those that are lost."""
-    taken = facts.instance > 0
+    taken = self._taken(frame, facts)
     for track in sorted(tracks, key=lambda t: (t.hidden, -t.found, t.number)):
         track.instance, carried = 0, None
         if track.found >= self.settings.min_seen:
@@ -346,7 +431,8 @@ def _carry_back(self: _Linker, clip: Sequence[LinkFacts]) -> None:
     """Carry the masks of tracks back from where they were first found."""
     back = {}
     for number, (anchor, own, confidence) in self.starts.items():
-        if sum(each.state == "moving" for each in self.seen[number]) >= self.settings.min_seen:
+        found = sum(each.state == "moving" for each in self.seen[number])
+        if number in self.sure or found >= self.settings.min_seen:
             start = self.seen[number][0].frame
             back.setdefault(start, []).append(_Live(number, anchor, torch.eye(4), own, own[0], own[0], confidence))
     live: list[_Live] = []
@@ -407,7 +493,10 @@ class LinkedClip:
     carried: dict[tuple[int, int], Tensor]
 
 
-def link_clip(clip: Sequence[LinkFacts], names: Sequence[str], settings: LinkSettings | None = None) -> LinkedClip:
+def link_clip(
+    clip: Sequence[LinkFacts], names: Sequence[str], settings: LinkSettings | None = None,
+    looks: Mapping[int, LongLook] | None = None,
+) -> LinkedClip:  # fmt: skip
     """Link the objects of the frames of a clip.
 
     Parameters
@@ -418,11 +507,13 @@ def link_clip(clip: Sequence[LinkFacts], names: Sequence[str], settings: LinkSet
         Of the frames.
     settings : LinkSettings, optional
         The default ones if None.
+    looks : mapping of int to LongLook, optional
+        Longer looks from some of the frames, by their index.
     """
     linker, before, pose, poses = _Linker(settings or LinkSettings()), None, torch.eye(4), []
     for frame in range(len(clip)):
         facts = clip[frame]
-        linker.step(frame, before, facts)
+        linker.step(frame, before, facts, (looks or {}).get(frame))
         poses.append(pose)
         pose, before = pose @ invert(facts.camera_motion), facts
     linker._carry_back(clip)
