@@ -22,7 +22,6 @@ from ..core.records import Proposals, SceneFlow
 from ..datasets.clips import clips_of
 from ..labels.store import PseudoLabelStore
 from ..labels.tracks import TRACKS_FOLDER, facts_file, read_tracks, tracked_clips, write_tracks
-
 from ..stages.labels.objects import OBJECT_CHANNELS, describe_objects, object_classes
 from ..stages.labels.pseudo_classes import PseudoClasses
 from ..stages.motion.settings import MotionSettings

@@ -16,8 +16,8 @@ from ..core.geometry import back_project, depth_from_disparity, pixel_grid, warp
 from ..core.records import Matches, SceneFlow, StereoSample
 
 # %% auto #0
-__all__ = ['SceneFlowSettings', 'truncated_deviation', 'noise_scales', 'disparity_edges', 'finite_matches', 'scene_flow',
-           'trust_facts', 'range_lines', 'trust_lines']
+__all__ = ['SceneFlowSettings', 'truncated_deviation', 'noise_scales', 'disparity_edges', 'finite_matches', 'looked_up',
+           'scene_flow', 'trust_facts', 'range_lines', 'trust_lines']
 
 # %% ../../nbs/stages/01_scene_flow.ipynb #b2a7380b
 @dataclass(frozen=True)
@@ -47,6 +47,10 @@ class SceneFlowSettings:
     edge_share: float = 3 / 640
     min_noise_px: float = 0.05
     max_noise_px: float = 10.0
+
+    def edge_px(self, height: int) -> int:
+        """Return the side of the square around edges in pixels of an image of this height."""
+        return max(2 * round((self.edge_share * height - 1) / 2) + 1, 3)
 
 # %% ../../nbs/stages/01_scene_flow.ipynb #6699bf83
 _NOISE_BOUND_PX = 10.0
@@ -168,6 +172,31 @@ def finite_matches(matches: Matches) -> tuple[Matches, Tensor]:
     }
     return matches.replace(**cleaned), finite
 
+# %% ../../nbs/stages/01_scene_flow.ipynb #5f0a7c11
+def looked_up(values: Tensor, known: Tensor, flow: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what a map shows where the flow leads.
+
+    Parameters
+    ----------
+    values : Tensor, (C, H, W), float32
+        Of the frame that the flow leads to.
+    known : Tensor, (H, W), bool
+        Pixels of it whose values can be relied on.
+    flow : Tensor, (2, H, W), float32
+        (u right, v down) in pixels.
+
+    Returns
+    -------
+    values : Tensor, (C, H, W), float32
+        Interpolated; beyond the border those of its nearest pixel.
+    known : Tensor, (H, W), bool
+        Whether they come from known pixels only.
+    inside : Tensor, (H, W), bool
+        Whether the flow ends in the image.
+    """
+    (found,), ((inside,),) = warp(torch.cat([values, known[None].to(values)])[None], flow[None])
+    return found[:-1], found[-1] > 0.99, inside
+
 # %% ../../nbs/stages/01_scene_flow.ipynb #48544409
 def _points_by_first_rule(rules: Mapping[str, Tensor]) -> dict[str, int]:
     """Return the number of points by the first rule that they break: with the trusted ones they add up to all."""
@@ -198,21 +227,20 @@ def scene_flow(sample: StereoSample, matches: Matches, settings: SceneFlowSettin
     camera = sample.calibration
     matches, finite = finite_matches(matches)
     position = pixel_grid(*sample.size, device=matches.flow_forward.device) + matches.flow_forward
-    at_target = torch.stack([matches.disparity_1, matches.disparity_visible_1.float()])[None]
-    looked_up, inside = warp(at_target, matches.flow_forward[None])
-    disparity_1, seen_1 = looked_up[0, 0], looked_up[0, 1] > 0.99  # interpolated from visible pixels only
+    target = matches.disparity_1[None], matches.disparity_visible_1
+    (disparity_1,), seen_1, inside = looked_up(*target, matches.flow_forward)
     depth_0 = depth_from_disparity(matches.disparity_0, camera)
     depth_1 = depth_from_disparity(disparity_1, camera)
 
     nearest = 0.0 if sample.has_depth else settings.min_depth_m
     in_range = [(d > 0) & (d >= nearest) & (d <= settings.max_depth_m) for d in (depth_0, depth_1)]
-    edge_px = max(2 * round((settings.edge_share * sample.size[0] - 1) / 2) + 1, 3)
+    edge_px = settings.edge_px(sample.size[0])
     edges = [disparity_edges(d, settings.edge_threshold, edge_px) for d in (matches.disparity_0, disparity_1)]
     everything = torch.ones_like(matches.flow_visible)
     rules = {
         "finite": finite,
         "depth range": in_range[0] & in_range[1],
-        "visibility flow": matches.flow_visible & inside[0, 0],
+        "visibility flow": matches.flow_visible & inside,
         "visibility disparity": matches.disparity_visible_0 & seen_1,
         "edges": ~(edges[0] | edges[1]),
         "valid area": everything if sample.valid is None else sample.valid.to(everything.device),

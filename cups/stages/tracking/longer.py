@@ -13,12 +13,12 @@ import torch
 from scipy.linalg import fractional_matrix_power
 from torch import Tensor
 
-from ...core.geometry import back_project, depth_from_disparity, pixel_grid, warp
+from ...core.geometry import back_project, depth_from_disparity, pixel_grid
 from ...core.records import Proposals, SceneFlow, StereoSample
 from ...core.rigid import invert
 from ..motion.propose import propose
 from ..motion.settings import MotionSettings
-from ..scene_flow import SceneFlowSettings, disparity_edges
+from ..scene_flow import SceneFlowSettings, disparity_edges, looked_up
 from .facts import LinkFacts, colour_histograms
 from .linking import LongLook
 
@@ -50,18 +50,16 @@ def chained_flow(clip: Sequence[LinkFacts], start: int, steps: int) -> SceneFlow
     flow, seen, variance = first.flow, first.flow_seen, first.noise_px.square()
     for frame in range(start + 1, start + steps):
         facts = clip[frame]
-        (looked,), (inside,) = warp(torch.cat([facts.flow, facts.flow_seen[None].float()])[None], flow[None])
-        flow, seen = flow + looked[:2], seen & inside[0] & (looked[2] > 0.99)  # interpolated from seen pixels only
+        further, known, inside = looked_up(facts.flow, facts.flow_seen, flow)
+        flow, seen = flow + further, seen & inside & known
         variance = variance + facts.noise_px.square()
     last, camera = clip[start + steps], first.calibration
-    (looked,), (inside,) = warp(torch.stack([last.disparity, last.seen.float()])[None], flow[None])
-    disparity, depth_seen = looked[0], inside[0] & (looked[1] > 0.99)
+    (disparity,), known, inside = looked_up(last.disparity[None], last.seen, flow)
+    seen, depth_seen = seen & inside, known & inside
     size = disparity.shape
     points = back_project(depth_from_disparity(first.disparity, camera), camera)
     ends = back_project(depth_from_disparity(disparity, camera), camera, pixel_grid(*size) + flow)
-    side = max(2 * round((_EDGES.edge_share * size[0] - 1) / 2) + 1, 3)
-    edges = disparity_edges(disparity, _EDGES.edge_threshold, side)
-    seen = seen & inside[0]
+    edges = disparity_edges(disparity, _EDGES.edge_threshold, _EDGES.edge_px(size[0]))
     trusted = seen & first.seen & depth_seen & ~edges
     noise = torch.cat([variance[:2].sqrt(), first.noise_px[2:]])
     return SceneFlow(
