@@ -179,8 +179,9 @@ def compute(
         if stage in unknown:
             if on_stage is not None:
                 on_stage(stage.name, pipeline.STAGES.index(stage) + 1)
+            if stage.name == _SCORES:
+                release_memory()  # what the stages before have freed: from here on memory is at its peak
             records[stage.makes] = stage(records, settings)
-            release_memory()  # else what the stages free adds up
         else:
             records[stage.makes] = _unpacked(cache.results[stage.name][key])
         cache = cache.used(stage.name, key, records[stage.makes])
