@@ -30,9 +30,21 @@ from cups.stages.labels.pseudo_classes import fit_pseudo_classes
 from cups.stages.pipeline import PseudoLabelSettings, Stage, analyse, describe
 from cups.stages.semantics.depthg import unit_clusters
 from cups.street.scenes import street_scene
-from cups.workbench import label_edits, label_fixer, motion_lab, run_browser, sources, thing_stuff_lab, threshold_lab
+from cups.workbench import (
+    label_edits,
+    label_fixer,
+    motion_lab,
+    run_browser,
+    sources,
+    stage_cache,
+    thing_stuff_lab,
+    threshold_lab,
+)
+from cups.workbench.explorer import source_classes
 from cups.workbench.rules import RULES
+from cups.workbench.seen_labels import SeenLabels
 from cups.workbench.view.frame_view import FrameView
+from cups.workbench.waiting import Watch
 
 SETTINGS = PseudoLabelSettings(num_classes=6, num_object_classes=0)
 ALL_STAGES = tuple(stage.name for stage in pipeline.STAGES)
@@ -165,6 +177,20 @@ def test_only_the_stage_that_changed_and_those_after_it_are_computed(street, cal
     assert calls == []
     if name == "classical.speckle_px":
         assert torch.equal(second.label.stacked(), analyse(sample, classes, changed).label.stacked())
+
+
+def test_a_class_of_objects_under_the_threshold_is_stuff_for_the_explorer_as_for_the_store(tmp_path):
+    splits = {}
+    for threshold in (0.0, 0.99):
+        settings = PseudoLabelSettings(num_classes=6, num_object_classes=2, thing_threshold=threshold)
+        source = sources.StreetSource(drives=1, frames=2, height=96, width=192, class_frames=2, settings=settings)
+        store = SeenLabels(source, tmp_path / str(threshold)).update(0, Watch())
+        splits[threshold] = store.split.things
+        assert source.things == store.split.things == stage_cache.split_of(source.classes, settings).things
+        assert [name.endswith("(thing)") for name in source_classes(source).names] == [
+            k in store.split.things for k in range(store.num_classes)
+        ]
+    assert len(splits[0.0]) > len(splits[0.99])
 
 
 def test_a_newer_request_stops_an_older_one_and_nothing_stale_is_shown(street, monkeypatch):

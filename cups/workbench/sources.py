@@ -34,7 +34,7 @@ from ..stages.labels.pseudo_classes import PseudoClasses
 from ..stages.pipeline import FrameAnalysis, PseudoLabelSettings, describe, find_pseudo_classes, stages_for
 from ..street.layout import StreetWorld, street_world
 from ..street.scenes import TRAFFIC, StreetScene, StreetScenes, render_scene, street_calibration
-from .stage_cache import StageCache, compute
+from .stage_cache import StageCache, compute, split_of
 from .truth_met import classes_met, truth_in_parts
 from .waiting import Stopped, Watch
 
@@ -269,9 +269,9 @@ class StageSource(ABC):
         self.num_classes, self.things = 0, ()
 
     def use_classes(self, classes: PseudoClasses) -> None:
-        """Take the pseudo-classes; those of objects are things whatever the statistics."""
+        """Take the pseudo-classes; which are things is known by now if there are classes of objects."""
         self.classes, self.num_classes = classes, classes.num_classes
-        self.things = tuple(range(classes.pixels.num_classes, classes.num_classes))
+        self.things = () if classes.objects is None else split_of(classes, self.settings).things
 
     def __len__(self) -> int:
         return len(self.names)
@@ -558,7 +558,7 @@ class DatasetSource(StageSource):
         if kept.exists():
             self.use_classes(PseudoClasses.load(kept))
         self.num_classes = store.num_classes
-        with suppress(InputError):  # not finished yet: classes of objects are things for certain
+        with suppress(InputError):  # not finished yet: as the classes themselves say
             self.things = store.split.things
 
     def sample(self, index: int) -> StereoSample:

@@ -15,12 +15,13 @@ from torch import Tensor
 
 from ..core.memory import release_memory
 from ..core.records import Record, StereoSample
+from ..core.splits import ThingStuffSplit, split_by_share
 from ..stages import pipeline
 from ..stages.labels.pseudo_classes import PseudoClasses
 from ..stages.pipeline import FrameAnalysis, PseudoLabelSettings, stages_for
 
 # %% auto #0
-__all__ = ['StageCache', 'grouped', 'compute', 'recompute']
+__all__ = ['StageCache', 'grouped', 'split_of', 'compute', 'recompute']
 
 # %% ../../nbs/workbench/07_stage_cache.ipynb #0fcc6ed3
 _KEPT_RESULTS, _KEPT_SCORES = 3, 1
@@ -122,6 +123,13 @@ def grouped(classes: PseudoClasses, settings: PseudoLabelSettings) -> PseudoClas
     if settings.num_classes in (0, classes.pixels.num_classes):
         return classes
     return classes.regrouped(settings.num_classes)
+
+# %% ../../nbs/workbench/07_stage_cache.ipynb #f069d371
+def split_of(classes: PseudoClasses, settings: PseudoLabelSettings) -> ThingStuffSplit:
+    """Return which pseudo-classes are things: those whose share is above the threshold, as in a store of their labels."""
+    share = classes.share
+    missing = share.new_zeros(classes.num_classes - len(share))  # no objects, no classes of them
+    return split_by_share(torch.cat([share, missing]), settings.thing_threshold)
 
 # %% ../../nbs/workbench/07_stage_cache.ipynb #f069d36e
 def _keys(cache: StageCache, settings: PseudoLabelSettings) -> dict[str, Hashable]:

@@ -26,7 +26,6 @@ from ..core.files import write_atomically
 from ..core.memory import release_memory
 from ..core.records import VOID, PanopticLabel, StereoSample
 from ..core.settings import changed_settings, setting, with_setting
-from ..core.splits import ThingStuffSplit
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
 from ..evaluation.panoptic import panoptic_scores
 from ..run.features import with_features
@@ -35,12 +34,12 @@ from ..stages.pipeline import STAGES, FrameAnalysis, PseudoLabelSettings
 from ..stages.semantics.region_classes import RegionClasses
 from .frames import frame_pictures
 from .rules import RULES
-from .stage_cache import StageCache, grouped, recompute
+from .stage_cache import StageCache, grouped, recompute, split_of
 from .widgets import LAB_WIDTH, png_bytes
 
 # %% auto #0
-__all__ = ['Recomputer', 'diagnostic_numbers', 'changes', 'split_of', 'frame_quality', 'changes_table', 'Control', 'controls',
-           'slider', 'regrouped_classes', 'class_legend', 'ThresholdLab']
+__all__ = ['Recomputer', 'diagnostic_numbers', 'changes', 'frame_quality', 'changes_table', 'Control', 'controls', 'slider',
+           'regrouped_classes', 'class_legend', 'ThresholdLab']
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #c8cdbd1f
 class Recomputer:
@@ -151,18 +150,6 @@ def changes(before: Mapping[str, float], after: Mapping[str, float]) -> list[tup
     return [(n, before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)]
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #8ad4dc55
-def split_of(classes: PseudoClasses, settings: PseudoLabelSettings) -> ThingStuffSplit:
-    """Return which pseudo-classes are things: the classes of objects or, without, those above the threshold."""
-    share, order = classes.share.sort(descending=True, stable=True)
-    things = order[share > settings.thing_threshold].tolist()
-    total = classes.pixels.num_classes
-    if classes.objects is not None:
-        things = list(range(total, total + classes.objects.num_classes))
-        total += len(things)
-    stuff = sorted(set(range(total)) - set(things))
-    return ThingStuffSplit(tuple(sorted(things)), tuple(stuff), order, share)
-
-
 def frame_quality(
     analysis: FrameAnalysis, classes: PseudoClasses, settings: PseudoLabelSettings, truth: PanopticLabel | None,
     taxonomy: Taxonomy = CITYSCAPES_19,
