@@ -126,7 +126,7 @@ def grouped(classes: PseudoClasses, settings: PseudoLabelSettings) -> PseudoClas
 
 # %% ../../nbs/workbench/07_stage_cache.ipynb #f069d371
 def split_of(classes: PseudoClasses, settings: PseudoLabelSettings) -> ThingStuffSplit:
-    """Return which pseudo-classes are things: those whose share is above the threshold, as in a store of their labels."""
+    """Return which pseudo-classes are things: those above the threshold, as in a store of their labels."""
     share = classes.share
     missing = share.new_zeros(classes.num_classes - len(share))  # no objects, no classes of them
     return split_by_share(torch.cat([share, missing]), settings.thing_threshold)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from html import escape
 from numbers import Real
@@ -27,6 +28,7 @@ from ..core.memory import release_memory
 from ..core.records import VOID, PanopticLabel, StereoSample
 from ..core.settings import changed_settings, setting, with_setting
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
+from ..evaluation.classes import class_overlap
 from ..evaluation.panoptic import panoptic_scores
 from ..run.features import with_features
 from ..stages.labels.pseudo_classes import PseudoClasses
@@ -338,7 +340,8 @@ class ThresholdLab(widgets.VBox):
     known : StageCache, optional
         Results for the sample that are there already.
     named : Taxonomy, optional
-        Names and colours of the classes, as the explorer has them; those of their numbers if None or of others.
+        Names and colours of the classes, as the explorer has them. If None or of others, they come from the truth of
+        this frame; without one the classes are numbers.
     """
 
     def __init__(
@@ -352,6 +355,7 @@ class ThresholdLab(widgets.VBox):
         self.truth, self.taxonomy = truth if truth is not None else sample.truth, taxonomy
         fits = named is not None and len(named) == classes.num_classes
         self.named = named if fits else named_classes(classes.num_classes, split_of(classes, self.start).things)
+        self._unnamed = not fits and self.truth is not None  # until there is a label
         self.before: tuple[PseudoLabelSettings, FrameAnalysis] | None = None
         self.after: tuple[PseudoLabelSettings, FrameAnalysis] | None = None
         cache = replace(known or StageCache(sample), classes=classes)
@@ -511,11 +515,23 @@ def _fault(self: ThresholdLab, line: str) -> None:
 def _show(self: ThresholdLab, settings: PseudoLabelSettings, analysis: FrameAnalysis, seconds: float) -> None:
     """Show a result."""
     self.after = settings, analysis
+    if self._unnamed:
+        self.named, self._unnamed = self._named_by(analysis.label), False
     self.before = self.before or self.after
     self._draw()
     self.progress.value = len(STAGES)
     self.stop_button.disabled = True
     self.status.value = f"computed in {seconds:.2f} s"
+
+# %% ../../nbs/workbench/21_threshold_lab.ipynb #0bea8823
+@patch
+def _named_by(self: ThresholdLab, label: PanopticLabel) -> Taxonomy:
+    """Return names and colours of the classes by what they cover of the truth of the frame."""
+    count, known = len(self.named), len(self.taxonomy)
+    with suppress(InputError):  # a truth of other classes
+        met, _ = class_overlap([(label.semantic, self.truth.semantic)], count, known)
+        return named_classes(count, self.named.thing_classes, met.numpy(), self.taxonomy)
+    return self.named
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #1636536a
 _PICTURES = {
