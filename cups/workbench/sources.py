@@ -425,8 +425,8 @@ def analysis(
     """Return what all stages made of a frame, "scores" only if they are `wanted`. For the rest see `records`."""
     kept = self.kept(index)
     self.found_classes(watch)
-    if self.results.get(index) is None:  # those that the classes were found on took its place
-        self._keep(index, kept)
+    now = self.results.get(index) or kept  # packed or gone, if the classes were found on other frames meanwhile
+    self._keep(index, replace(now, results={**kept.results, **now.results}))
     return FrameAnalysis.of(self.records(index, wanted, watch, suffix))
 
 # %% ../../nbs/workbench/09_sources.ipynb #f12edfa9
