@@ -88,6 +88,17 @@ def test_the_threshold_lab_shows_the_explorers_names_and_colours(labelled):
     assert lab.wait(60) and re.search(r"\d, was \d, mostly road", lab.after_legend.value)
 
 
+def test_the_threshold_lab_alone_names_classes_by_the_truth_of_its_frame(labelled):
+    *_, explorer, _ = labelled
+    kept = explorer.source.classes
+    lab = threshold_lab.ThresholdLab(explorer.sample, kept, SETTINGS, known=explorer.kept())
+    assert lab.wait(60) and lab.truth is not None
+    assert re.search(r"\d, (mostly|partly) road", lab.after_legend.value)
+    blind = threshold_lab.ThresholdLab(explorer.sample.replace(truth=None), kept, SETTINGS)
+    assert blind.wait(60) and blind.truth is None and "mostly" not in blind.after_legend.value
+    assert "class 0" in " ".join(blind.named.names)
+
+
 def test_classes_of_a_store_that_does_not_fit_are_not_named_after_it(labelled):
     kept = labelled[3].source.classes
     lab = threshold_lab.ThresholdLab(labelled[3].sample, kept, SETTINGS, named=named_classes(40))

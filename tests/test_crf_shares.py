@@ -81,10 +81,15 @@ def test_shares_add_up_to_the_whole_filter(threads):
 
 def test_sums_in_room_that_is_used_again_are_those_in_new_memory():
     generator = torch.Generator().manual_seed(0)
-    kernel = GaussianFilter(60 * torch.rand(20_000, 3, generator=generator))
-    values = torch.rand(20_000, 2, generator=generator).half()
-    fresh, room = kernel.blur(kernel.splat(values)), kernel.room(2)
-    assert len(fresh) > 1 << 15  # several parts: one is returned as it is
-    for _ in range(2):
-        again = kernel.blur(kernel.splat(values, room[0]), room[1])
-        assert torch.equal(again, fresh) and again.data_ptr() in {part.data_ptr() for part in room}
+    for spread in (60, 1):  # more corners than points, and fewer
+        kernel = GaussianFilter(spread * torch.rand(20_000, 3, generator=generator))
+        values = torch.rand(20_000, 2, generator=generator).half()
+        fresh, room = kernel.blur(kernel.splat(values)), kernel.room(2)
+        assert (len(fresh) > 1 << 15) == (spread == 60)  # several parts: one is returned as it is
+        for _ in range(3):
+            room[0][:20_000] = values
+            again, room = kernel.blurred(room)
+            for part in room[: len(room) - (spread == 60)]:
+                part.fill_(7)  # what is written there next does not change the sums
+            assert torch.equal(again, fresh)
+            assert (again.data_ptr() in {part.data_ptr() for part in room}) == (spread == 60)

@@ -127,6 +127,7 @@ def test_a_damaged_stroke_in_a_file_is_reported_with_its_file(tmp_path, label, c
         Edit("paint", ((38, 20), (44, 30)), radius=3.0, onto=(25, 12)),
         Edit("paint", ((20, 4), (30, 6)), to_class=1, to_thing=True, radius=2.0),
         Edit("erase", ((30, 15), (30, 20)), radius=4.0),
+        Edit("split", ((25, 12),), line=(32, 0, 30, 40)),
     ],
     ids=lambda edit: edit.kind,
 )
@@ -152,9 +153,40 @@ def test_an_edit_is_not_carried_where_the_object_is_not_found(label, flow):
     ):
         with pytest.raises(InputError, match=fault):
             carry_to(Neighbour("next", between, there, draft), edit, label, "here")
-    with pytest.raises(InputError, match="next: a split is not carried"):
+    with pytest.raises(InputError, match="next: the segment is in one piece"):
         carry_to(Neighbour("next", flow, shifted(label), draft), Edit("split", ((25, 12),)), label, "here")
     assert not draft.edits and draft.place == 0
+
+
+def two_cars(left: int, right: int) -> tuple[PanopticLabel, torch.Tensor]:
+    """Return two cars as one segment, and the pixels of the right one; each begins at its own column."""
+    cars = torch.zeros(2, *SIZE, dtype=torch.bool)
+    cars[0, 10:25, left : left + 10], cars[1, 10:25, right : right + 8] = True, True
+    return PanopticLabel(cars.any(0).long(), 3 * cars.any(0).long()), cars[1]
+
+
+@pytest.mark.parametrize("line", [(30, 0, 30, 40), (29, 40, 29, 0), None])
+def test_a_split_goes_where_the_flow_takes_its_parts(line):
+    gap = 0 if line else 3
+    (label, _), (there, right) = two_cars(20, 30 + gap), two_cars(26, 36 + gap)
+    to, still = torch.zeros(2, *SIZE), torch.zeros(2, *SIZE)
+    to[0], still[0] = SHIFT, -SHIFT
+    known = torch.ones(SIZE, dtype=torch.bool)
+    draft, edit = Draft(), Edit("split", ((25, 12),), line=line)
+    step = carry_to(Neighbour("next", NeighbourFlow(to, still, known, known), there, draft), edit, label, "here")
+    parted = replay(there, draft.edits).instance
+    assert step.agreement > 0.9 and torch.equal(parted == parted[12, 42], right)
+
+
+def test_a_cut_ends_where_its_parts_are_not_found(label, flow):
+    there, draft = shifted(label), Draft()
+    there.semantic[:, 38:], there.instance[:, 38:] = 0, 0  # the smaller part has gone
+    with pytest.raises(InputError, match="next: its parts are not found"):
+        carry_to(Neighbour("next", flow, there, draft), Edit("split", ((25, 12),), line=(32, 0, 32, 40)), label, "here")
+    two = Edit("split", ((25, 12), (0, 0)), line=(32, 0, 32, 40))
+    with pytest.raises(InputError, match="a cut through several segments is not carried"):
+        carry_to(Neighbour("next", flow, shifted(label), draft), two, label, "here")
+    assert not draft.edits
 
 
 def test_what_a_person_fixed_stays_and_what_was_carried_gives_way(label, flow):

@@ -30,9 +30,21 @@ from cups.stages.labels.pseudo_classes import fit_pseudo_classes
 from cups.stages.pipeline import PseudoLabelSettings, Stage, analyse, describe
 from cups.stages.semantics.depthg import unit_clusters
 from cups.street.scenes import street_scene
-from cups.workbench import label_edits, label_fixer, motion_lab, run_browser, sources, thing_stuff_lab, threshold_lab
+from cups.workbench import (
+    label_edits,
+    label_fixer,
+    motion_lab,
+    run_browser,
+    sources,
+    stage_cache,
+    thing_stuff_lab,
+    threshold_lab,
+)
+from cups.workbench.explorer import source_classes
 from cups.workbench.rules import RULES
+from cups.workbench.seen_labels import SeenLabels
 from cups.workbench.view.frame_view import FrameView
+from cups.workbench.waiting import Watch
 
 SETTINGS = PseudoLabelSettings(num_classes=6, num_object_classes=0)
 ALL_STAGES = tuple(stage.name for stage in pipeline.STAGES)
@@ -167,6 +179,20 @@ def test_only_the_stage_that_changed_and_those_after_it_are_computed(street, cal
         assert torch.equal(second.label.stacked(), analyse(sample, classes, changed).label.stacked())
 
 
+def test_a_class_of_objects_under_the_threshold_is_stuff_for_the_explorer_as_for_the_store(tmp_path):
+    splits = {}
+    for threshold in (0.0, 0.99):
+        settings = PseudoLabelSettings(num_classes=6, num_object_classes=2, thing_threshold=threshold)
+        source = sources.StreetSource(drives=1, frames=2, height=96, width=192, class_frames=2, settings=settings)
+        store = SeenLabels(source, tmp_path / str(threshold)).update(0, Watch())
+        splits[threshold] = store.split.things
+        assert source.things == store.split.things == stage_cache.split_of(source.classes, settings).things
+        assert [name.endswith("(thing)") for name in source_classes(source).names] == [
+            k in store.split.things for k in range(store.num_classes)
+        ]
+    assert len(splits[0.0]) > len(splits[0.99])
+
+
 def test_a_newer_request_stops_an_older_one_and_nothing_stale_is_shown(street, monkeypatch):
     sample, classes, _ = street
     cache, _ = threshold_lab.recompute(threshold_lab.StageCache(sample, classes), SETTINGS)
@@ -246,7 +272,9 @@ def test_another_number_of_classes_joins_the_centres_that_are_there(street, call
     assert lab.wait(60) and calls == ["classes", "CRF", "fusion", "movable", "object classes"]
     settings, analysis = lab.after
     expected = analyse(sample, classes.regrouped(12), settings)
-    assert torch.equal(analysis.label.stacked(), expected.label.stacked()) and analysis.scores.log_probs.shape[0] == 12
+    assert torch.equal(analysis.label.stacked(), expected.label.stacked()) and analysis.scores is None
+    scores = lab.recomputer.cache.results["classes"].values()
+    assert [len(kept.log_probs) for kept in scores] == [12]  # those of six classes would only take memory
     assert lab.before_picture.value == before != lab.after_picture.value
     assert "num_classes = 12" in lab.after_title.value and "of 12 classes occur" in lab.after_legend.value
     assert load_settings(PseudoLabelSettings, lab.save(tmp_path / "settings.yaml")).num_classes == 12

@@ -396,7 +396,8 @@ class FrameAnalysis(Record):
     flow : SceneFlow
     proposals : Proposals
     regions : Regions
-    scores : ClassScores
+    scores : ClassScores, optional
+        As many bytes as all other records together; None where nobody asked for them.
     semantic : Tensor, (H, W), int64
         The class map after the CRF.
     movable : Tensor, (H, W), float32
@@ -410,14 +411,15 @@ class FrameAnalysis(Record):
     flow: SceneFlow
     proposals: Proposals
     regions: Regions
-    scores: ClassScores
+    scores: ClassScores | None
     semantic: Tensor
     movable: Tensor
     label: PanopticLabel
 
     @classmethod
     def of(cls, records: Mapping[str, Any]) -> FrameAnalysis:
-        """Return the analysis that holds the records of all stages."""
+        """Return the analysis that holds the records of all stages; "scores" may be missing."""
+        records = {"scores": None, **records}
         made = {stage.makes: records[stage.makes] for stage in STAGES if stage.makes != "label"}
         reasons = {name: getattr(record, "diagnostics", None) for name, record in made.items()}
         label = records["label"].replace(diagnostics={name: why for name, why in reasons.items() if why})

@@ -21,7 +21,7 @@ from ..labels.fixed import Edit
 from ..labels.strokes import stroke_mask
 from ..stages.matching.classical import ClassicalMatcher
 from .label_drafts import Draft
-from .label_edits import NothingChanges, apply_edit, replay, selected_masks
+from .label_edits import NothingChanges, apply_edit, pieces, replay, selected_masks, sides
 from .segments import Segment, segment_at
 from .sources import ByteCache
 from .widgets import counted
@@ -163,6 +163,72 @@ def _counterpart(mask: Tensor, there: PanopticLabel, flow: NeighbourFlow) -> tup
         raise InputError(f"no segment agrees with it (the best by {found:.2f}, {MIN_AGREEMENT:.2f} are needed)")
     return _inner(carried & segment.mask), found
 
+# %% ../../nbs/workbench/19_carried_edits.ipynb #4000d092
+_CUT_PX = 4.0
+"""Distance from the cut, in pixels, up to which the flow moves it; more where the cut is long."""
+
+
+def _through(first: Tensor, last: Tensor, before: float, after: float) -> tuple[int, int, int, int]:
+    """Return the line through two points (2,), longer at its ends by so many pixels: it is rounded to whole ones."""
+    onward = (last - first) / (last - first).norm().clamp(min=1e-6)
+    return tuple(torch.cat([first - before * onward, last + after * onward]).round().int().tolist())
+
+
+def _moved_lines(mask: Tensor, line: tuple[int, int, int, int], flow: NeighbourFlow) -> list[tuple[int, int, int, int]]:
+    """Return where a cut through a mask (H, W) may be in the neighbour: as both sides of it move, and as each does."""
+    start, end = torch.tensor(line).float().view(2, 2)
+    length = float((end - start).norm())
+    along = (end - start) / max(length, 1e-6)
+    places = mask.nonzero().flip(1) - start
+    at, beside = places @ along, places @ torch.stack([-along[1], along[0]])
+    on_line = at[beside.abs() <= 1.5]
+    if not len(on_line):
+        return []
+    low, high = float(on_line.min()), float(on_line.max())
+    reach = max(_CUT_PX, (high - low) / 4)
+    moves, seen, lines = flow.there.float()[:, mask].T, flow.seen[mask] & (beside.abs() <= reach), []
+    for side in (seen, seen & (beside <= 0), seen & (beside > 0)):
+        near = [side & ((at - place).abs() <= reach) for place in (low, high)]
+        if all(part.any() for part in near):
+            first, last = (moves[part].median(0).values for part in near)
+            ends = start + low * along + first, start + high * along + last
+            lines.append(_through(*ends, max(0.0, low), max(0.0, length - high)))
+    return lines
+
+# %% ../../nbs/workbench/19_carried_edits.ipynb #4000d093
+def _parts_agree(parts: Sequence[Tensor], there: Sequence[Tensor], flow: NeighbourFlow) -> float:
+    """Return the least agreement of the parts of a segment with the best of those in the neighbour, each taken once."""
+    carried = [carried_mask(part, flow) for part in parts]
+    shares = [[agreement(one, other, flow.seen_there) for other in there] for one in carried]
+    taken = {max(range(len(there)), key=row.__getitem__) for row in shares} if there else set()
+    return min(max(row) for row in shares) if len(taken) == len(parts) == len(there) else 0.0
+
+
+def _large(mask: Tensor) -> list[Tensor]:
+    """Return the connected pieces of a mask without crumbs."""
+    return [piece for piece in pieces(mask) if piece.sum() > _MIN_SHARE * mask.sum()]
+
+
+def _carried_split(edit: Edit, label: PanopticLabel, there: PanopticLabel, flow: NeighbourFlow) -> tuple[Edit, float]:
+    """Return a split in the neighbour, and the least agreement of a part; raise `InputError` where the cut is lost."""
+    masks = selected_masks(label, edit.points)
+    found = [_counterpart(mask, there, flow) for mask in masks]
+    targets = selected_masks(there, [point for point, _ in found])
+    points = tuple(point for point, _ in found)
+    if len(targets) < len(masks) or (edit.line is not None and len(masks) > 1):
+        raise InputError("a cut through several segments is not carried")
+    if edit.line is None:
+        share = min(_parts_agree(_large(a), _large(b), flow) for a, b in zip(masks, targets, strict=True))
+        best = share, None
+    else:
+        parts = sides(masks[0], edit.line)
+        lines = _moved_lines(masks[0], edit.line, flow)
+        tried = [(_parts_agree(parts, sides(targets[0], line), flow), line) for line in lines]
+        best = max(tried, key=lambda one: one[0], default=(0.0, None))
+    if best[0] < MIN_AGREEMENT:
+        raise InputError(f"its parts are not found (they agree by {best[0]:.2f}, {MIN_AGREEMENT:.2f} are needed)")
+    return replace(edit, points=points, line=best[1]), best[0]
+
 # %% ../../nbs/workbench/19_carried_edits.ipynb #1ac09d9a
 def _carried_stroke(edit: Edit, flow: NeighbourFlow) -> tuple[Edit, float]:
     """Return a stroke in the neighbour, and the share of it that both frames see; raise `InputError` if it is small."""
@@ -190,7 +256,6 @@ def carried_edit(edit: Edit, label: PanopticLabel, there: PanopticLabel, flow: N
     Parameters
     ----------
     edit : Edit
-        Of any kind but a split.
     label : PanopticLabel
         Of the frame, before the edit.
     there : PanopticLabel
@@ -201,16 +266,16 @@ def carried_edit(edit: Edit, label: PanopticLabel, there: PanopticLabel, flow: N
     -------
     Edit
     float
-        The least intersection over union of a segment with the one that was taken for the same; of a stroke that needs
-        no segment, the share of it that both frames see.
+        The least intersection over union of a segment with the one that was taken for the same, for a split of a part;
+        of a stroke that needs no segment, the share of it that both frames see.
 
     Raises
     ------
     InputError
-        If a segment is not found in the neighbour, or it is a split.
+        If a segment, or a part of one that is split, is not found in the neighbour.
     """
     if edit.kind == "split":
-        raise InputError("a split is not carried: what the flow says of a line is too little")
+        return _carried_split(edit, label, there, flow)
     if not edit.by_brush:
         found = [_counterpart(mask, there, flow) for mask in selected_masks(label, edit.points)]
         return replace(edit, points=tuple(point for point, _ in found)), min(share for _, share in found)

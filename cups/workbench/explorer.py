@@ -327,7 +327,7 @@ def _states(self: FrameExplorer, request: dict[str, Any]) -> Iterator[Frame]:
         yield frame
     for name in self.networks.missing(frame):
         watch.step(LAYERS[name])
-        frame = self.networks.predicted(name, frame)
+        frame = self.networks.predicted(name, frame, self.taxonomy)
         self.source.cache.put(index, frame)
         yield frame
 
@@ -361,7 +361,8 @@ def _load(self: FrameExplorer, request: dict[str, Any]) -> None:
         if self.worker.superseded():
             return
         self._latest = index, frame
-        packet = pack(frame, self.classes, self.taxonomy, self.max_width, self.networks.classes(self.classes))
+        others = self.networks.classes(self.classes, self.taxonomy)
+        packet = pack(frame, self.classes, self.taxonomy, self.max_width, others)
         self.view.send_frame(request, _new_parts(packet, sent), first=not sent, done=False)
         sent |= _parts(packet)
         self.view.report = self._reports[index] = report_html(frame.diagnostics)

@@ -726,7 +726,7 @@ def _refresh(self: LabelFixer) -> None:
     for name, button in self.buttons.items():
         button.disabled = not usable[name]
     self.cutting.disabled = not count
-    carried = draft is not None and bool(draft.edits) and draft.edits[-1].kind != "split"
+    carried = draft is not None and bool(draft.edits)
     for button in self.carry_buttons[:2]:
         button.disabled = not carried or self._carrying is not None
     self.carry_buttons[2].disabled = not self._carried or self._carrying is not None

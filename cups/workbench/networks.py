@@ -6,13 +6,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+import numpy as np
 
 from ..core.class_colours import named_classes
 from ..core.errors import InputError
 from ..core.files import read_json
-from ..core.taxonomy import Taxonomy
+from ..core.taxonomy import CITYSCAPES_19, Taxonomy
+from ..evaluation.classes import class_overlap
 from .layers import NETWORKS
 from .sources import Frame, small_label
 
@@ -73,6 +77,7 @@ class Networks:
     def __init__(self, files: Mapping[str, str | Path]) -> None:
         self.files = dict(files)
         self._read: dict[str, PanopticCascade] = {}
+        self._met: dict[str, np.ndarray] = {}  # pixels of each class and true class
 
     def network(self, name: str) -> PanopticCascade:
         """Return a network; raise InputError if its file cannot be used."""
@@ -86,19 +91,27 @@ class Networks:
         """Return the names of those whose prediction the frame does not have."""
         return [name for name in self.files if getattr(frame, name) is None]
 
-    def predicted(self, name: str, frame: Frame) -> Frame:
-        """Return the frame with the prediction of a network."""
+    def predicted(self, name: str, frame: Frame, taxonomy: Taxonomy = CITYSCAPES_19) -> Frame:
+        """Return the frame with the prediction of a network; a truth, of the classes `taxonomy`, names its classes."""
         from cups.model.inference import predict
 
         network = self.network(name)
         found = predict(network, frame.left, network.split)
+        if frame.truth is not None:
+            with suppress(InputError):  # of other classes
+                pairs = [(found.semantic.long(), frame.truth.semantic.long())]
+                count = len(network.split.things + network.split.stuff)
+                met = class_overlap(pairs, count, len(taxonomy))[0].numpy()
+                before = self._met.get(name, np.zeros_like(met))
+                new = before.sum(1, keepdims=True) == 0  # a class keeps the name that it once had
+                self._met[name] = np.where(new, met, before)
         return frame.replace(**{name: small_label(found.replace(diagnostics={}))})
 
-    def classes(self, known: Taxonomy) -> dict[str, Taxonomy]:
+    def classes(self, known: Taxonomy, taxonomy: Taxonomy = CITYSCAPES_19) -> dict[str, Taxonomy]:
         """Return the classes of those networks that were read and have others than the `known` ones."""
         splits = {name: network.split for name, network in self._read.items()}
         return {
-            name: named_classes(len(split.things + split.stuff), split.things)
+            name: named_classes(len(split.things + split.stuff), split.things, self._met.get(name), taxonomy)
             for name, split in splits.items()
             if (len(split.things + split.stuff), list(split.things)) != (len(known), known.thing_classes)
         }

@@ -34,7 +34,7 @@ from ..stages.labels.pseudo_classes import PseudoClasses
 from ..stages.pipeline import FrameAnalysis, PseudoLabelSettings, describe, find_pseudo_classes, stages_for
 from ..street.layout import StreetWorld, street_world
 from ..street.scenes import TRAFFIC, StreetScene, StreetScenes, render_scene, street_calibration
-from .stage_cache import StageCache, compute
+from .stage_cache import StageCache, compute, split_of
 from .truth_met import classes_met, truth_in_parts
 from .waiting import Stopped, Watch
 
@@ -249,28 +249,29 @@ class StageSource(ABC):
     cache_bytes : int
         Maximum memory of cached frames.
     results_bytes : int
-        Maximum memory of the stages' results, which the labs start from: of the latest frame, and of more if they fit.
+        Maximum memory of the stages' results, which the labs start from: of the latest frame, and packed of more if
+        they fit.
     """
 
     settings: PseudoLabelSettings = field(default_factory=PseudoLabelSettings)
     stages: bool = True
     class_frames: int = 4
     cache_bytes: int = 120_000_000
-    results_bytes: int = 200_000_000
+    results_bytes: int = 150_000_000
 
     def __post_init__(self) -> None:
         self.settings = with_features(self.settings)
         self.cache: ByteCache[Frame] = ByteCache(self.cache_bytes, record_bytes)
         self.results: ByteCache[StageCache] = ByteCache(self.results_bytes, lambda kept: kept.nbytes)
-        self._computing = RLock()
+        self._computing, self._newest = RLock(), -1
         self.classes: PseudoClasses | None = None
         self.met: np.ndarray | None = None  # pixels of each pseudo-class and true class, if there is a truth
         self.num_classes, self.things = 0, ()
 
     def use_classes(self, classes: PseudoClasses) -> None:
-        """Take the pseudo-classes; those of objects are things whatever the statistics."""
+        """Take the pseudo-classes; which are things is known by now if there are classes of objects."""
         self.classes, self.num_classes = classes, classes.num_classes
-        self.things = tuple(range(classes.pixels.num_classes, classes.num_classes))
+        self.things = () if classes.objects is None else split_of(classes, self.settings).things
 
     def __len__(self) -> int:
         return len(self.names)
@@ -332,6 +333,15 @@ def _turn(self: StageSource, watch: Watch) -> Iterator[None]:
 
 # %% ../../nbs/workbench/09_sources.ipynb #077ddf5a
 @patch
+def _keep(self: StageSource, index: int, kept: StageCache) -> None:
+    """Keep what the stages made of a frame; that of the frame before it is packed."""
+    newest, self._newest = self._newest, index
+    if newest != index and (old := self.results.get(newest)) is not None:
+        self.results.put(newest, old.packed())
+    self.results.put(index, kept)
+
+
+@patch
 def records(
     self: StageSource, index: int, wanted: Sequence[str] = ("label",), watch: Watch | None = None, suffix: str = ""
 ) -> dict[str, Any]:
@@ -359,7 +369,7 @@ def records(
         kept = replace(self.kept(index), classes=self.classes)
         told = lambda name, _: watch.step(name + suffix)  # noqa: E731
         kept, made = compute(kept, self.settings, wanted, told, lambda: watch.stopped)
-        self.results.put(index, kept.without("classes"))
+        self._keep(index, kept.without("classes"))
     if made is None:
         raise Stopped
     return made
@@ -409,13 +419,15 @@ def steps(self: StageSource) -> list[tuple[str, float]]:
 
 
 @patch
-def analysis(self: StageSource, index: int, watch: Watch | None = None, suffix: str = "") -> FrameAnalysis:
-    """Return what all stages made of a frame; only what is not kept is computed. For the rest see `records`."""
+def analysis(
+    self: StageSource, index: int, watch: Watch | None = None, suffix: str = "", wanted: Sequence[str] = ("label",)
+) -> FrameAnalysis:
+    """Return what all stages made of a frame, "scores" only if they are `wanted`. For the rest see `records`."""
     kept = self.kept(index)
     self.found_classes(watch)
-    if self.results.get(index) is None:  # those that the classes were found on took its place
-        self.results.put(index, kept)
-    return FrameAnalysis.of(self.records(index, ("label",), watch, suffix))
+    now = self.results.get(index) or kept  # packed or gone, if the classes were found on other frames meanwhile
+    self._keep(index, replace(now, results={**kept.results, **now.results}))
+    return FrameAnalysis.of(self.records(index, wanted, watch, suffix))
 
 # %% ../../nbs/workbench/09_sources.ipynb #f12edfa9
 @patch
@@ -432,7 +444,8 @@ def load(self: StageSource, index: int, watch: Watch | None = None, suffix: str 
         kept_reasons = {name: value for name, value in stored.items() if name == "diagnostics"}
         frame = with_motion(frame, self.records(index, ("proposals",), watch, suffix)).replace(**kept_reasons)
         yield frame
-        frame = with_classes(frame, self.analysis(index, watch, suffix)).replace(**stored)
+        made = self.analysis(index, watch, suffix, ("label", "scores"))
+        frame = with_classes(frame, made).replace(**stored)
     self.cache.put(index, frame)
     yield frame
 
@@ -545,7 +558,7 @@ class DatasetSource(StageSource):
         if kept.exists():
             self.use_classes(PseudoClasses.load(kept))
         self.num_classes = store.num_classes
-        with suppress(InputError):  # not finished yet: classes of objects are things for certain
+        with suppress(InputError):  # not finished yet: as the classes themselves say
             self.things = store.split.things
 
     def sample(self, index: int) -> StereoSample:

@@ -9,18 +9,23 @@ from collections.abc import Callable, Collection, Hashable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import torch
+from fastcore.basics import patch
 from torch import Tensor
 
+from ..core.memory import release_memory
 from ..core.records import Record, StereoSample
+from ..core.splits import ThingStuffSplit, split_by_share
 from ..stages import pipeline
 from ..stages.labels.pseudo_classes import PseudoClasses
 from ..stages.pipeline import FrameAnalysis, PseudoLabelSettings, stages_for
 
 # %% auto #0
-__all__ = ['StageCache', 'grouped', 'compute', 'recompute']
+__all__ = ['StageCache', 'grouped', 'split_of', 'compute', 'recompute']
 
 # %% ../../nbs/workbench/07_stage_cache.ipynb #0fcc6ed3
-_KEPT_RESULTS = 3
+_KEPT_RESULTS, _KEPT_SCORES = 3, 1
+_SCORES = "classes"  # the stage that makes them
 
 
 @dataclass(frozen=True)
@@ -43,7 +48,7 @@ class StageCache:
     def used(self, stage: str, key: Hashable, result: Any) -> StageCache:
         """Return the cache with a result as the most recently used one of its stage."""
         known = {k: v for k, v in self.results.get(stage, {}).items() if k != key}
-        kept = dict([*known.items(), (key, result)][-_KEPT_RESULTS:])
+        kept = dict([*known.items(), (key, result)][-(_KEPT_SCORES if stage == _SCORES else _KEPT_RESULTS) :])
         return replace(self, results={**self.results, stage: kept})
 
     def without(self, stage: str) -> StageCache:
@@ -59,9 +64,52 @@ class StageCache:
 
 def _tensors(value: Any) -> list[Tensor]:
     """Return the tensors of a record, and of the records in it."""
-    if isinstance(value, Tensor):
-        return [value]
+    if isinstance(value, Tensor | _Packed):
+        return [value if isinstance(value, Tensor) else value.narrow]
     return [t for part in vars(value).values() for t in _tensors(part)] if isinstance(value, Record) else []
+
+# %% ../../nbs/workbench/07_stage_cache.ipynb #0fcc6ed5
+_FAST = (_SCORES, "scene flow")
+"""Stages that make many bytes in a small part of the time of matching."""
+
+_SMALL = (torch.uint8, torch.int16, torch.int32)
+
+
+@dataclass(frozen=True)
+class _Packed:
+    """A tensor of int64 in a smaller type."""
+
+    narrow: Tensor
+
+
+def _changed(value: Any, change: Callable[[Any], Any]) -> Any:
+    """Return a record, or a tensor, with its tensors changed, and those of the records in it."""
+    if not isinstance(value, Record):
+        return change(value)
+    parts = {name: part for name, part in vars(value).items() if isinstance(part, Tensor | Record | _Packed)}
+    return value.replace(**{name: _changed(part, change) for name, part in parts.items()})
+
+
+def _narrow(tensor: Any) -> Any:
+    """Return a tensor of int64 packed, anything else as it is."""
+    if not isinstance(tensor, Tensor) or tensor.dtype != torch.int64 or not tensor.numel():
+        return tensor
+    ends = (int(tensor.min()), int(tensor.max()))
+    fits = (t for t in _SMALL if torch.iinfo(t).min <= ends[0] and ends[1] <= torch.iinfo(t).max)
+    return _Packed(tensor.to(small)) if (small := next(fits, None)) else tensor
+
+# %% ../../nbs/workbench/07_stage_cache.ipynb #0fcc6ed6
+def _unpacked(result: Any) -> Any:
+    """Return a result of a stage as it was before it was packed."""
+    return _changed(result, lambda part: part.narrow.long() if isinstance(part, _Packed) else part)
+
+
+@patch
+def packed(self: StageCache) -> StageCache:
+    """Return the cache in few bytes, without the results that are fast to compute again."""
+    kept = {name: known for name, known in self.results.items() if name not in _FAST}
+    small = {name: {key: _changed(result, _narrow) for key, result in known.items()} for name, known in kept.items()}
+    return replace(self, results=small)
 
 # %% ../../nbs/workbench/07_stage_cache.ipynb #f069d36d
 def grouped(classes: PseudoClasses, settings: PseudoLabelSettings) -> PseudoClasses:
@@ -76,6 +124,30 @@ def grouped(classes: PseudoClasses, settings: PseudoLabelSettings) -> PseudoClas
         return classes
     return classes.regrouped(settings.num_classes)
 
+# %% ../../nbs/workbench/07_stage_cache.ipynb #f069d371
+def split_of(classes: PseudoClasses, settings: PseudoLabelSettings) -> ThingStuffSplit:
+    """Return which pseudo-classes are things: those above the threshold, as in a store of their labels."""
+    share = classes.share
+    missing = share.new_zeros(classes.num_classes - len(share))  # no objects, no classes of them
+    return split_by_share(torch.cat([share, missing]), settings.thing_threshold)
+
+# %% ../../nbs/workbench/07_stage_cache.ipynb #f069d36e
+def _keys(cache: StageCache, settings: PseudoLabelSettings) -> dict[str, Hashable]:
+    """Return the key of the result of every stage by what it makes."""
+    keys: dict[str, Hashable] = {}
+    if cache.classes is not None:
+        keys["classes"] = settings.num_classes or cache.classes.pixels.num_classes
+    for stage in pipeline.STAGES:
+        keys[stage.makes] = stage.settings_read(settings), *(keys.get(name) for name in stage.needs)
+    return keys
+
+
+@patch
+def without_scores_of_others(self: StageCache, settings: PseudoLabelSettings) -> StageCache:
+    """Return the cache without class scores of other settings, which only take memory when new ones are made."""
+    fits = _keys(self, settings)["scores"] in self.results.get(_SCORES, {})
+    return self if fits else self.without(_SCORES)
+
 # %% ../../nbs/workbench/07_stage_cache.ipynb #4061f7e9
 def compute(
     cache: StageCache, settings: PseudoLabelSettings, wanted: Collection[str] = ("label",),
@@ -88,7 +160,8 @@ def compute(
     cache : StageCache
     settings : PseudoLabelSettings
     wanted : collection of str
-        Records to make. Those that need the classes need a cache that has some.
+        Records to make. Those that need the classes need a cache that has some. "scores" are among the records only
+        if they are wanted.
     on_stage : callable, optional
         Called with the name and the place (from 1, among all stages) of a stage before it is computed.
     stopped : callable
@@ -102,21 +175,26 @@ def compute(
         None if it was stopped.
     """
     records: dict[str, Any] = {"sample": cache.sample}
-    keys: dict[str, Hashable] = {}
     if cache.classes is not None:
         records["classes"] = grouped(cache.classes, settings)
-        keys["classes"] = records["classes"].pixels.num_classes
-    for stage in stages_for(*wanted):
+    stages, keys = stages_for(*wanted), _keys(cache, settings)
+    unknown = [stage for stage in stages if keys[stage.makes] not in cache.results.get(stage.name, {})]
+    needed = {*wanted, *(name for stage in unknown for name in stage.needs)}
+    for stage in (one for one in stages if one.name != _SCORES or one.makes in needed):
         if stopped():
             return cache, None
-        key = keys[stage.makes] = stage.settings_read(settings), *(keys.get(name) for name in stage.needs)
-        known = cache.results.get(stage.name, {})
-        if key not in known:
+        key = keys[stage.makes]
+        if stage in unknown:
             if on_stage is not None:
                 on_stage(stage.name, pipeline.STAGES.index(stage) + 1)
-            known = {key: stage(records, settings)}
-        records[stage.makes] = known[key]
-        cache = cache.used(stage.name, key, known[key])
+            if stage.name == _SCORES:
+                release_memory()  # what the stages before have freed: from here on memory is at its peak
+            records[stage.makes] = stage(records, settings)
+        else:
+            records[stage.makes] = _unpacked(cache.results[stage.name][key])
+        cache = cache.used(stage.name, key, records[stage.makes])
+    if "scores" not in wanted:
+        records.pop("scores", None)  # made on the way
     return cache, None if stopped() else records
 
 # %% ../../nbs/workbench/07_stage_cache.ipynb #ca4d059c
@@ -124,6 +202,6 @@ def recompute(
     cache: StageCache, settings: PseudoLabelSettings, on_stage: Callable[[str, int], None] | None = None,
     stopped: Callable[[], bool] = lambda: False,
 ) -> tuple[StageCache, FrameAnalysis | None]:  # fmt: skip
-    """Return the same as `analyse`, computing only what is not in the cache; all else is as for `compute`."""
+    """Return the same as `analyse` without the class scores, computing only what is not in the cache; see `compute`."""
     cache, records = compute(cache, settings, ("label",), on_stage, stopped)
     return cache, records and FrameAnalysis.of(records)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from html import escape
 from numbers import Real
@@ -26,8 +27,8 @@ from ..core.files import write_atomically
 from ..core.memory import release_memory
 from ..core.records import VOID, PanopticLabel, StereoSample
 from ..core.settings import changed_settings, setting, with_setting
-from ..core.splits import ThingStuffSplit
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
+from ..evaluation.classes import class_overlap
 from ..evaluation.panoptic import panoptic_scores
 from ..run.features import with_features
 from ..stages.labels.pseudo_classes import PseudoClasses
@@ -35,12 +36,12 @@ from ..stages.pipeline import STAGES, FrameAnalysis, PseudoLabelSettings
 from ..stages.semantics.region_classes import RegionClasses
 from .frames import frame_pictures
 from .rules import RULES
-from .stage_cache import StageCache, grouped, recompute
+from .stage_cache import StageCache, grouped, recompute, split_of
 from .widgets import LAB_WIDTH, png_bytes
 
 # %% auto #0
-__all__ = ['Recomputer', 'diagnostic_numbers', 'changes', 'split_of', 'frame_quality', 'changes_table', 'Control', 'controls',
-           'slider', 'regrouped_classes', 'class_legend', 'ThresholdLab']
+__all__ = ['Recomputer', 'diagnostic_numbers', 'changes', 'frame_quality', 'changes_table', 'Control', 'controls', 'slider',
+           'regrouped_classes', 'class_legend', 'ThresholdLab']
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #c8cdbd1f
 class Recomputer:
@@ -113,6 +114,7 @@ def _compute(self: Recomputer, number: int, settings: PseudoLabelSettings) -> No
     def on_stage(name: str, place: int) -> None:
         self._tell(number, self.on_stage, name, place)
 
+    self.cache = self.cache.without_scores_of_others(settings)
     self.cache, analysis = recompute(self.cache, settings, on_stage, lambda: number != self._newest)
     if analysis is not None:
         self._tell(number, self.on_result, settings, analysis, time.perf_counter() - start)
@@ -150,18 +152,6 @@ def changes(before: Mapping[str, float], after: Mapping[str, float]) -> list[tup
     return [(n, before.get(n), after.get(n)) for n in names if before.get(n) != after.get(n)]
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #8ad4dc55
-def split_of(classes: PseudoClasses, settings: PseudoLabelSettings) -> ThingStuffSplit:
-    """Return which pseudo-classes are things: the classes of objects or, without, those above the threshold."""
-    share, order = classes.share.sort(descending=True, stable=True)
-    things = order[share > settings.thing_threshold].tolist()
-    total = classes.pixels.num_classes
-    if classes.objects is not None:
-        things = list(range(total, total + classes.objects.num_classes))
-        total += len(things)
-    stuff = sorted(set(range(total)) - set(things))
-    return ThingStuffSplit(tuple(sorted(things)), tuple(stuff), order, share)
-
-
 def frame_quality(
     analysis: FrameAnalysis, classes: PseudoClasses, settings: PseudoLabelSettings, truth: PanopticLabel | None,
     taxonomy: Taxonomy = CITYSCAPES_19,
@@ -350,7 +340,8 @@ class ThresholdLab(widgets.VBox):
     known : StageCache, optional
         Results for the sample that are there already.
     named : Taxonomy, optional
-        Names and colours of the classes, as the explorer has them; those of their numbers if None or of others.
+        Names and colours of the classes, as the explorer has them. If None or of others, they come from the truth of
+        this frame; without one the classes are numbers.
     """
 
     def __init__(
@@ -364,6 +355,7 @@ class ThresholdLab(widgets.VBox):
         self.truth, self.taxonomy = truth if truth is not None else sample.truth, taxonomy
         fits = named is not None and len(named) == classes.num_classes
         self.named = named if fits else named_classes(classes.num_classes, split_of(classes, self.start).things)
+        self._unnamed = not fits and self.truth is not None  # until there is a label
         self.before: tuple[PseudoLabelSettings, FrameAnalysis] | None = None
         self.after: tuple[PseudoLabelSettings, FrameAnalysis] | None = None
         cache = replace(known or StageCache(sample), classes=classes)
@@ -523,11 +515,23 @@ def _fault(self: ThresholdLab, line: str) -> None:
 def _show(self: ThresholdLab, settings: PseudoLabelSettings, analysis: FrameAnalysis, seconds: float) -> None:
     """Show a result."""
     self.after = settings, analysis
+    if self._unnamed:
+        self.named, self._unnamed = self._named_by(analysis.label), False
     self.before = self.before or self.after
     self._draw()
     self.progress.value = len(STAGES)
     self.stop_button.disabled = True
     self.status.value = f"computed in {seconds:.2f} s"
+
+# %% ../../nbs/workbench/21_threshold_lab.ipynb #0bea8823
+@patch
+def _named_by(self: ThresholdLab, label: PanopticLabel) -> Taxonomy:
+    """Return names and colours of the classes by what they cover of the truth of the frame."""
+    count, known = len(self.named), len(self.taxonomy)
+    with suppress(InputError):  # a truth of other classes
+        met, _ = class_overlap([(label.semantic, self.truth.semantic)], count, known)
+        return named_classes(count, self.named.thing_classes, met.numpy(), self.taxonomy)
+    return self.named
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #1636536a
 _PICTURES = {

@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from ...core.errors import InputError
 from ...core.geometry import pixel_grid
 from ...core.images import to_array
+from ...core.memory import release_memory
 from ...core.records import ClassScores
 from ...core.parallel import one_thread
 from .permutohedral import Each, GaussianFilter
@@ -96,7 +97,7 @@ def smoothed(maps: Tensor, deviation_px: float, weight: float) -> Tensor:
     return planes[:, 0].permute(1, 2, 0)
 
 # %% ../../../nbs/stages/semantics/11_crf.ipynb #d17a6db6
-_STRIP_ROWS = 64
+_STRIP_ROWS = 32
 """Rows of an image in a strip on the CPU; its class maps stay in the cache from the first to the last operation."""
 
 
@@ -107,29 +108,30 @@ def _mean_field(log_probs: Tensor, image: Tensor, settings: CrfSettings, each: E
     places = pixel_grid(height, width, log_probs.device) / appearance_px
     colours = image.to(log_probs.device) / settings.appearance_rgb
     appearance = GaussianFilter(torch.cat([places, colours]).flatten(1).T, each=each)
+    release_memory()  # half of what making the filter took: the class maps below would lie beside it
     unary = log_probs.permute(1, 2, 0).contiguous()
     probs = unary.softmax(-1)
-    narrow = probs.to(appearance.dtype)
     room = appearance.room(probs.shape[-1])
+    room[0][: height * width] = probs.flatten(0, 1)
     halo, rows = _radius(settings.smoothness_px), _STRIP_ROWS if probs.device.type == "cpu" else height
 
-    def step(first: int, above: Tensor, below: Tensor, sums: Tensor) -> None:
+    def step(first: int, above: Tensor, below: Tensor, sums: Tensor, narrow: Tensor) -> None:
         own = slice(first, first + rows)
         near = torch.cat([above, probs[own], below])
         near = smoothed(near, settings.smoothness_px, settings.smoothness_weight)
         energy = near[len(above) : len(near) - len(below)].add_(unary[own])
         alike = appearance.slice(sums, slice(first * width, (first + rows) * width)).view_as(energy)
         energy.add_(alike, alpha=settings.appearance_weight)
-        narrow[own] = torch.softmax(energy, -1, out=probs[own])
+        narrow.view_as(probs)[own] = torch.softmax(energy, -1, out=probs[own])
 
     for _ in range(settings.steps):
         firsts = range(0, height, rows)
         # Strips are overwritten in any order, and their neighbours still need the rows next to them as they were.
         above = [probs[max(first - halo, 0) : first].clone() for first in firsts]
         below = [probs[first + rows : first + rows + halo].clone() for first in firsts]
-        sums = appearance.blur(appearance.splat(narrow.flatten(0, 1), room[0]), room[1])
-        list(each(partial(step, sums=sums), firsts, above, below))
-        del sums  # without room for them, they take as much memory as the class maps
+        sums, room = appearance.blurred(room)
+        list(each(partial(step, sums=sums, narrow=room[0][: height * width]), firsts, above, below))
+        del sums  # on a GPU they take as much memory as the class maps
     return probs.flatten(0, 1)
 
 # %% ../../../nbs/stages/semantics/11_crf.ipynb #48ac531e

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from scipy.sparse import csr_array
 from torch import Tensor
 from torch.nn import functional as F
@@ -305,6 +306,7 @@ class GaussianFilter:
         self._shares = weights / (1 + 2.0 ** (1 - weights.shape[1]))  # the constant gain of Adams et al.
         splat = _by_corner(self._corners, weights, len(known))
         del weights  # takes as much memory as several class maps
+        self._count = len(known)
         size = _POINTS if features.device.type == "cpu" else len(known)
         self._splat = splat.parts(size)
         self._blurs = [bags.parts(size) for bags in blurs(known, steps, each)]
@@ -314,13 +316,6 @@ class GaussianFilter:
         self._splat = splat.parts(size)
         self._blurs = [[Bags(b.rows, b.starts, b.weights.to(dtype)) for b in parts] for parts in self._blurs]
         self.dtype = dtype
-
-    def room(self, columns: int) -> tuple[Tensor, Tensor] | tuple[None, None]:
-        """Return room for `splat` and `blur` to work in, so that repeated calls need no new memory; none on a GPU."""
-        if self._corners.device.type != "cpu":  # where freed memory stays at hand
-            return None, None
-        shape = sum(len(part.starts) for part in self._splat), columns
-        return torch.empty(shape, dtype=self.dtype), torch.empty(shape, dtype=self.dtype)
 
     def splat(self, values: Tensor, out: Tensor | None = None) -> Tensor:
         """Return the sums (M, K) at the lattice's corners of values (N, K) of the filter's type."""
@@ -340,3 +335,24 @@ class GaussianFilter:
     def __call__(self, values: Tensor) -> Tensor:
         """Filter values (N, K) of the filter's type."""
         return self.slice(self.blur(self.splat(values)))
+
+# %% ../../../nbs/stages/semantics/10_permutohedral.ipynb #69b43a17
+@patch
+def room(self: GaussianFilter, columns: int) -> list[Tensor]:
+    """Return room for `blurred`, so that repeated calls need no new memory: for values (N, K), and for sums."""
+    points, device = len(self._corners), self._corners.device
+    if device.type != "cpu":  # where freed memory stays at hand
+        return [torch.empty(points, columns, dtype=self.dtype, device=device)]
+    rows = max(points, self._count)
+    return [torch.empty(rows, columns, dtype=self.dtype) for _ in range(2)]
+
+
+@patch
+def blurred(self: GaussianFilter, room: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+    """Return the blurred sums (M, K) of the values in the first N rows of `room[0]`, and the room in a new order.
+
+    Other values may be written to the first rows of the new `room[0]` while the sums are in use.
+    """
+    values, own, other = room[0][: len(self._corners)], room[0][: self._count], room[-1][: self._count]
+    sums = self.blur(self.splat(values, other), own)  # the values are no longer needed then
+    return sums, sorted(room, key=lambda part: part.data_ptr() == sums.data_ptr())
