@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -16,9 +15,9 @@ from ..core.class_colours import named_classes
 from ..core.errors import InputError
 from ..core.files import read_json
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
-from ..evaluation.classes import class_overlap
 from .layers import NETWORKS
 from .sources import Frame, small_label
+from .truth_met import label_met
 
 if TYPE_CHECKING:
     from cups.model.network import PanopticCascade
@@ -97,14 +96,11 @@ class Networks:
 
         network = self.network(name)
         found = predict(network, frame.left, network.split)
-        if frame.truth is not None:
-            with suppress(InputError):  # of other classes
-                pairs = [(found.semantic.long(), frame.truth.semantic.long())]
-                count = len(network.split.things + network.split.stuff)
-                met = class_overlap(pairs, count, len(taxonomy))[0].numpy()
-                before = self._met.get(name, np.zeros_like(met))
-                new = before.sum(1, keepdims=True) == 0  # a class keeps the name that it once had
-                self._met[name] = np.where(new, met, before)
+        met = label_met(found, frame.truth, len(network.split.things + network.split.stuff), taxonomy)
+        if met is not None:
+            before = self._met.get(name, np.zeros_like(met))
+            new = before.sum(1, keepdims=True) == 0  # a class keeps the name that it once had
+            self._met[name] = np.where(new, met, before)
         return frame.replace(**{name: small_label(found.replace(diagnostics={}))})
 
     def classes(self, known: Taxonomy, taxonomy: Taxonomy = CITYSCAPES_19) -> dict[str, Taxonomy]:

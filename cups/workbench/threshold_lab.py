@@ -8,7 +8,6 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from html import escape
 from numbers import Real
@@ -28,7 +27,6 @@ from ..core.memory import release_memory
 from ..core.records import VOID, PanopticLabel, StereoSample
 from ..core.settings import changed_settings, setting, with_setting
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
-from ..evaluation.classes import class_overlap
 from ..evaluation.panoptic import panoptic_scores
 from ..run.features import with_features
 from ..stages.labels.pseudo_classes import PseudoClasses
@@ -37,6 +35,7 @@ from ..stages.semantics.region_classes import RegionClasses
 from .frames import frame_pictures
 from .rules import RULES
 from .stage_cache import StageCache, grouped, recompute, split_of
+from .truth_met import label_met
 from .widgets import LAB_WIDTH, png_bytes
 
 # %% auto #0
@@ -527,11 +526,9 @@ def _show(self: ThresholdLab, settings: PseudoLabelSettings, analysis: FrameAnal
 @patch
 def _named_by(self: ThresholdLab, label: PanopticLabel) -> Taxonomy:
     """Return names and colours of the classes by what they cover of the truth of the frame."""
-    count, known = len(self.named), len(self.taxonomy)
-    with suppress(InputError):  # a truth of other classes
-        met, _ = class_overlap([(label.semantic, self.truth.semantic)], count, known)
-        return named_classes(count, self.named.thing_classes, met.numpy(), self.taxonomy)
-    return self.named
+    count = len(self.named)
+    met = label_met(label, self.truth, count, self.taxonomy)
+    return self.named if met is None else named_classes(count, self.named.thing_classes, met, self.taxonomy)
 
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #1636536a
 _PICTURES = {

@@ -12,14 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from ..core.errors import InputError
 from ..core.records import VOID, PanopticLabel
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
+from ..evaluation.classes import class_overlap
 from ..stages.labels.objects import object_classes
 from ..stages.labels.pseudo_classes import FrameDescription, PseudoClasses
 from ..stages.semantics.region_classes import RegionClasses
 
 # %% auto #0
-__all__ = ['truth_in_parts', 'classes_met']
+__all__ = ['truth_in_parts', 'classes_met', 'label_met']
 
 # %% ../../nbs/workbench/08_truth_met.ipynb #8ce3e509
 def truth_in_parts(
@@ -67,3 +69,31 @@ def classes_met(
         owners = classes.pixels.num_classes + object_classes(frames.objects, classes.objects)
         met.index_add_(0, owners, objects)
     return met.numpy()
+
+# %% ../../nbs/workbench/08_truth_met.ipynb #29fb6511
+def label_met(
+    label: PanopticLabel, truth: PanopticLabel | None, num_classes: int, taxonomy: Taxonomy = CITYSCAPES_19
+) -> np.ndarray | None:
+    """Return the pixels of each of K classes of a label and true class, (K + 1, C), for `named_classes`.
+
+    Parameters
+    ----------
+    label : PanopticLabel
+    truth : PanopticLabel, optional
+        Of the same frame.
+    num_classes : int
+        K.
+    taxonomy : Taxonomy
+        The C classes of the truth.
+
+    Returns
+    -------
+    ndarray or None
+        The last row counts void. None without truth, or if its classes are others.
+    """
+    if truth is None:
+        return None
+    try:
+        return class_overlap([(label.semantic.long(), truth.semantic.long())], num_classes, len(taxonomy))[0].numpy()
+    except InputError:
+        return None
