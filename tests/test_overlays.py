@@ -74,6 +74,16 @@ def test_they_are_drawn_again_only_when_they_no_longer_fit(labelled):
     assert write_overlays(store, video, most=0) is None
 
 
+def test_pictures_that_another_process_writes_are_left_alone(labelled):
+    video, store = labelled
+    folder = write_overlays(store, video)
+    names = (".writing-elsewhere-12-abcdefgh.jpg", "no_frame.jpg")
+    for name in names:
+        (folder / name).touch()
+    write_overlays(store, video)
+    assert [(folder / name).exists() for name in names] == [True, False]
+
+
 def test_the_command_draws_as_many_as_are_asked_for(tmp_path):
     video, labels, few = (tmp_path / name for name in ("video", "labels", "few.yaml"))
     names = render_scenes(video, 2, 1, HEIGHT, WIDTH, workers=1).names

@@ -385,13 +385,16 @@ def test_merge_and_stats_from_the_command_line(tmp_path, capsys):
     store = filled(tmp_path)
     for number in (7, 8):
         store.write_failure(NAMES[number], f"/data/left/{number}.png: 3 x {number} pixels (cut off)")
-    left_over = store.paths(NAMES[0])["json"].with_name(f".writing-{platform.node()}-{2**22 + 1}-abcdefgh.png")
-    left_over.touch()
+    name = f".writing-{platform.node()}-{2**22 + 1}-abcdefgh.png"
+    left_over = [store.paths(NAMES[0])["json"].parent, *(tmp_path / folder for folder in ("overlays", "links/3f"))]
+    for folder in left_over:
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).touch()
     assert main(["store", "stats", str(tmp_path), "--workers", "1"]) == 0
     assert json.loads(capsys.readouterr().out)["finished"] is False
     assert main(["store", "merge", str(tmp_path), "--workers", "2"]) == 0
     stats = json.loads(capsys.readouterr().out)
-    assert not left_over.exists()
+    assert not any((folder / name).exists() for folder in left_over)
     assert stats["frames"] == 4 and stats["finished"] and stats["things"] == [7, 8]
     assert stats["failures"] == {"N x N pixels": 2}
     assert sum(stats["class_shares"]) == pytest.approx(1, abs=1e-4) and len(stats["class_shares"]) == 9

@@ -729,8 +729,9 @@ def _summarise(
 def _tidy(self: PseudoLabelStore) -> None:
     """Remove what killed processes left behind, and failures of frames that were labelled after all."""
     manifest = self.root / "manifest.json"
-    for folder in (self.root, *self.shards):
+    for folder in (self.root, *self.root.glob("*/"), *self.root.glob("*/*/")):  # tracks and overlays, too
         remove_left_over(folder, manifest)
+    for folder in self.shards:
         for path in folder.glob("*.failure"):
             if self.is_complete(path.name.removesuffix(".failure")):
                 _remove(path)

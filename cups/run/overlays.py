@@ -109,7 +109,7 @@ def write_overlays(
     chosen = np.linspace(0, len(places) - 1, min(most, len(places))).round().astype(int)
     frames = [places[k] for k in chosen]
     old = [f for f in frames if not alike or _is_old(folder / f"{f[1]}.jpg", store.paths(f[1])["json"])]
-    for path in set(folder.glob("*.jpg")) - {folder / f"{name}.jpg" for _, name in frames}:
+    for path in set(folder.glob("[!.]*.jpg")) - {folder / f"{name}.jpg" for _, name in frames}:
         path.unlink(missing_ok=True)
     work = partial(_write_overlay, dataset=dataset, store=store, colours=classes.colours)
     for _ in map(work, old, "drawing overlays"):
