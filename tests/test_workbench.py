@@ -5,14 +5,17 @@ import re
 import threading
 from dataclasses import replace
 from importlib.resources import files
+from io import BytesIO
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from cups.core.class_colours import named_classes
 from cups.core.errors import InputError
 from cups.core.files import write_json
+from cups.core.pictures import image_rgb
 from cups.core.records import VOID, PanopticLabel
 from cups.core.rigid import invert
 from cups.core.settings import load_settings, setting, with_setting
@@ -235,6 +238,15 @@ def test_a_stage_that_fails_gives_one_line_and_the_next_request_works(street, mo
     monkeypatch.setattr(pipeline, "dense_crf", real)
     lab.sliders["crf.steps"].value = 3
     assert lab.wait(60) and lab.after[0].crf.steps == 3 and "computed in" in lab.status.value
+
+
+def test_a_lab_without_a_result_shows_the_image(street, monkeypatch):
+    sample, classes, _ = street
+    monkeypatch.setattr(pipeline, "dense_crf", lambda *_: (_ for _ in ()).throw(InputError("out of paint")))
+    lab = threshold_lab.ThresholdLab(sample, classes, SETTINGS)
+    assert lab.wait(120) and lab.after is None
+    for shown in (lab.before_picture, lab.after_picture):
+        assert np.array_equal(np.asarray(Image.open(BytesIO(shown.value)).convert("RGB")), image_rgb(sample.left_0))
 
 
 def test_a_moved_slider_shows_before_and_after_and_gives_yaml(street, tmp_path):

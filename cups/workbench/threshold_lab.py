@@ -24,6 +24,7 @@ from ..core.class_colours import named_classes, shades
 from ..core.errors import InputError
 from ..core.files import write_atomically
 from ..core.memory import release_memory
+from ..core.pictures import image_rgb
 from ..core.records import VOID, PanopticLabel, StereoSample
 from ..core.settings import changed_settings, setting, with_setting
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
@@ -414,10 +415,10 @@ def _bar(self: ThresholdLab) -> widgets.Widget:
 # %% ../../nbs/workbench/21_threshold_lab.ipynb #38a24785
 @patch
 def _views(self: ThresholdLab) -> widgets.Widget:
-    """Return the two pictures side by side, each with a legend."""
-    sides = []
+    """Return the two pictures side by side, each with a legend; until there is a result, they show the image."""
+    sides, image = [], png_bytes(image_rgb(self.recomputer.cache.sample.left_0))
     for name in ("before", "after"):
-        title, picture, legend = widgets.HTML(), widgets.Image(layout={"width": "100%"}), widgets.HTML()
+        title, picture, legend = widgets.HTML(), widgets.Image(value=image, layout={"width": "100%"}), widgets.HTML()
         for kind, part in {"title": title, "picture": picture, "legend": legend}.items():
             setattr(self, f"{name}_{kind}", part)
         sides.append(widgets.VBox([title, picture, legend], layout={"width": "50%"}))
