@@ -14,6 +14,7 @@ from cups.run.link import link_store, write_facts
 from cups.stages.labels.objects import OBJECT_CHANNELS
 from cups.stages.labels.pseudo_classes import PseudoClasses
 from cups.stages.motion.settings import MotionSettings
+from cups.stages.pipeline import PseudoLabelSettings
 from cups.stages.scene_flow import scene_flow
 from cups.stages.semantics.clusters import Clusters
 from cups.stages.tracking.facts import colour_histograms, link_facts
@@ -143,7 +144,7 @@ def test_it_does_not_matter_where_and_when_a_clip_is_linked(clip, classes, tmp_p
     contents = []
     for mapper in (serial_map, elsewhere):
         store, names, pairs = stored(tmp_path / mapper.__name__, clip)
-        assert link_store(Video(names, pairs), store, mapper, classes, MotionSettings()) > 0
+        assert link_store(Video(names, pairs), store, mapper, classes, PseudoLabelSettings()) > 0
         assert tracked_clips(store.root) == ["a_0", "b_0"]
         assert {track.pseudo_class for track in read_tracks(store.root, "a_0").tracks} <= {3, 4}
         paths = sorted(path for path in store.root.rglob("*") if path.is_file())

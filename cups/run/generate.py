@@ -397,7 +397,7 @@ def generate(
         store = PseudoLabelStore.create(root, made_with, found.num_classes, method)
         _label_missing(dataset, store, found, settings, workers, strict, shuffled, tracks)
         if tracks:
-            link_store(dataset, store, workers.map if workers.is_started else serial_map, found, settings.motion)
+            link_store(dataset, store, workers.map if workers.is_started else serial_map, found, settings)
         # Without classes of objects, the labels show the shares of all frames.
         share = found.share if found.objects else None
         store.finish(settings.thing_threshold, workers.map if workers.is_started else serial_map, share)

@@ -24,7 +24,7 @@ from ..labels.store import PseudoLabelStore
 from ..labels.tracks import TRACKS_FOLDER, facts_file, read_tracks, tracked_clips, write_tracks
 from ..stages.labels.objects import OBJECT_CHANNELS, describe_objects, object_classes
 from ..stages.labels.pseudo_classes import PseudoClasses
-from ..stages.motion.settings import MotionSettings
+from ..stages.pipeline import PseudoLabelSettings
 from ..stages.tracking.facts import LinkFacts, facts_bytes, facts_from_bytes
 from ..stages.tracking.linking import link_clip, linked_label
 from ..stages.tracking.longer import long_looks
@@ -100,7 +100,7 @@ def classes_by_shape(flow: SceneFlow, proposals: Proposals, classes: PseudoClass
 # %% ../../nbs/run/08_link.ipynb #2616b2f9
 def link_frames(
     names: Sequence[str], store: PseudoLabelStore, classes: PseudoClasses | None = None,
-    motion: MotionSettings | None = None,
+    settings: PseudoLabelSettings | None = None,
 ) -> int:  # fmt: skip
     """Link the objects of the frames of a clip, and write their labels and tracks, unless they are there.
 
@@ -111,7 +111,8 @@ def link_frames(
     store : PseudoLabelStore
     classes : PseudoClasses, optional
         Of the store; without them, or without classes of objects, no object is looked for over several frames.
-    motion : MotionSettings, optional
+    settings : PseudoLabelSettings, optional
+        Of the labels; those of scene flow and motion are used.
 
     Returns
     -------
@@ -129,7 +130,8 @@ def link_frames(
         return len(there.tracks)
     checksum = clip.checksum()
     looked = classes is not None and classes.objects is not None
-    looks = long_looks(clip, partial(classes_by_shape, classes=classes), motion) if looked else {}
+    settings, classify = settings or PseudoLabelSettings(), partial(classes_by_shape, classes=classes)
+    looks = long_looks(clip, classify, settings.motion, settings.scene_flow) if looked else {}
     linked = link_clip(clip, names, looks=looks)
     for frame, name in enumerate(names):
         facts = clip[frame]
@@ -172,7 +174,7 @@ def lost_facts(store: PseudoLabelStore, names: Iterable[str]) -> set[str]:
 # %% ../../nbs/run/08_link.ipynb #5c2e9a41
 def link_store(
     dataset: StereoDataset, store: PseudoLabelStore, map: Mapper = serial_map, classes: PseudoClasses | None = None,
-    motion: MotionSettings | None = None,
+    settings: PseudoLabelSettings | None = None,
 ) -> int:  # fmt: skip
     """Link the labels of all clips of a data set; go on where an earlier call stopped.
 
@@ -183,7 +185,7 @@ def link_store(
         With the facts of its frames.
     map : Mapper
         Calls `link_frames` for every clip. The result does not depend on how.
-    classes, motion
+    classes, settings
         As of `link_frames`.
 
     Returns
@@ -201,4 +203,4 @@ def link_store(
     parted = set(tracked_clips(store.root)) & set(dataset.names) - firsts  # of clips that are whole now
     for name in parted:
         (store.root / TRACKS_FOLDER / f"{name}.json").unlink(missing_ok=True)
-    return sum(map(partial(link_frames, store=store, classes=classes, motion=motion), runs, "linking clips"))
+    return sum(map(partial(link_frames, store=store, classes=classes, settings=settings), runs, "linking clips"))

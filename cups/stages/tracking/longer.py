@@ -26,10 +26,9 @@ from .linking import LongLook
 __all__ = ['Classify', 'chained_flow', 'long_look', 'long_looks']
 
 # %% ../../../nbs/stages/tracking/04_longer.ipynb #10a9e005
-_EDGES = SceneFlowSettings()
-
-
-def chained_flow(clip: Sequence[LinkFacts], start: int, steps: int) -> SceneFlow:
+def chained_flow(
+    clip: Sequence[LinkFacts], start: int, steps: int, settings: SceneFlowSettings | None = None
+) -> SceneFlow:
     """Return every pixel's motion in 3D from a frame of a clip to a later one.
 
     Parameters
@@ -40,13 +39,15 @@ def chained_flow(clip: Sequence[LinkFacts], start: int, steps: int) -> SceneFlow
         Index of the first of the two frames.
     steps : int
         The other one is so many frames later, at least 1.
+    settings : SceneFlowSettings, optional
+        Where depth has edges.
 
     Returns
     -------
     SceneFlow
         Trusted where all flows along the way and both depths can be relied on.
     """
-    first = clip[start]
+    settings, first = settings or SceneFlowSettings(), clip[start]
     flow, seen, variance = first.flow, first.flow_seen, first.noise_px.square()
     for frame in range(start + 1, start + steps):
         facts = clip[frame]
@@ -59,7 +60,7 @@ def chained_flow(clip: Sequence[LinkFacts], start: int, steps: int) -> SceneFlow
     size = disparity.shape
     points = back_project(depth_from_disparity(first.disparity, camera), camera)
     ends = back_project(depth_from_disparity(disparity, camera), camera, pixel_grid(*size) + flow)
-    edges = disparity_edges(disparity, _EDGES.edge_threshold, _EDGES.edge_px(size[0]))
+    edges = disparity_edges(disparity, settings.edge_threshold, settings.edge_px(size[0]))
     trusted = seen & first.seen & depth_seen & ~edges
     noise = torch.cat([variance[:2].sqrt(), first.noise_px[2:]])
     return SceneFlow(
@@ -80,8 +81,9 @@ def _evenly(motion: Tensor, steps: int) -> Tensor:
 
 
 def long_look(
-    clip: Sequence[LinkFacts], start: int, steps: int, classify: Classify, settings: MotionSettings | None = None
-) -> LongLook:
+    clip: Sequence[LinkFacts], start: int, steps: int, classify: Classify, motion: MotionSettings | None = None,
+    flow: SceneFlowSettings | None = None,
+) -> LongLook:  # fmt: skip
     """Return what moved between a frame of a clip and a later one.
 
     Parameters
@@ -89,18 +91,18 @@ def long_look(
     clip, start, steps
         As of `chained_flow`; with images.
     classify : callable
-    settings : MotionSettings, optional
+    motion, flow : MotionSettings, SceneFlowSettings, optional
         Those of single frames; a look over several takes objects of lower confidence.
     """
-    settings, first, last = settings or MotionSettings(), clip[start], clip[start + steps]
-    settings = replace(settings, min_confidence=min(settings.min_confidence, _MIN_CONFIDENCE))
+    motion, first, last = motion or MotionSettings(), clip[start], clip[start + steps]
+    motion = replace(motion, min_confidence=min(motion.min_confidence, _MIN_CONFIDENCE))
     left = {"left_0": first.image, "right_0": first.image, "left_1": last.image, "right_1": last.image}
     sample = StereoSample(**left, calibration=first.calibration)  # motion looks at left images alone
-    found = propose(sample, chained_flow(clip, start, steps), settings, seed=start)
+    found = propose(sample, chained_flow(clip, start, steps, flow), motion, seed=start)
     whole = invert(found.camera_motion) @ found.motions
     own = torch.stack([_evenly(each, steps) for each in whole]) if len(whole) else whole
     shortly = found.replace(motions=first.camera_motion @ own, camera_motion=first.camera_motion)
-    classes = classify(chained_flow(clip, start, 1), shortly) if len(own) else torch.zeros(0, dtype=torch.int64)
+    classes = classify(chained_flow(clip, start, 1, flow), shortly) if len(own) else torch.zeros(0, dtype=torch.int64)
     looks = colour_histograms(first.image, found.instance, len(own))
     return LongLook(found.instance, own, found.scores, classes, looks)
 
@@ -110,13 +112,14 @@ _FRAMES, _EVERY = 4, 6
 
 
 def long_looks(
-    clip: Sequence[LinkFacts], classify: Classify, settings: MotionSettings | None = None
-) -> dict[int, LongLook]:
+    clip: Sequence[LinkFacts], classify: Classify, motion: MotionSettings | None = None,
+    flow: SceneFlowSettings | None = None,
+) -> dict[int, LongLook]:  # fmt: skip
     """Return what moved between frames of a clip that are further apart, by the first of the two frames.
 
     Parameters
     ----------
-    clip, classify, settings
+    clip, classify, motion, flow
         As of `long_look`.
 
     Returns
@@ -125,4 +128,4 @@ def long_looks(
         Empty if the clip is short.
     """
     starts = range(0, len(clip) - _FRAMES, _EVERY)
-    return {start: long_look(clip, start, _FRAMES, classify, settings) for start in starts}
+    return {start: long_look(clip, start, _FRAMES, classify, motion, flow) for start in starts}
