@@ -15,7 +15,7 @@ from cups.labels.store import PseudoLabelStore
 from cups.run.generate import generate
 from cups.run.scenes import render_scenes
 from cups.stages.pipeline import PseudoLabelSettings
-from cups.workbench import run_browser, threshold_lab
+from cups.workbench import run_frames, run_records, threshold_lab
 from cups.workbench.explorer import FrameExplorer
 from cups.workbench.label_fixer import LabelFixer, label_packet
 from cups.workbench.layers import pack
@@ -65,9 +65,9 @@ def test_all_views_of_a_store_give_a_class_the_explorers_name_and_colour(labelle
     assert SegmentFilter(store, video).class_names == list(classes.names)
     scores = {"pq": 0.2, "assignments": [VOID] * store.num_classes}
     write_json(folder / "train" / "metrics.json", {"pseudo_labels": scores})
-    run = run_browser.find_runs(folder / "train")[0]
-    found = run_browser.run_label(run, store.names[0], video.left(0))
-    picture = run_browser.label_picture(*found, video.left(0), classes=run_browser.run_classes(run, video))
+    run = run_records.find_runs(folder / "train")[0]
+    found = run_frames.run_label(run, store.names[0], video.left(0))
+    picture = run_frames.label_picture(*found, video.left(0), classes=run_frames.run_classes(run, video))
     assert in_picture(picture, label, classes) == {name: {colour} for name, colour in seen.items()}
 
 

@@ -19,7 +19,7 @@ from cups.evaluation.panoptic_quality import PanopticQuality
 from cups.labels.files import write_label
 from cups.labels.store import PseudoLabelStore
 from cups.run.runs import RunFolder
-from cups.workbench.run_browser import find_runs, run_row
+from cups.workbench.run_records import find_runs, run_row
 
 THINGS, STUFF = (3, 4), (0, 1, 2)
 TAXONOMY = Taxonomy(("a", "b", "c", "d", "e"), np.zeros((5, 3), np.uint8), np.array([False] * 3 + [True] * 2))

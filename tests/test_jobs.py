@@ -23,6 +23,8 @@ from cups.stages.pipeline import PseudoLabelSettings
 from cups.stages.semantics.handcrafted import HandcraftedFeatures
 from cups.stages.semantics.vision_transformer import VisionTransformer
 from cups.street.scenes import street_clip
+from cups.workbench.run_frames import compared_pictures, run_classes, run_video
+from cups.workbench.run_records import read_run
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"num_scenes": 3, "num_test_scenes": 2, "height": 96, "width": 192, "steps": 2, "batch_size": 2, "num_shown": 1,
@@ -144,6 +146,20 @@ def test_evaluate_takes_other_data_sets_in_their_own_classes(trained, tmp_path):
     assert metrics["stage2"]["frames"] == 2 and len(metrics["confusion"]) == 27
     walls = [metrics["stage2"]["pq_per_class"][CITYSCAPES_27.names.index(name)] for name in ("wall", "terrain")]
     assert walls == [None, None] and metrics["detection"]["stage2"]["objects"] > 0
+
+
+def test_a_training_without_ground_truth_tells_where_it_does_not_follow_its_labels(trained, tmp_path):
+    given = {"data_root": trained / "scenes", "pseudo_labels": trained / "labels"}
+    metrics = papermill("train", tmp_path, **SMALL, **given)
+    agreements = metrics["frame_agreement"]
+    assert len(agreements) == SMALL["num_scenes"] and list(agreements.values()) == sorted(agreements.values())
+    summary = json.loads((tmp_path / "train.ipynb").read_text())["cells"][2]["outputs"][1]
+    assert f"least in {next(iter(agreements))} (" in "".join(summary["data"]["text/markdown"])
+    run = read_run(tmp_path, tmp_path)
+    video, name = run_video(run), next(iter(agreements))
+    titles = list(compared_pictures([run], name, video, classes={run.name: run_classes(run, video)}))
+    assert titles[0] == name and titles[1] == f"label of {run.name}" and titles[3] == "where it is not as labelled"
+    assert titles[2] == f"{run.name}: {100 * agreements[name]:.1f} % of the pixels are as labelled"
 
 
 def test_self_training_goes_on_from_training(trained, tmp_path):

@@ -38,6 +38,8 @@ from cups.workbench import (
     label_fixer,
     motion_lab,
     run_browser,
+    run_frames,
+    run_records,
     sources,
     stage_cache,
     thing_stuff_lab,
@@ -438,25 +440,25 @@ def test_runs_are_found_with_their_parameters(runs):
     (runs / "long" / "scenes").mkdir()
     (runs / "long" / "scenes" / "calibration.json").write_text("{}")
     (runs / "long" / "scenes" / "metrics.json").write_text("not reached below a video: " + "x")
-    found = {run.name: run for run in run_browser.find_runs(runs)}
+    found = {run.name: run for run in run_records.find_runs(runs)}
     run = found["short"]
     assert run.parameters == {"steps": 100, "height": 192, "width": 384, "seed": 0, "run_dir": "out/short"}
-    row = run_browser.run_row(run)
+    row = run_records.run_row(run)
     assert row["job"] == "train" and row["PQ, %"] == "network 10.0" and row["minutes"] == "1.7"
     assert row["commit"] == "0123456789ab" and row["started"] == "2026-01-02 10:00"
     assert "bad/list" in found and found["bad/list"].fault.endswith("metrics.json: expected names and numbers")
     assert found["bad/odd"].fault.endswith("validation is no list of steps")
-    by_pq = run_browser.sorted_runs(list(found.values()), "PQ")
+    by_pq = run_records.sorted_runs(list(found.values()), "PQ")
     assert [r.name for r in by_pq[:2]] == ["long", "short"]
 
 
 def test_frames_of_two_runs_are_compared_worst_first(runs):
-    found = {run.name: run for run in run_browser.find_runs(runs)}
-    rows = run_browser.compared_frames(found["long"], found["short"])
+    found = {run.name: run for run in run_records.find_runs(runs)}
+    rows = run_frames.compared_frames(found["long"], found["short"])
     worst = [min(a, b) for _, a, b in rows]
     assert len(rows) == 4 and worst == sorted(worst) and rows[0][0] == "clip_1"
     with pytest.raises(InputError, match=r"no frame_accuracy; the jobs .* write it"):
-        run_browser.compared_frames(found["long"], found["bad/odd"])
+        run_frames.compared_frames(found["long"], found["bad/odd"])
 
 
 def test_frames_of_one_run_are_listed_worst_first(runs):
@@ -508,10 +510,10 @@ def test_curves_come_from_tensorboard_too(runs):
     with SummaryWriter(str(runs / "long" / "tensorboard")) as writer:
         for step in (10, 20):
             writer.add_scalar("loss/total", 1 / step, step)
-    run = next(r for r in run_browser.find_runs(runs) if r.name == "long")
-    curves = run_browser.run_curves(run)
+    run = next(r for r in run_records.find_runs(runs) if r.name == "long")
+    curves = run_records.run_curves(run)
     assert [step for step, _ in curves["loss/total"]] == [10, 20] and len(curves) == 2
-    assert run_browser.curves_figure({"long": curves}, "loss/total").layout.yaxis.type == "log"
+    assert run_records.curves_figure({"long": curves}, "loss/total").layout.yaxis.type == "log"
 
 
 # Fixing labels

@@ -6,21 +6,26 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from ..core.records import VOID, PanopticLabel
+from ..core.splits import ThingStuffSplit
 from ..datasets.labelled_frames import LabelledFrames
+from ..datasets.labelled_images import LabelledImages
 from ..datasets.still_objects import still_instances
 from .confusion import frame_accuracy
 from .tables import percent
 
+if TYPE_CHECKING:
+    from cups.model.network import PanopticCascade
+
 # %% auto #0
-__all__ = ['SMALLEST_OBJECT_PX', 'FOUND_IOU', 'still_masks', 'objects_found', 'still_found', 'frame_accuracies', 'result_table',
-           'still_rises', 'next_step', 'what_happened']
+__all__ = ['SMALLEST_OBJECT_PX', 'FOUND_IOU', 'still_masks', 'objects_found', 'still_found', 'frame_accuracies',
+           'frame_agreements', 'result_table', 'still_rises', 'next_step', 'what_happened', 'agreement_said']
 
 # %% ../../nbs/evaluation/09_summary.ipynb #b1b59048
 SMALLEST_OBJECT_PX = 64  # 8 x 8: below it, a pixel more or less at the border decides about the IoU
@@ -58,6 +63,19 @@ def still_found(labels: Iterable[PanopticLabel], frames: LabelledFrames) -> floa
         hits += objects_found(label, still_masks(frames.dataset.truth(name), numbers))
     return sum(hits) / len(hits) if hits else None
 
+# %% ../../nbs/evaluation/09_summary.ipynb #60de13db
+_LabelPair = tuple[PanopticLabel, PanopticLabel]
+
+
+def _shares(pairs: Iterable[tuple[str, _LabelPair]], assignments: Sequence[int], classes: int) -> dict[str, float]:
+    """Return the share of correct pixels by the name of the frame, the lowest first; labels come before their truth."""
+    shares = {
+        name: round(frame_accuracy(label, truth, assignments, classes), 4)
+        for name, (label, truth) in pairs
+        if (truth.semantic != VOID).any()
+    }
+    return dict(sorted(shares.items(), key=lambda item: item[1]))
+
 
 def frame_accuracies(
     labels: Iterable[PanopticLabel], frames: LabelledFrames, assignments: Sequence[int]
@@ -66,13 +84,24 @@ def frame_accuracies(
 
     `assignments` (P,) has the class of each pseudo-class. Frames without a labelled pixel are left out.
     """
-    classes = len(frames.taxonomy)
-    shares = {
-        name: round(frame_accuracy(label, truth, assignments, classes), 4)
-        for name, label, (_, truth) in zip(frames.names, labels, frames, strict=True)
-        if (truth.semantic != VOID).any()
-    }
-    return dict(sorted(shares.items(), key=lambda item: item[1]))
+    both = zip(labels, (truth for _, truth in frames), strict=True)
+    return _shares(zip(frames.names, both, strict=True), assignments, len(frames.taxonomy))
+
+
+def frame_agreements(
+    model: PanopticCascade, split: ThingStuffSplit, frames: LabelledImages, most: int
+) -> dict[str, float]:
+    """Return the share of the labelled pixels to which a network gives their label's class, by the name of the frame.
+
+    For video without ground truth: of up to `most` frames, evenly spread, ordered as `frame_accuracies` does. Network
+    and labels have the pseudo-classes of `split`.
+    """
+    from cups.model.inference import predict  # with torchvision
+
+    some = np.linspace(0, len(frames) - 1, min(most, len(frames))).round().astype(int)
+    both = ((predict(model, image, split).to("cpu"), label) for image, label in (frames[number] for number in some))
+    classes = len(split.order)
+    return _shares(zip((frames.places[number][1] for number in some), both, strict=True), range(classes), classes)
 
 # %% ../../nbs/evaluation/09_summary.ipynb #2e102dc6
 _COLUMNS = {
@@ -204,3 +233,13 @@ def what_happened(
         compared += f"It is {_points(new - old)} {'above' if new > old else 'below'}."
     step = next_step(new - old > _MARGIN, still_rises(validation), job)
     return " ".join(filter(None, (compared, _changes(before, after), _void_said(before, after), step)))
+
+# %% ../../nbs/evaluation/09_summary.ipynb #4388ab20
+def agreement_said(agreements: Mapping[str, float]) -> str:
+    """Return in a sentence how far a network follows its labels, by its `frame_agreements`; nothing of no frame."""
+    if not agreements:
+        return ""
+    least, mean = next(iter(agreements.items())), sum(agreements.values()) / len(agreements)
+    said = f"On {len(agreements)} of the frames it gives {percent(mean)} % of the labelled pixels the class of their "
+    said += f"label, least in {least[0]} ({percent(least[1])} %). The run browser of `make lab` shows these frames, "
+    return f"{said}the least first: there either the label or the network is wrong. "
