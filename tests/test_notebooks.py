@@ -1,6 +1,7 @@
 """Every notebook runs: what it asserts holds. Jobs (`skip_exec`) have tests of their own."""
 
 import os
+import tempfile
 from multiprocessing.connection import Connection
 from pathlib import Path
 
@@ -18,8 +19,12 @@ def notebooks() -> list[str]:
     return [str(p.relative_to(ROOT / "nbs")) for p in tested]
 
 
-def run(path: Path, fault: Connection) -> None:
-    """Run all cells as `nbdev_test` does; send the traceback of the first that fails, or nothing."""
+def run(path: Path, scratch: str, fault: Connection) -> None:
+    """Run all cells as `nbdev_test` does; send the traceback of the first that fails, or nothing.
+
+    What the notebook leaves in temporary folders lies in `scratch`.
+    """
+    os.environ["TMPDIR"] = tempfile.tempdir = scratch
     os.chdir(path.parent)
     shell = CaptureShell(path=str(path.parent))
     try:
@@ -31,8 +36,13 @@ def run(path: Path, fault: Connection) -> None:
 
 
 def fault_of(path: Path, processes) -> str:
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:  # a hundred notebooks leave a gigabyte
+        return _fault_of(path, scratch, processes)
+
+
+def _fault_of(path: Path, scratch: str, processes) -> str:
     receiver, sender = processes.Pipe(duplex=False)
-    process = processes.Process(target=run, args=(path, sender))
+    process = processes.Process(target=run, args=(path, scratch, sender))
     process.start()
     sender.close()
     try:
