@@ -20,7 +20,7 @@ from ..model.network import PanopticCascade
 from .targets import training_target
 
 # %% auto #0
-__all__ = ['STARTED', 'with_classes_of', 'start_from', 'joined_with']
+__all__ = ['STARTED', 'BEGUN', 'MIN_AGREEMENT', 'with_classes_of', 'start_from', 'joined_with']
 
 # %% ../../nbs/training/10_start.ipynb #63eed484
 def _class_rows(name: str, things: Tensor, stuff: Tensor) -> Tensor | None:
@@ -119,7 +119,19 @@ _MAX_FRAMES = 200
 """Frames that show what the old classes are in the new ones; more change the means little."""
 
 STARTED = {"learning_rate": 2e-4, "warmup_steps": 10}
-"""Settings of a training that goes on from another network: it has less to learn than one from fresh weights."""
+"""Settings of a training that goes on from a network that knows such frames: it has less to learn than a fresh one."""
+
+
+BEGUN = STARTED | {"learning_rate": 8e-4}
+"""The same where the network does not know such frames: at this rate it follows their labels soonest."""
+
+MIN_AGREEMENT = 0.4
+"""Least mean of `frame_agreements` of a start that goes on teaching and remains in the mean at the end.
+
+The start that comes with the package reaches 0.59 to 0.64 with labels of street scenes, but 0.21 with those of nine
+KITTI frames. After 120 steps a network that it taught agreed with 0.41 of these labels, and 0.29 in the mean with it;
+one that learnt from the labels alone with 0.81.
+"""
 
 
 def start_from(

@@ -33,7 +33,7 @@ def scores(pq: float, road: float) -> dict:
 
 @pytest.fixture(scope="module")
 def files(lab):
-    """Make a video with labels, two runs that were evaluated on it, and one that was evaluated on another."""
+    """Make a video with labels, two runs that were evaluated on it, one evaluated on another, and one on none."""
     settings = PseudoLabelSettings(num_classes=6, num_object_classes=0)
     folder = lab.folder / "compared"
     video = render_scenes(folder / "long" / "test_scenes", 2, 1, 96, 192, workers=1)
@@ -41,7 +41,11 @@ def files(lab):
     for part in ("test_scenes", "test_labels"):
         shutil.copytree(folder / "long" / part, folder / "short" / part)
     render_scenes(folder / "other" / "test_scenes", 2, 7, 96, 192, workers=1)
+    for part, name in (("test_scenes", "scenes"), ("test_labels", "labels")):
+        shutil.copytree(folder / "long" / part, folder / "blind" / name)
+    shutil.rmtree(folder / "blind" / "scenes" / "truth")
     first, second = StereoFolder(folder / "long" / "test_scenes").names
+    RunFolder(folder / "blind").record(frame_agreement={first: 0.4, second: 0.6})
     for place, name in enumerate(("long", "short", "other")):
         run = RunFolder(folder / name)
         run.record(training_settings={"learning_rate": 0.0002}, environment={"git": "0123456789ab", "cpus": 2})
@@ -170,9 +174,21 @@ def test_frames_that_changed_most_come_with_both_predictions(page, lab, artefact
     found.get_by_text("only what is wrong").click()
 
 
+def test_a_run_without_ground_truth_shows_where_it_is_not_as_labelled(page, artefacts):
+    select_runs(page, "blind")
+    found = runs_tab(page, "Frames")
+    found.get_by_text("2 frames, worst first: as labelled pixels in %, blind").wait_for()
+    found.locator(".cups-grid-cell").nth(3).wait_for()
+    titles = found.locator(".cups-grid-cell").all_inner_texts()
+    assert titles[1:] == ["label of blind", "blind: 40.0 % of the pixels are as labelled", "where it is not as labelled"]
+    page.screenshot(path=artefacts / "runs_blind.png")
+    select_runs(page, "blind", "long")
+    found.get_by_text("frames with ground truth are not compared with those without").wait_for()
+
+
 def test_runs_on_other_images_are_not_compared_by_frame(page):
     select_runs(page, "long", "other")
     found = runs_tab(page, "Frames")
-    found.get_by_text("evaluated on other images under the same names").wait_for()
+    found.get_by_text("have other images under the same names").wait_for()
     assert not found.locator(".cups-grid-cell").count()
     runs_tab(page, "Scores").get_by_text("evaluated on other images: part of the difference is theirs").wait_for()
