@@ -418,7 +418,7 @@ def test_examples_show_the_largest_object_first(store):
 
 @pytest.fixture
 def runs(tmp_path):
-    """Return a folder of two runs with notebooks beside them, and three folders that cannot be used."""
+    """Return a folder of two runs with notebooks beside them, and four folders that cannot be used."""
     for number, (name, steps) in enumerate({"long": 300, "short": 100}.items()):
         accuracy = {f"clip_{n}": 0.9 - 0.2 * ((n + number) % 3) for n in range(4)}
         RunFolder(tmp_path / name).record(
@@ -430,7 +430,8 @@ def runs(tmp_path):
         about = {"input_path": "nbs/train.ipynb", "parameters": {"steps": steps, "run_dir": f"out/{name}"},
                  "start_time": f"2026-01-0{number + 1}T10:00:00.1"}  # fmt: skip
         write_json(tmp_path / f"{name}.ipynb", {"cells": [cell], "metadata": {"papermill": about}})
-    for name, text in {"cut": "{", "list": "[1]", "odd": '{"validation": "none"}'}.items():
+    damaged = {"cut": "{", "list": "[1]", "odd": '{"validation": "none"}', "share": '{"frame_agreement": [1]}'}
+    for name, text in damaged.items():
         (tmp_path / "bad" / name).mkdir(parents=True)
         (tmp_path / "bad" / name / "metrics.json").write_text(text)
     return tmp_path
@@ -448,6 +449,7 @@ def test_runs_are_found_with_their_parameters(runs):
     assert row["commit"] == "0123456789ab" and row["started"] == "2026-01-02 10:00"
     assert "bad/list" in found and found["bad/list"].fault.endswith("metrics.json: expected names and numbers")
     assert found["bad/odd"].fault.endswith("validation is no list of steps")
+    assert found["bad/share"].fault.endswith("frame_agreement holds no numbers by frame")
     by_pq = run_records.sorted_runs(list(found.values()), "PQ")
     assert [r.name for r in by_pq[:2]] == ["long", "short"]
 

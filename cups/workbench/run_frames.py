@@ -158,10 +158,10 @@ def _label_stores(run: Run) -> Iterator[PseudoLabelStore]:
 
 
 def stored_label(run: Run, name: str) -> PanopticLabel | None:
-    """Return the pseudo-label of a frame, as a person fixed it if one did; None if no store of the run has it."""
+    """Return the pseudo-label of a frame, as a person fixed it if the run took these; None if no store has it."""
     for store in _label_stores(run):
         if store.is_complete(name):
-            return FixedLabels(store).read(name)
+            return (FixedLabels(store) if run.parameters.get("use_fixed") else store).read(name)
     return None
 
 # %% ../../nbs/workbench/24_run_frames.ipynb #53c57606

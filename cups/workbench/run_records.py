@@ -136,11 +136,13 @@ def read_metrics(path: Path) -> dict[str, Any]:
     metrics = read_json(path)
     if not isinstance(metrics, dict):
         raise InputError(f"{path}: expected names and numbers")
-    rows, accuracy = metrics.get("validation") or [], metrics.get("frame_accuracy") or {}
+    rows = metrics.get("validation") or []
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "step" in row for row in rows):
         raise InputError(f"{path}: validation is no list of steps")
-    if not isinstance(accuracy, dict) or not all(isinstance(v, int | float) for v in accuracy.values()):
-        raise InputError(f"{path}: frame_accuracy holds no numbers by frame")
+    for key in ("frame_accuracy", "frame_agreement"):
+        shares = metrics.get(key) or {}
+        if not isinstance(shares, dict) or not all(isinstance(v, int | float) for v in shares.values()):
+            raise InputError(f"{path}: {key} holds no numbers by frame")
     return metrics
 
 
