@@ -15,6 +15,7 @@ from shutil import copytree
 import numpy as np
 import psutil
 import pytest
+from fault_campaign import without_progress
 
 from cups.cli import main
 from cups.core.errors import InputError
@@ -63,6 +64,12 @@ def started(scenes, out, *more, **options):
     """Start the command in a session of its own."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "start_new_session": True}
     return subprocess.Popen([*COMMAND, *arguments(scenes, out, *more)], **pipes, **options)
+
+
+def ended(run):
+    """Wait for a command; return its exit code and what it said, without progress."""
+    out, err = run.communicate(timeout=300)
+    return run.returncode, out, without_progress(err)
 
 
 def wait_for(condition, seconds=120):
@@ -114,16 +121,16 @@ raise SystemExit(code)
 def test_a_scheduler_that_is_there_gives_the_same_bytes_and_its_loss_is_said(scenes, whole, tmp_path):
     with scheduler_with_worker(tmp_path) as (address, scheduler, worker):
         run = started(scenes, tmp_path / "out", "--scheduler", address)
-        out, err = run.communicate(timeout=300)
-        assert run.returncode == 0, err
+        code, out, err = ended(run)
+        assert code == 0, err
         assert json.loads(out)["frames"] == COUNT and contents(tmp_path / "out") == whole
 
         run = started(scenes, tmp_path / "lost", "--scheduler", address)
         wait_for(lambda: labelled(tmp_path / "lost"))
         working = psutil.Process(worker.pid).children(recursive=True)
         scheduler.kill()
-        out, err = run.communicate(timeout=300)
-        assert (run.returncode, out, err.count("\n")) == (2, "", 1) and address in err and "lost" in err
+        code, out, err = ended(run)
+        assert (code, out, err.count("\n")) == (2, "", 1) and address in err and "lost" in err
         assert labelled(tmp_path / "lost") < COUNT
         wait_for(lambda: worker.poll() is not None)  # nobody is left who works for nothing
         wait_for(lambda: not any(process.is_running() and process.status() not in GONE for process in working))
@@ -139,8 +146,7 @@ def test_a_killed_worker_is_replaced(scenes, whole, tmp_path):
         children = psutil.Process(run.pid).children()
         workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
         workers[0].kill()
-    err = run.communicate(timeout=300)[1]
-    assert (run.returncode, err) == (0, "")
+    assert ended(run)[::2] == (0, "")
     assert contents(tmp_path / "out") == whole
 
 
@@ -159,7 +165,7 @@ def test_killed_processes_leave_nobody_behind_and_the_next_run_goes_on(scenes, w
 def test_two_runs_share_a_folder(scenes, whole, tmp_path):
     runs = [started(scenes, tmp_path / "out", "--workers", 1) for _ in range(2)]
     for run in runs:
-        assert run.communicate(timeout=300)[1] == "" and run.returncode == 0
+        assert ended(run)[::2] == (0, "")
     assert contents(tmp_path / "out") == whole
 
 
@@ -168,8 +174,8 @@ def test_jobs_of_a_queue_give_the_same_bytes(scenes, whole, tmp_path):
     file = tmp_path / "cluster.yaml"
     file.write_text(f"kind: local\njobs: 1\ncores: 1\nmemory: 2GB\npython: {sys.executable}\n")
     run = started(scenes, tmp_path / "out", "--cluster", file)
-    err = run.communicate(timeout=300)[1]
-    assert run.returncode == 0, err
+    code, _, err = ended(run)
+    assert code == 0, err
     assert contents(tmp_path / "out") == whole
 
 
@@ -250,8 +256,8 @@ def test_a_full_disk_ends_the_run_in_one_line_and_loses_nothing(scenes, whole, t
         resource.setrlimit(resource.RLIMIT_FSIZE, (4000, 4000))  # Python ignores the signal: writing fails
 
     run = started(scenes, tmp_path / "out", "--workers", 2, preexec_fn=limit)
-    out, err = run.communicate(timeout=300)
-    assert (run.returncode, out, err.count("\n")) == (2, "", 1), err
+    code, out, err = ended(run)
+    assert (code, out, err.count("\n")) == (2, "", 1), err
     assert str(tmp_path / "out") in err and "descriptions" in err and "cannot be written (File too large)" in err
     assert main(["pseudo-labels", *arguments(scenes, tmp_path / "out", "--workers", 1)]) == 0
     assert contents(tmp_path / "out") == whole
