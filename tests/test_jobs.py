@@ -18,11 +18,13 @@ from cups.core.files import write_json, write_png
 from cups.core.images import to_array
 from cups.core.taxonomy import CITYSCAPES_27
 from cups.datasets.miniatures import write_miniature
+from cups.labels.store import PseudoLabelStore
 from cups.model import load
 from cups.stages.pipeline import PseudoLabelSettings
 from cups.stages.semantics.handcrafted import HandcraftedFeatures
 from cups.stages.semantics.vision_transformer import VisionTransformer
 from cups.street.scenes import street_clip
+from cups.workbench.networks import networks_in
 from cups.workbench.run_frames import compared_pictures, run_classes, run_video
 from cups.workbench.run_records import read_run
 
@@ -162,19 +164,23 @@ def test_a_training_without_ground_truth_tells_where_it_does_not_follow_its_labe
     assert titles[2] == f"{run.name}: {100 * agreements[name]:.1f} % of the pixels are as labelled"
 
 
-def test_self_training_goes_on_from_training(trained, tmp_path):
+@pytest.mark.parametrize("teacher", ["fixed", "moving"])
+def test_self_training_goes_on_from_training(trained, tmp_path, teacher):
     before = json.loads((trained / "metrics.json").read_text())["stage2"]
     metrics = papermill(
         "self_train",
         tmp_path,
         network=trained / "model.safetensors",
         data_root=trained / "scenes",
-        pseudo_labels=trained / "labels",
+        pseudo_labels=trained / "labels" if teacher == "fixed" else "",  # what goes with the small preset
         test_root=trained / "test_scenes",
         steps=2,
         batch_size=2,
         num_shown=1,
     )
+    assert metrics["teacher"] == teacher and networks_in(tmp_path).keys() == {"self_trained"}
+    if teacher == "fixed":
+        assert PseudoLabelStore(tmp_path / "labels").names == PseudoLabelStore(trained / "labels").names
     assert metrics["stage2"] == before and 0 <= metrics["stage3"]["pq"] <= 1
     assert list(metrics["void_share"]) == ["stage2", "stage3", "stage3_views"] == list(metrics["still_found"])
     assert metrics["frame_accuracy"].keys() == metrics["frame_accuracy_before"].keys()

@@ -175,7 +175,7 @@ _NEXT = {
     ("train", False): "More frames (`num_scenes`, `data_root`) or better labels (`label_settings`) may.",
     ("self_train", True): "Next, `nbs/fine_tune.ipynb` names the classes by some labels.",
     ("self_train", False): "Look at the teacher's labels below: raise `min_confidence` if they are wrong "
-    "(`training = {'min_confidence': 0.8}`), or lower it if they are mostly void.",
+    "(in `completion`; of a moving teacher in `training`), or lower it if they are mostly void.",
 }  # fmt: skip
 
 

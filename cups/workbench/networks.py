@@ -32,7 +32,7 @@ _FILE = "model.safetensors"
 def _is_self_trained(folder: Path) -> bool:
     """Return whether a run folder is one of self-training."""
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
-    return "rounds" in (metrics.get("training_settings") or {})
+    return "teacher" in metrics
 
 
 def networks_in(path: str | Path) -> dict[str, Path | str]:
