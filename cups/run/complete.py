@@ -17,7 +17,7 @@ from ..datasets.labelled_images import LabelledImages
 from ..labels.store import PseudoLabelStore
 from ..model.network import PanopticCascade
 from ..model.test_time_augmentation import check_scales, predict_views
-from .inputs import clear_store
+from .generate import clear_other
 from ..training.self_training import completed, sure_label
 
 # %% auto #0
@@ -64,20 +64,19 @@ def complete_labels(
     if sorted((*split.things, *split.stuff)) != list(range(num_classes)):
         known = len(split.things) + len(split.stuff)
         raise InputError(f"{pairs.store.root}: {num_classes} pseudo-classes, but the network learnt {known} others")
-    views = {"scales": list(scales), "mirror": mirror}
-    method = {"network": network, "min_confidence": min_confidence, "semantic_share": semantic_share, **views}
-    made_with = pairs.store.settings, method | {"completed": pairs.made_of()}
-    root = Path(root)
-    if again and (root / "manifest.json").exists() and PseudoLabelStore(root).difference(*made_with):
-        clear_store(root)
-    store = PseudoLabelStore.create(root, made_with[0], num_classes, made_with[1])
+    method = {"network": network, "min_confidence": min_confidence, "semantic_share": semantic_share}
+    method |= {"scales": list(scales), "mirror": mirror, "completed": pairs.made_of()}
+    root, settings, model = Path(root), pairs.store.settings, model.eval()
+    if again:
+        clear_other(root, settings, method)
+    store = PseudoLabelStore.create(root, settings, num_classes, method)
     if (classes := pairs.store.root / "classes.safetensors").exists():
         write_bytes(root / classes.name, classes.read_bytes())
     missing = set(store.missing(name for _, name in pairs.places))
     todo = [number for number, (_, name) in enumerate(pairs.places) if name in missing]
     for number in progress(todo, len(todo), "completing labels"):
         image, label = pairs[number]
-        prediction = predict_views(model.eval(), image, scales, mirror)
+        prediction = predict_views(model, image, scales, mirror)
         sure = sure_label(prediction, model, split, min_confidence, semantic_share).to("cpu")
         store.write(pairs.places[number][1], completed(label, sure))
     is_thing = torch.zeros(num_classes)

@@ -64,7 +64,7 @@ except ImportError:  # on Windows
     fcntl = None
 
 # %% auto #0
-__all__ = ['Frame', 'uses_gpu', 'clustering_frames', 'find_classes', 'label_one', 'generate']
+__all__ = ['Frame', 'uses_gpu', 'clear_other', 'clustering_frames', 'find_classes', 'label_one', 'generate']
 
 # %% ../../nbs/run/09_generate.ipynb #517b7790
 def uses_gpu(settings: PseudoLabelSettings) -> bool:
@@ -141,8 +141,21 @@ def _locked_folder(root: str | Path) -> Iterator[bool]:
         os.close(folder)
 
 # %% ../../nbs/run/09_generate.ipynb #58241954
-def _clear_other(root: Path, settings: dict[str, Any], method: dict[str, Any]) -> None:
-    """Clear a store that was made with other settings or by another method."""
+def clear_other(root: Path, settings: dict[str, Any], method: dict[str, Any]) -> None:
+    """Clear a store that was made with other settings or by another method, if there is one.
+
+    Parameters
+    ----------
+    root : Path
+        Folder of the store.
+    settings, method : dict
+        As for `PseudoLabelStore.create`.
+
+    Raises
+    ------
+    InputError
+        If another run labels into the folder, a person's work is in it, or a file cannot be removed.
+    """
     if (root / "manifest.json").exists() and PseudoLabelStore(root).difference(settings, method):
         with _locked_folder(root) as is_second:
             if is_second:
@@ -387,7 +400,7 @@ def generate(
     _look_at(dataset, root)
     made_with, method = settings_to_dict(settings), _method(settings, classes, tracks)
     if again:
-        _clear_other(root, made_with, method)
+        clear_other(root, made_with, method)
     known = None if classes or (root / "classes.safetensors").exists() else known_clusters(settings)
     PseudoLabelStore.create(root, made_with, method=method)
     with _locked_folder(root) as shuffled:
