@@ -1,11 +1,13 @@
 """The CRF's shares of work: the same bits for every number of threads, and the lattice as it is by sorting."""
 
+from dataclasses import replace
+
 import cv2
 import pytest
 import torch
 
 from cups.core.records import ClassScores
-from cups.stages.semantics.crf import CrfSettings, dense_crf, mean_field
+from cups.stages.semantics.crf import PUBLISHED_CRF, CrfSettings, dense_crf, mean_field
 from cups.stages.semantics.permutohedral import GaussianFilter, lattice, simplices, sums_of
 from cups.street.scenes import street_scene
 
@@ -40,8 +42,14 @@ def test_any_number_of_threads_gives_the_same_bits(example, threads):
 
 def test_classes_are_those_of_pydensecrf_as_before(example):
     scores = ClassScores(example[0])
-    ours, theirs = (dense_crf(scores, example[1], CrfSettings(engine=engine)) for engine in ("torch", "pydensecrf"))
+    ours, theirs = (dense_crf(scores, example[1], replace(PUBLISHED_CRF, engine=engine)) for engine in ("torch", "pydensecrf"))
     assert (ours == theirs).float().mean() > 0.995
+
+
+def test_more_classes_than_opencv_takes_channels(example):
+    scores, image = example
+    unlikely = torch.full((145, *scores.shape[1:]), -30.0)
+    assert torch.equal(dense_crf(ClassScores(torch.cat([scores, unlikely])), image), dense_crf(ClassScores(scores), image))
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 5])

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from ..core.taxonomy import CITYSCAPES_19, Taxonomy
 from .panoptic import class_mask
 from .overlaps import class_confusion, match_classes, pixel_scores
 from .tables import percent
-from ..stages.semantics.crf import CrfSettings, dense_crf
+from ..stages.semantics.crf import PUBLISHED_CRF, CrfSettings, dense_crf
 
 # %% auto #0
 __all__ = ['VIEW_PX', 'square_view', 'snapped_to_image', 'class_overlap', 'overlap_table', 'semantic_scores', 'semantic_table']
@@ -82,7 +83,7 @@ def snapped_to_image(
     probs = torch.full((num_classes + 1, *semantic.shape), others, device=semantic.device)
     probs.scatter_(0, semantic.clamp(max=num_classes)[None], certainty)
     probs = torch.where(semantic == VOID, 1 / num_classes, probs[:-1])
-    return dense_crf(ClassScores(probs.log()), image, settings or CrfSettings(reference_height_px=VIEW_PX))
+    return dense_crf(ClassScores(probs.log()), image, settings or replace(PUBLISHED_CRF, reference_height_px=VIEW_PX))
 
 # %% ../../nbs/evaluation/06_classes.ipynb #8b20f19e
 def class_overlap(

@@ -24,7 +24,7 @@ from ...core.parallel import one_thread
 from .permutohedral import Each, GaussianFilter
 
 # %% auto #0
-__all__ = ['ENGINES', 'CrfSettings', 'smoothed', 'mean_field', 'mean_field_pydensecrf', 'dense_crf']
+__all__ = ['ENGINES', 'PUBLISHED_CRF', 'CrfSettings', 'smoothed', 'mean_field', 'mean_field_pydensecrf', 'dense_crf']
 
 # %% ../../../nbs/stages/semantics/11_crf.ipynb #9fae2429
 ENGINES = ("torch", "pydensecrf")
@@ -33,7 +33,7 @@ ENGINES = ("torch", "pydensecrf")
 
 @dataclass(frozen=True)
 class CrfSettings:
-    """Settings of the dense CRF, with the published values as defaults (STEGO, DepthG, CUPS).
+    """Settings of the dense CRF. The defaults were tuned on classes of regions in street scenes.
 
     Parameters
     ----------
@@ -59,12 +59,12 @@ class CrfSettings:
         If a value is not positive (weights: negative), or the engine is unknown.
     """
 
-    steps: int = 10
+    steps: int = 5
     smoothness_px: float = 1.0
-    smoothness_weight: float = 3.0
+    smoothness_weight: float = 1.0
     appearance_px: float = 67.0
-    appearance_rgb: float = 3.0
-    appearance_weight: float = 4.0
+    appearance_rgb: float = 5.0
+    appearance_weight: float = 10.0
     reference_height_px: int = 640
     engine: str = "torch"
 
@@ -77,7 +77,15 @@ class CrfSettings:
             if value < 0 or (value == 0 and not name.endswith("_weight")):
                 raise InputError(f"CRF setting {name} must be positive, got {value}")
 
+
+PUBLISHED_CRF = CrfSettings(steps=10, smoothness_weight=3.0, appearance_rgb=3.0, appearance_weight=4.0)
+"""Those of STEGO, DepthG and CUPS, for soft class scores of single pixels."""
+
 # %% ../../../nbs/stages/semantics/11_crf.ipynb #e3e663ed
+_OPENCV_CHANNELS = 128
+"""OpenCV takes images of no more channels."""
+
+
 def _radius(deviation_px: float) -> int:
     """Return the radius in pixels to which a Gaussian is evaluated: three standard deviations, rounded up."""
     return int(3 * deviation_px + 0.999)
@@ -90,7 +98,10 @@ def smoothed(maps: Tensor, deviation_px: float, weight: float) -> Tensor:
     taps = (-(offsets**2) / (2 * deviation_px**2)).exp()
     taps = weight**0.5 * taps / taps.sum()  # applied twice, across and down
     if maps.device.type == "cpu":
-        return torch.from_numpy(cv2.sepFilter2D(maps.numpy(), -1, taps.numpy(), taps.numpy()))
+        across = partial(cv2.sepFilter2D, ddepth=-1, kernelX=taps.numpy(), kernelY=taps.numpy())
+        parts = maps.split(_OPENCV_CHANNELS, dim=-1)
+        parts = [torch.from_numpy(across(part.numpy())).reshape(part.shape) for part in parts]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=-1)
     taps, mode = taps.to(maps.device), "reflect" if min(maps.shape[:2]) > radius else "replicate"
     planes = F.pad(maps.permute(2, 0, 1)[:, None], [radius] * 4, mode=mode)
     planes = F.conv2d(F.conv2d(planes, taps.view(1, 1, 1, -1)), taps.view(1, 1, -1, 1))
