@@ -22,7 +22,7 @@ test: lint docs tests  ## every check that needs no browser
 
 # They give way to what runs beside them: some tests in the browser are timed.
 tests: setup  ## cups/ is what the notebooks export; every notebook's checks; the tests
-	OMP_NUM_THREADS=1 nice -n 5 $(BIN)/pytest --numprocesses 3 --dist loadgroup --no-loadscope-reorder --durations 10
+	OMP_NUM_THREADS=1 nice -n 5 $(BIN)/pytest --numprocesses 3 --dist loadscope --no-loadscope-reorder --durations 10
 
 test-browser: .venv/browser chromium  ## the widgets in JupyterLab in Chromium; screenshots in build/browser
 	OMP_NUM_THREADS=1 $(BIN)/pytest tests/browser --numprocesses 2 --dist loadfile --durations 5
