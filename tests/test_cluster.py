@@ -27,9 +27,11 @@ from cups.run.engine import Engine
 from cups.run.generate import generate
 from cups.run.scenes import render_scenes
 from cups.run.workers import Failure, Workers
+from cups.stages.matching.classical import ClassicalMatcherSettings
 from cups.stages.pipeline import PseudoLabelSettings
 
-SETTINGS = PseudoLabelSettings(num_classes=6)
+# Matched at twice the height of these images, not at four times: what is compared are bytes.
+SETTINGS = PseudoLabelSettings(num_classes=6, classical=ClassicalMatcherSettings(full_height_px=192))
 COUNT = 6
 GONE = {psutil.STATUS_ZOMBIE, psutil.STATUS_DEAD}
 COMMAND = [sys.executable, "-c", "from cups.cli import main; raise SystemExit(main())", "pseudo-labels"]
@@ -44,7 +46,7 @@ def contents(folder):
 @pytest.fixture(scope="module")
 def scenes(tmp_path_factory):
     root = tmp_path_factory.mktemp("scenes")
-    (root / "settings.yaml").write_text("num_classes: 6\n")
+    (root / "settings.yaml").write_text("num_classes: 6\nclassical: {full_height_px: 192}\n")
     render_scenes(root / "video", COUNT, seed=2, height=96, width=192, workers=1)
     return root
 
@@ -52,7 +54,9 @@ def scenes(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(scenes):
     """Return the bytes of a store that one process made undisturbed."""
-    return contents(generate(StereoFolder(scenes / "video"), scenes / "whole", SETTINGS, 1).root)
+    store = generate(StereoFolder(scenes / "video"), scenes / "whole", SETTINGS, 1)
+    assert sum(bool(store.read(name).instance.any()) for name in store.names) > 1, "labels that hold objects"
+    return contents(store.root)
 
 
 def arguments(scenes, out, *more):
