@@ -29,7 +29,11 @@ from cups.workbench.run_frames import compared_pictures, run_classes, run_video
 from cups.workbench.run_records import read_run
 
 ROOT = Path(__file__).parents[1]
+QUICK = {"classical": {"full_height_px": 192}}
+"""Match at twice the height of these images, not at four times."""
+
 SMALL = {"num_scenes": 3, "num_test_scenes": 2, "height": 96, "width": 192, "steps": 2, "batch_size": 2, "num_shown": 1,
+         "label_settings": QUICK,
          "workers": 1}  # processes of their own take seconds to start; `pretrain` and `pseudo_labels` start some
 
 
@@ -230,7 +234,7 @@ def test_a_semantic_head_learns_and_its_file_makes_labels(trained, tmp_path):
     torch.manual_seed(0)
     save_file(VisionTransformer(64, depth=1, patch_px=8, grid=4).state_dict(), backbone)
     data = {"data_root": trained / "scenes", "test_root": trained / "test_scenes", "num_shown": 1}
-    tokens = {"dinov2": {"weights": str(backbone), "tokens_high": 12}}
+    tokens = {"dinov2": {"weights": str(backbone), "tokens_high": 12}, **QUICK}
     chosen = {"features": "dinov2", "settings": tokens, "num_classes": 6, "head": HEAD}
     metrics = papermill("train_semantics", tmp_path / "run", **data, **chosen)
     assert metrics["shape"] == [64, 12, 24] and [entry["step"] for entry in metrics["history"]] == [2, 4]
@@ -240,7 +244,7 @@ def test_a_semantic_head_learns_and_its_file_makes_labels(trained, tmp_path):
     again = papermill("train_semantics", tmp_path / "run", **data, **chosen)
     assert again["first_step"] == 4 and again["semantic"] == metrics["semantic"]
     depthg = {"weights": metrics["weights"], "tokens_high": 12}
-    used = {"features": "depthg", "num_classes": 6, "depthg": depthg}
+    used = {"features": "depthg", "num_classes": 6, "depthg": depthg, **QUICK}
     labels = papermill("pseudo_labels", tmp_path / "labels", data_root=trained / "scenes", settings=used, num_shown=1)
     assert labels["frames"] == SMALL["num_scenes"] and labels["failed"] == 0
 
@@ -251,6 +255,7 @@ def test_a_semantic_head_of_handcrafted_features_has_no_file(trained, tmp_path):
         tmp_path,
         data_root=trained / "scenes",
         features="handcrafted",
+        settings=QUICK,
         head=HEAD | {"steps": 2, "batch_size": 2},
         cache_gib=0,
         num_shown=1,
@@ -289,7 +294,7 @@ def write_clip(root: Path) -> Path:
 def test_semantics_are_scored_and_a_second_run_takes_what_is_there(tmp_path):
     given = {"num_scenes": 3, "num_test_scenes": 2, "height": 96, "width": 192, "seeds": [4], "workers": 1}
     variants = {"ten": {"num_classes": 10}, "six": {"num_classes": 6, "crf": {"steps": 2}}}
-    settings = {"label_settings": {"crf": {"smoothness_weight": 2.0}}, "variants": variants}
+    settings = {"label_settings": {"crf": {"smoothness_weight": 2.0}, **QUICK}, "variants": variants}
     clips = [str(write_clip(tmp_path / "clip"))]
     first = papermill("benchmarks/semantics", tmp_path / "out", **given, **settings, clip_roots=clips)
     assert first["settings"]["six"]["crf"] == {"smoothness_weight": 2.0, "steps": 2}

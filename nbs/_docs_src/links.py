@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
+from functools import cache
 from html.parser import HTMLParser
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
@@ -38,23 +40,31 @@ def faults(site: Path) -> list[str]:
     site = site.resolve()
     paths = [path for path in sorted(site.rglob("*.html")) if "_static" not in path.relative_to(site).parts]
     pages = {path: Page(path.read_text(encoding="utf-8")) for path in paths}
-    found = []
+    found, look_up = [], cache(_target)  # the pages of a folder share most of their addresses
     for path, page in pages.items():
         for address in page.links + page.loads:
-            fault = _fault(address, path, pages, address in page.loads)
+            fault = _fault(address, path, pages, address in page.loads, look_up)
             if fault:
                 found.append(f"{path.relative_to(site)}: {fault}: {address}")
     return found if pages else [f"{site}: no pages"]
 
 
-def _fault(address: str, path: Path, pages: dict[Path, Page], loaded: bool) -> str | None:
+def _target(folder: Path, address: str) -> tuple[Path, bool]:
+    """Return the file that an address on a page of a folder leads to, and whether it exists."""
+    target = (folder / unquote(address)).resolve()
+    return target, target.is_file()
+
+
+def _fault(
+    address: str, path: Path, pages: dict[Path, Page], loaded: bool, look_up: Callable[[Path, str], tuple[Path, bool]]
+) -> str | None:
     """Return what is wrong with an address on the page `path`."""
     parts = urlsplit(address)
     if parts.scheme or parts.netloc:
         elsewhere = parts.netloc or parts.scheme not in ("data", "mailto", "javascript")
         return "loaded from elsewhere" if loaded and elsewhere else None
-    target = (path.parent / unquote(parts.path)).resolve() if parts.path else path
-    if not target.is_file():
+    target, exists = look_up(path.parent, parts.path) if parts.path else (path, True)
+    if not exists:
         return "no such file"
     if parts.fragment and target in pages and unquote(parts.fragment) not in pages[target].anchors:
         return "no such anchor"
