@@ -61,7 +61,7 @@ class CrfSettings:
 
     steps: int = 5
     smoothness_px: float = 1.0
-    smoothness_weight: float = 1.0
+    smoothness_weight: float = 3.0
     appearance_px: float = 67.0
     appearance_rgb: float = 5.0
     appearance_weight: float = 10.0
@@ -78,7 +78,7 @@ class CrfSettings:
                 raise InputError(f"CRF setting {name} must be positive, got {value}")
 
 
-PUBLISHED_CRF = CrfSettings(steps=10, smoothness_weight=3.0, appearance_rgb=3.0, appearance_weight=4.0)
+PUBLISHED_CRF = CrfSettings(steps=10, appearance_rgb=3.0, appearance_weight=4.0)
 """Those of STEGO, DepthG and CUPS, for soft class scores of single pixels."""
 
 # %% ../../../nbs/stages/semantics/11_crf.ipynb #e3e663ed
