@@ -144,6 +144,9 @@ class Layout:
 _GROUND_PX, _GROUND_SHARE = 1.0, 0.02
 """Pixels whose disparity is within so many pixels plus this share of the ground's are ground."""
 
+_EXACT_MARGIN = 0.25
+"""Share of this margin that exact matches need: for the bends of the ground that no surface follows."""
+
 _SPECKLE_PX = 5
 """Side of the median filter that removes speckles of disparity."""
 
@@ -151,7 +154,8 @@ def scene_layout(ego: EgoMotion, settings: MotionSettings) -> Layout:
     """Return what stands on the ground, and where depth jumps; without a ground everything stands, at height 0."""
     flow = ego.flow
     ground = find_ground(flow) or no_ground(flow)
-    margin = _GROUND_PX + _GROUND_SHARE * ground.disparity.clamp(min=0)
+    share = 1 - (1 - _EXACT_MARGIN) * ego.exactness
+    margin = share * (_GROUND_PX + _GROUND_SHARE * ground.disparity.clamp(min=0))
     standing = (flow.disparity_0 - ground.disparity > margin).cpu().numpy()
     disparity = cv2.medianBlur(flow.disparity_0.cpu().numpy(), _SPECKLE_PX)
     scale = flow.calibration.fx * flow.calibration.baseline_m
