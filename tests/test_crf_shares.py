@@ -42,14 +42,16 @@ def test_any_number_of_threads_gives_the_same_bits(example, threads):
 
 def test_classes_are_those_of_pydensecrf_as_before(example):
     scores = ClassScores(example[0])
-    ours, theirs = (dense_crf(scores, example[1], replace(PUBLISHED_CRF, engine=engine)) for engine in ("torch", "pydensecrf"))
+    engines = (replace(PUBLISHED_CRF, engine=engine) for engine in ("torch", "pydensecrf"))
+    ours, theirs = (dense_crf(scores, example[1], engine) for engine in engines)
     assert (ours == theirs).float().mean() > 0.995
 
 
 def test_more_classes_than_opencv_takes_channels(example):
     scores, image = example
     unlikely = torch.full((145, *scores.shape[1:]), -30.0)
-    assert torch.equal(dense_crf(ClassScores(torch.cat([scores, unlikely])), image), dense_crf(ClassScores(scores), image))
+    more = ClassScores(torch.cat([scores, unlikely]))
+    assert torch.equal(dense_crf(more, image), dense_crf(ClassScores(scores), image))
 
 
 @pytest.mark.parametrize("dimensions", [1, 2, 5])

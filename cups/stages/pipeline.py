@@ -284,7 +284,7 @@ def _label(
     return classify_objects(fusion, objects, classes, settings.thing_threshold, moves)
 
 # %% ../../nbs/stages/03_pipeline.ipynb #36ead13d
-METHOD_VERSION = 3
+METHOD_VERSION = 4
 """Count it up when the labels of the same images change: labels of two versions must not lie in one folder."""
 
 STAGES = (

@@ -16,8 +16,8 @@ from ..core.geometry import back_project, depth_from_disparity, pixel_grid, warp
 from ..core.records import Matches, SceneFlow, StereoSample
 
 # %% auto #0
-__all__ = ['SceneFlowSettings', 'truncated_deviation', 'noise_scales', 'disparity_edges', 'finite_matches', 'looked_up',
-           'scene_flow', 'trust_facts', 'range_lines', 'trust_lines']
+__all__ = ['SceneFlowSettings', 'truncated_deviation', 'error_deviation', 'noise_scales', 'disparity_edges', 'finite_matches',
+           'looked_up', 'scene_flow', 'trust_facts', 'range_lines', 'trust_lines']
 
 # %% ../../nbs/stages/01_scene_flow.ipynb #b2a7380b
 @dataclass(frozen=True)
@@ -82,6 +82,24 @@ def truncated_deviation(error: Tensor, bound: float = _NOISE_BOUND_PX) -> float:
         sigma = min(seen / math.sqrt(max(1 - cut, 0.05)), bound)  # a flat distribution has no finite solution
     return sigma
 
+# %% ../../nbs/stages/01_scene_flow.ipynb #f78683b4
+_INNER_SHARE, _INNER_DEVIATIONS = 0.95, 1.96
+"""Share of a Gaussian's samples, and the standard deviations within which they lie."""
+
+
+def error_deviation(error: Tensor, min_noise_px: float) -> float:
+    """Return the standard deviation of errors in pixels: `truncated_deviation`, but 0 where 95 % of them are small.
+
+    Parameters
+    ----------
+    error : Tensor, any shape
+    min_noise_px : float
+        Standard deviation of a Gaussian that would have as many small errors.
+    """
+    inside = error[error.abs() < _NOISE_BOUND_PX]
+    small = (inside.abs() <= _INNER_DEVIATIONS * min_noise_px).double().mean() if len(inside) else 1.0
+    return 0.0 if small >= _INNER_SHARE else truncated_deviation(error)
+
 # %% ../../nbs/stages/01_scene_flow.ipynb #962112e9
 _SURROUNDINGS_PX = 7
 """Side of the square in which disparity is expected to change alike."""
@@ -118,13 +136,14 @@ def noise_scales(matches: Matches, trusted: Tensor, settings: SceneFlowSettings)
     """
     returned = warp(matches.flow_backward[None], matches.flow_forward[None])[0][0]
     miss = (matches.flow_forward + returned)[:, trusted]
-    deviations = [truncated_deviation(part) for part in miss]
+    smallest = math.sqrt(2) * settings.min_noise_px
+    deviations = [error_deviation(part, smallest) for part in miss]
     if matches.disparity_right_0 is None:
         deviations.append(_change_deviation(matches, trusted))
     else:
         to_right = torch.stack([-matches.disparity_0, torch.zeros_like(matches.disparity_0)])
         right = warp(matches.disparity_right_0[None, None], to_right[None])[0][0, 0]
-        deviations.append(truncated_deviation((matches.disparity_0 - right)[trusted]))
+        deviations.append(error_deviation((matches.disparity_0 - right)[trusted], smallest))
     scales = torch.tensor([deviation / math.sqrt(2) for deviation in deviations])
     return scales.clamp(settings.min_noise_px, settings.max_noise_px).to(matches.flow_forward.device)
 

@@ -180,6 +180,9 @@ def ego_motion(m: Measurements, generator: torch.Generator) -> Tensor:
     return candidates[motion_votes(candidates, m).argmax()]
 
 # %% ../../../nbs/stages/motion/01_ego_motion.ipynb #dcfb9f46
+_EXACT_PX = 0.05
+"""Noise up to which matches are exact; with twice as much they are not. Semi-global matching has thrice as much."""
+
 @dataclass(frozen=True)
 class EgoMotion:
     """The motion of the static scene, and the measurements of all pixels to compare it with.
@@ -199,6 +202,11 @@ class EgoMotion:
     camera_motion: Tensor
     noise_px: Tensor
     measurements: Measurements
+
+    @property
+    def exactness(self) -> float:
+        """How exact the matches are, from 0 (as those of any matcher so far) to 1 (no noise that can be measured)."""
+        return min(max(2 - float(self.noise_px.max()) / _EXACT_PX, 0.0), 1.0)
 
 
 def estimate_ego_motion(flow: SceneFlow, generator: torch.Generator) -> EgoMotion:

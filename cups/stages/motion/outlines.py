@@ -29,10 +29,10 @@ __all__ = ['compact', 'hull', 'window_around', 'surface_plane', 'own_surface', '
 _COMPACTNESS = 0.06
 """Notches and outgrowths thinner than twice this share of the root of an object's area are removed."""
 
-def compact(mask: np.ndarray) -> np.ndarray:
-    """Return a mask (H, W), bool, without holes, thin notches and thin outgrowths."""
+def compact(mask: np.ndarray, exactness: float = 0.0) -> np.ndarray:
+    """Return a mask (H, W), bool, without holes, thin notches and outgrowths; these stay where matches are exact."""
     image = mask.astype(np.uint8)
-    if radius := int(_COMPACTNESS * float(image.sum()) ** 0.5):
+    if radius := int(_COMPACTNESS * (1 - exactness) * float(image.sum()) ** 0.5):
         kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
         padded = cv2.copyMakeBorder(image, *[2 * radius] * 4, cv2.BORDER_REPLICATE)
         padded = cv2.morphologyEx(cv2.morphologyEx(padded, cv2.MORPH_CLOSE, kernel), cv2.MORPH_OPEN, kernel)
@@ -249,7 +249,7 @@ def claim_pixels(
     votes = evidence.votes(matched, seen, prior, max(int(radius), MIN_RADIUS_PX), window)
     votes[~evidence.layout.standing[window] | (trusted & ~fits).cpu().numpy()] = -1
     outline = own_parts(mask[window].cpu().numpy(), votes, settings)
-    pixels = compact(outline)
+    pixels = compact(outline, evidence.ego.exactness)
     # A hole that is not in front of the object is a window of it, whatever moves behind the glass.
     votes[pixels & ~outline & (own <= surface + tolerance).cpu().numpy()] = 1
     return Claim(window, votes, pixels, seen)

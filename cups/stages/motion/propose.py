@@ -127,6 +127,9 @@ def object_values(claim: Claim, evidence: Evidence) -> dict[str, float]:
 _MIN_TEXTURE = 0.02
 """With less texture the images neither support nor contradict an object."""
 
+_EXACT_SEEN = 0.15
+"""By how much better than rest an object counts as seen, at least, where matches are exact: half of what is typical."""
+
 def supported_noise(values: dict[str, float]) -> float:
     """Return the displacement in standard deviations that the images support, by the other numbers of an object."""
     support = max(values.get("seen", 0.0), 0.0) / max(values.get("texture", 0.0), _MIN_TEXTURE)
@@ -167,6 +170,8 @@ def outlined(k: int, found: RegionMotions, evidence: Evidence, settings: MotionS
     slack_px = float(flow_error(torch.tensor(found.moved_px[k]), evidence.ego.measurements))
     claim = claim_pixels(found.regions == k + 1, found.motions[k], slack_px, evidence, settings)
     values |= object_values(claim, evidence)
+    if "seen" in values:
+        values["seen"] = max(values["seen"], _EXACT_SEEN * evidence.ego.exactness)
     values["supported_noise"] = supported_noise(values)
     values["confidence"], weakest = confidence(values)
     return Candidate(k, region_px, values, weakest, claim)

@@ -236,7 +236,8 @@ _EXACT_SHARE = 0.03
 """Excess error, as a share of the displacement, of objects that move exactly alike; `_JOIN_NOISE` bounds it, too."""
 
 _LENGTH_SHARE, _SIZE_SHARE = 0.4, 0.5
-"""Gap as a share of the larger object's length, and pixels of the smaller as a share of the larger one's."""
+"""Gap as a share of the larger object's extent, and pixels of the smaller as a share of the larger one's. Height
+counts, too: of a lorry seen from behind, nothing else is long."""
 
 def join_long_objects(m: Measurements, motions: Tensor, camera_motion: Tensor, sizes: list[int]) -> list[int]:
     """Return for every object the longer one it is a part of, itself if of none.
@@ -252,7 +253,7 @@ def join_long_objects(m: Measurements, motions: Tensor, camera_motion: Tensor, s
     """
     noise = _JOIN_NOISE * flow_noise(m)
     slack = (_EXACT_SHARE * moved_px(motions, camera_motion, m)).clamp(max=noise)
-    ends = m.points[..., ::2].quantile(torch.tensor([0.1, 0.9], device=slack.device), dim=1)  # without outliers
+    ends = m.points.quantile(torch.tensor([0.1, 0.9], device=slack.device), dim=1)  # without outliers
     length = (ends[1] - ends[0]).norm(dim=-1)
     size = torch.tensor(sizes, device=slack.device)
     small = size[None] < _SIZE_SHARE * size[:, None]
