@@ -18,7 +18,7 @@ SETTINGS = PseudoLabelSettings(min_classes=8, max_classes=60, stable_share=0.9)
 
 @pytest.fixture(scope="module")
 def samples():
-    return [street_scene((41, index), 128, 256).sample for index in range(4)]
+    return [street_scene((41, index), 128, 256).sample for index in range(6)]
 
 
 @pytest.fixture(scope="module")
@@ -63,19 +63,21 @@ def test_a_number_that_the_user_sets_is_kept(described):
 
 
 def test_pixels_keep_their_class_more_often(samples, described):
-    classes = find_pseudo_classes(described, SETTINGS)
-    sample = samples[3]
-    records = run_stages({"sample": sample, "classes": classes}, SETTINGS, ("scores", "movable"))
-    around, matches = records["surroundings"], records["matches"]
-    after = find_regions(records["features"], sample.calibration).replace(
-        number=around.next_number.clamp(min=0), descriptions=around.next_descriptions
-    )  # the next frame's regions where this frame's pixels lie
-    there = region_scores(after, classes.pixels, sample.size).log_probs.argmax(0)
-    still = replace(matches, flow_forward=torch.zeros_like(matches.flow_forward))
-    alone = region_scores(records["regions"], classes.pixels, sample.size).log_probs.argmax(0)
-    agreed = records["scores"].log_probs.argmax(0)
-    assert class_stability(agreed, there, still) > class_stability(alone, there, still) + 0.01
-    assert records["movable"].shape == sample.size and bool((records["movable"] >= 0).all())
+    classes, kept = find_pseudo_classes(described, SETTINGS), []
+    for sample in samples[3:]:
+        records = run_stages({"sample": sample, "classes": classes}, SETTINGS, ("scores", "movable"))
+        around, matches = records["surroundings"], records["matches"]
+        after = find_regions(records["features"], sample.calibration).replace(
+            number=around.next_number.clamp(min=0), descriptions=around.next_descriptions
+        )  # the next frame's regions where this frame's pixels lie
+        there = region_scores(after, classes.pixels, sample.size).log_probs.argmax(0)
+        still = replace(matches, flow_forward=torch.zeros_like(matches.flow_forward))
+        alone = region_scores(records["regions"], classes.pixels, sample.size).log_probs.argmax(0)
+        agreed = records["scores"].log_probs.argmax(0)
+        kept.append([class_stability(each, there, still) for each in (agreed, alone)])
+        assert records["movable"].shape == sample.size and bool((records["movable"] >= 0).all())
+    agreed, alone = torch.tensor(kept).mean(0)
+    assert agreed > alone + 0.01
 
 
 def test_shares_out_of_range_are_refused():
