@@ -240,7 +240,7 @@ _CONTROLS = {
     "CRF": (
         Control("crf.steps", "mean-field steps", 1, 20, 1),
         Control("crf.smoothness_weight", "weight of distance", 0.0, 10.0, 0.5),
-        Control("crf.appearance_weight", "weight of colour", 0.0, 10.0, 0.5),
+        Control("crf.appearance_weight", "weight of colour", 0.0, 30.0, 0.5),
         Control("crf.appearance_px", "reach of colour, px at 640 rows", 5.0, 200.0, 1.0),
         Control("crf.appearance_rgb", "width of colour, of 255", 1.0, 30.0, 0.5),
     ),
