@@ -153,7 +153,19 @@ _NUM_REFINED = 5
 _COARSE_TO_FINE = (10, 3, 1)
 """Multiples of `_OUTLIER_SCALE`, one after the other: the groups' motions are off by more than the noise."""
 
-def ego_motion(m: Measurements, generator: torch.Generator) -> Tensor:
+def _proposed_motions(m: Measurements, generator: torch.Generator) -> Tensor:
+    """Return the best motions of random groups of points, or rest, (5, 4, 4)."""
+    device = m.points.device
+    # The half with the larger disparities: their depth is known best.
+    near = m.disparity.argsort(descending=True, stable=True)[: _NUM_POINTS // 2]
+    groups = torch.randint(len(near), (_NUM_GROUPS, _GROUP_SIZE), generator=generator).to(device)
+    group = m[near[groups]]
+    candidates = torch.cat([torch.eye(4, device=device)[None], kabsch(group.points, points_after(group))])
+    votes = motion_votes(candidates, m, _COARSE_TO_FINE[0] * _OUTLIER_SCALE)
+    return candidates[votes.topk(_NUM_REFINED).indices]
+
+
+def ego_motion(m: Measurements, generator: torch.Generator, start: Tensor | None = None) -> Tensor:
     """Return the motion of the static scene as the camera sees it, (4, 4).
 
     Parameters
@@ -162,17 +174,12 @@ def ego_motion(m: Measurements, generator: torch.Generator) -> Tensor:
         Of the trusted pixels.
     generator : torch.Generator
         On the CPU.
+    start : Tensor, (4, 4), optional
+        About that motion, if it is known; else random groups of points propose it.
     """
-    device = m.points.device
     draw = torch.randint(len(m.points), (_NUM_POINTS,), generator=generator)
-    m = m[draw.to(device)]
-    # The half with the larger disparities: their depth is known best.
-    near = m.disparity.argsort(descending=True, stable=True)[: _NUM_POINTS // 2]
-    groups = torch.randint(len(near), (_NUM_GROUPS, _GROUP_SIZE), generator=generator).to(device)
-    group = m[near[groups]]
-    candidates = torch.cat([torch.eye(4, device=device)[None], kabsch(group.points, points_after(group))])
-    votes = motion_votes(candidates, m, _COARSE_TO_FINE[0] * _OUTLIER_SCALE)
-    candidates = candidates[votes.topk(_NUM_REFINED).indices]
+    m = m[draw.to(m.points.device)]
+    candidates = _proposed_motions(m, generator) if start is None else start[None]
     for widen in _COARSE_TO_FINE:
         candidates = refine_motion(
             candidates, m.points, m.observed, m.calibration, m.noise_px, steps=5, outlier_scale=widen * _OUTLIER_SCALE
@@ -209,10 +216,10 @@ class EgoMotion:
         return min(max(2 - float(self.noise_px.max()) / _EXACT_PX, 0.0), 1.0)
 
 
-def estimate_ego_motion(flow: SceneFlow, generator: torch.Generator) -> EgoMotion:
-    """Return the camera's motion from the trusted pixels of a scene flow, at least one of them."""
+def estimate_ego_motion(flow: SceneFlow, generator: torch.Generator, start: Tensor | None = None) -> EgoMotion:
+    """Return the camera's motion from the trusted pixels of a scene flow, at least one of them; see `ego_motion`."""
     m = measurements(flow, flow.noise_px)
-    return EgoMotion(flow, ego_motion(m[flow.trusted.reshape(-1)], generator), flow.noise_px, m)
+    return EgoMotion(flow, ego_motion(m[flow.trusted.reshape(-1)], generator, start), flow.noise_px, m)
 
 # %% ../../../nbs/stages/motion/01_ego_motion.ipynb #f825caef
 MAD_TO_DEVIATION = 1.48

@@ -292,8 +292,9 @@ def ego_diagnostics(evidence: Evidence, regions: Tensor) -> dict[str, Any]:
 # %% ../../../nbs/stages/motion/07_propose.ipynb #ab15c547
 @one_thread()
 def propose(
-    sample: StereoSample, flow: SceneFlow, settings: MotionSettings | None = None, seed: int = 0
-) -> Proposals:
+    sample: StereoSample, flow: SceneFlow, settings: MotionSettings | None = None, seed: int = 0,
+    camera_motion: Tensor | None = None,
+) -> Proposals:  # fmt: skip
     """Return the independently moving objects of a frame.
 
     Parameters
@@ -304,6 +305,8 @@ def propose(
     settings : MotionSettings, optional
     seed : int
         Same seed, same proposals.
+    camera_motion : Tensor, (4, 4), optional
+        About the motion of the static scene in camera coordinates, where it is known; it is refined.
 
     Returns
     -------
@@ -318,7 +321,7 @@ def propose(
         why = f"only {points} points are trusted; {needed} are needed to find the camera's motion"
         return no_proposals(flow, torch.eye(4, device=flow.trusted.device), diagnostics, why)
 
-    ego = estimate_ego_motion(flow, generator)  # 1
+    ego = estimate_ego_motion(flow, generator, camera_motion)  # 1
     ego = with_residual_noise(ego)  # 2
     evidence = gather_evidence(sample, ego, settings)  # 3
     regions = moving_regions(evidence, settings)  # 4

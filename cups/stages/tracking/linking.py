@@ -25,7 +25,7 @@ from .facts import LinkFacts, mask_centre, pixel_points
 __all__ = ['LINK_VERSION', 'LinkSettings', 'Anchor', 'LongLook', 'LinkedClip', 'link_clip', 'linked_label']
 
 # %% ../../../nbs/stages/tracking/03_linking.ipynb #e12a7c22
-LINK_VERSION = 2
+LINK_VERSION = 3
 """Count it up when linking comes to other tracks: labels of two versions must not lie in one folder."""
 
 # %% ../../../nbs/stages/tracking/03_linking.ipynb #b650218d

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import reduce
 
 import numpy as np
 import torch
@@ -94,15 +95,17 @@ def long_look(
     motion, flow : MotionSettings, SceneFlowSettings, optional
         Those of single frames; a look over several takes objects of lower confidence.
     """
-    motion, first, last = motion or MotionSettings(), clip[start], clip[start + steps]
+    frames = [clip[frame] for frame in range(start, start + steps + 1)]  # read once
+    motion, first, last = motion or MotionSettings(), frames[0], frames[-1]
     motion = replace(motion, min_confidence=min(motion.min_confidence, _MIN_CONFIDENCE))
     left = {"left_0": first.image, "right_0": first.image, "left_1": last.image, "right_1": last.image}
     sample = StereoSample(**left, calibration=first.calibration)  # motion looks at left images alone
-    found = propose(sample, chained_flow(clip, start, steps, flow), motion, seed=start)
+    camera = reduce(lambda so_far, frame: frame.camera_motion @ so_far, frames[:-1], torch.eye(4))
+    found = propose(sample, chained_flow(frames, 0, steps, flow), motion, seed=start, camera_motion=camera)
     whole = invert(found.camera_motion) @ found.motions
     own = torch.stack([_evenly(each, steps) for each in whole]) if len(whole) else whole
     shortly = found.replace(motions=first.camera_motion @ own, camera_motion=first.camera_motion)
-    classes = classify(chained_flow(clip, start, 1, flow), shortly) if len(own) else torch.zeros(0, dtype=torch.int64)
+    classes = classify(chained_flow(frames, 0, 1, flow), shortly) if len(own) else torch.zeros(0, dtype=torch.int64)
     looks = colour_histograms(first.image, found.instance, len(own))
     return LongLook(found.instance, own, found.scores, classes, looks)
 
