@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from fastcore.basics import patch
@@ -87,8 +88,9 @@ class Anchor:
     inside: Tensor
     facts: LinkFacts
 
+    @cached_property
     def points(self) -> Tensor:
-        """Return the points in metres, (N, 3), of the mask's pixels, where there is a depth."""
+        """The points in metres, (N, 3), of the mask's pixels, where there is a depth."""
         pixels = (self.inside & (self.facts.disparity > 0)).nonzero()
         return pixel_points(pixels, self.facts.disparity, self.facts.calibration)
 
@@ -150,7 +152,7 @@ def _moved_mask(anchor: Anchor, motion: Tensor, facts: LinkFacts) -> tuple[Tenso
     """
     inside, supposed = torch.zeros_like(anchor.inside), torch.zeros_like(anchor.inside)
     size, calibration = anchor.inside.shape, facts.calibration
-    moved = transform(motion, anchor.points())
+    moved = transform(motion, anchor.points)
     if (window := _window(moved, calibration, size)) is None:
         return inside, supposed, 0.0
     x, y, *_ = _pixels(moved[moved[:, 2] > _NEAREST_M], calibration, size)
@@ -238,8 +240,12 @@ def _predicted_agreement(tracks: Sequence[_Live], before: LinkFacts, facts: Link
     count, rows = len(facts.motions), []
     warped = mask_agreement(before.warped, facts.instance, len(before.motions), count)
     for track in tracks:
-        supposed = _moved_mask(track.anchor, track.chain, facts)[1]
-        row = mask_agreement(supposed.long(), facts.instance, 1, count)[0]
+        window = _window(transform(track.chain, track.anchor.points), facts.calibration, facts.instance.shape)
+        if window is None or not facts.instance[window].any():
+            row = torch.zeros(count)
+        else:
+            supposed = _moved_mask(track.anchor, track.chain, facts)[1]
+            row = mask_agreement(supposed.long(), facts.instance, 1, count)[0]
         rows.append(torch.maximum(row, warped[track.instance - 1]) if track.instance else row)
     return torch.stack(rows)
 

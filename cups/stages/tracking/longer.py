@@ -11,7 +11,7 @@ from functools import reduce
 
 import numpy as np
 import torch
-from scipy.linalg import fractional_matrix_power
+from scipy.spatial.transform import Rotation
 from torch import Tensor
 
 from ...core.geometry import back_project, depth_from_disparity, pixel_grid
@@ -78,7 +78,11 @@ _MIN_CONFIDENCE = 0.5
 
 def _evenly(motion: Tensor, steps: int) -> Tensor:
     """Return the motion (4, 4) that comes to a whole one in so many steps."""
-    return torch.from_numpy(np.real(fractional_matrix_power(motion.double().numpy(), 1 / steps))).float()
+    whole, step = motion.double().numpy(), np.eye(4)
+    step[:3, :3] = Rotation.from_rotvec(Rotation.from_matrix(whole[:3, :3]).as_rotvec() / steps).as_matrix()
+    turns = sum(np.linalg.matrix_power(step[:3, :3], k) for k in range(steps))
+    step[:3, 3] = np.linalg.solve(turns, whole[:3, 3])
+    return torch.from_numpy(step).float()
 
 
 def long_look(
