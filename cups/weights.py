@@ -270,15 +270,27 @@ def weights_here(name: str | Path) -> bool:
 
 
 def weights_file(name: str | Path) -> Path:
-    """Return the file `name`, or the weights of that name, downloaded if they are published ones that are not here."""
-    if Path(name).is_file():
-        return Path(name)
+    """Return the file of some weights.
+
+    Parameters
+    ----------
+    name : str or Path
+        A file, the folder of a training run, of which `model.safetensors` is taken, or a name; published weights of
+        that name are downloaded if they are not here.
+
+    Raises
+    ------
+    InputError
+        If there is none.
+    """
+    if (file := Path(name, "model.safetensors") if Path(name).is_dir() else Path(name)).is_file():
+        return file
     if str(name) in _SHIPPED:
         return _shipped_file(str(name))
     if str(name) in REGISTRY:
         return fetch(str(name))
     known = ", ".join([*_SHIPPED, *REGISTRY])
-    raise InputError(f"{name}: no such file, nor weights of that name; there are {known}")
+    raise InputError(f"{file}: no such file, nor weights of that name; there are {known}")
 
 # %% ../nbs/weights.ipynb #4257812c
 def device_called(name: str) -> str:

@@ -100,7 +100,8 @@ def load(path: str | Path, device: str = "cpu", **changes: float) -> PanopticCas
     Parameters
     ----------
     path : str or Path
-        What `save_network` wrote, a checkpoint of the published format, or the name of published weights.
+        What `save_network` wrote, the folder of a run that trained a network, a checkpoint of the published format, or
+        the name of published weights.
     device : str
     **changes
         Settings of inference, such as `min_confidence`: fields of `PanopticCascadeConfig`.

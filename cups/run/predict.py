@@ -30,7 +30,7 @@ from ..model.test_time_augmentation import check_scales
 from ..weights import device_called, weights_file
 
 # %% auto #0
-__all__ = ['start_folder', 'network_file', 'write_maps', 'predict_images']
+__all__ = ['start_folder', 'write_maps', 'predict_images']
 
 # %% ../../nbs/run/10_predict.ipynb #fc513974
 def _image_files(paths: Sequence[str | Path]) -> list[Path]:
@@ -116,18 +116,6 @@ def _remove_others(out: Path, files: Sequence[Path], again: bool) -> None:
         kept[path].unlink()
 
 # %% ../../nbs/run/10_predict.ipynb #6f557296
-def network_file(network: str | Path) -> Path:
-    """Return the file of a network: as `weights_file`, or `model.safetensors` in the folder of a run.
-
-    Raises
-    ------
-    InputError
-        If there is none.
-    """
-    network = Path(network) / "model.safetensors" if Path(network).is_dir() else network
-    return weights_file(network)
-
-
 def write_maps(out: Path, name: str, label: PanopticLabel, overlay: np.ndarray) -> list[dict[str, Any]]:
     """Write the map of a label and its picture (H, W, 3), uint8; return its segments as of `coco_segments`."""
     numbers, segments = coco_segments(label, label.diagnostics["segments"])
@@ -149,7 +137,7 @@ def predict_images(
     images : sequence of str or Path
         Files, or folders of them.
     weights : str or Path
-        A network, as for `load`, or the folder of a run that trained one.
+        A network, as for `load`.
     out : str or Path
         Gets `panoptic.json` and `panoptic/*.png` in COCO's format, and `overlay/*.jpg`.
     classes : str or Path, optional
@@ -176,7 +164,7 @@ def predict_images(
         or settings, and not `again`.
     """
     check_scales(scales)
-    files, out, weights = _image_files(images), Path(out), network_file(weights)
+    files, out, weights = _image_files(images), Path(out), weights_file(weights)
     options = {"scales": list(scales), "mirror": mirror, "min_confidence": min_confidence}
     options |= {"version": _VERSION, "weights_sha256": file_digest(weights)}
     network = load(weights, device_called(device), min_confidence=min_confidence)

@@ -35,8 +35,8 @@ from ..model.files import load
 from ..model.network import PanopticCascade
 from ..model.test_time_augmentation import check_scales
 from ..model.tracker import Tracker, TrackerSettings, track_objects
-from .predict import network_file, start_folder, write_maps
-from ..weights import device_called
+from .predict import start_folder, write_maps
+from ..weights import device_called, weights_file
 
 # %% auto #0
 __all__ = ['is_video', 'Frames', 'identities_rgb', 'write_mots', 'write_video', 'predict_video']
@@ -338,7 +338,7 @@ def predict_video(
         `again`.
     """
     check_scales(scales)
-    frames, out, weights = Frames(video), Path(out), network_file(weights)
+    frames, out, weights = Frames(video), Path(out), weights_file(weights)
     options = {"scales": list(scales), "mirror": mirror, "min_confidence": min_confidence, "video_version": _VERSION}
     tracker = Tracker(TrackerSettings(start_confidence=min_confidence))
     network = load(weights, device_called(device), min_confidence=min_confidence)

@@ -146,10 +146,16 @@ def frames_differ(runs: Sequence[Run]) -> bool:
     return any(image.shape != firsts[name].shape or not image.equal(firsts[name]) for name, image in images)
 
 # %% ../../nbs/workbench/24_run_frames.ipynb #53c57605
+def _given_network(run: Run) -> Path | None:
+    """Return the file of the network that a run was given; None if it is not there."""
+    path = located(run, str(run.parameters.get("network", "")))
+    return path / "model.safetensors" if path is not None and path.is_dir() else path
+
+
 def _label_stores(run: Run) -> Iterator[PseudoLabelStore]:
     """Yield the stores that have a run's pseudo-classes: its own, and those beside the network that it began with."""
-    names = ("labels", "pseudo_labels", "network")
-    judged, learnt, network = (located(run, str(run.parameters.get(name, ""))) for name in names)
+    judged, learnt = (located(run, str(run.parameters.get(name, ""))) for name in ("labels", "pseudo_labels"))
+    network = _given_network(run)
     folders = run.path, run.path if network is None else network.parent
     own, before = ([folder / "test_labels", folder / "labels"] for folder in folders)
     for path in dict.fromkeys([judged, *own, learnt, *before]):
@@ -189,7 +195,7 @@ def run_label(run: Run, name: str, image: Tensor) -> tuple[PanopticLabel, list[i
     image : Tensor, (3, H, W), uint8
         Input of the network that the run trained or evaluated.
     """
-    for path in (run.path / "model.safetensors", located(run, str(run.parameters.get("network", "")))):
+    for path in (run.path / "model.safetensors", _given_network(run)):
         if path is not None and path.is_file():
             network = _network(path)
             learnt = "stage3" if "stage3" in run.metrics else "stage2"
