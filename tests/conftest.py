@@ -9,8 +9,9 @@ from xdist.scheduler import LoadScopeScheduling
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-LARGE = ["execnb.shell", "torch", "torchvision", "lightning", "torchmetrics", "sklearn.cluster", "skimage.segmentation",
-         "scipy.ndimage", "matplotlib.pyplot", "plotly.graph_objects", "ipywidgets"]  # fmt: skip
+LARGE = ["execnb.shell", "ipykernel.kernelapp", "torch", "torchvision", "lightning", "torchmetrics",
+         "sklearn.cluster", "skimage.segmentation", "scipy.ndimage", "matplotlib.pyplot",
+         "plotly.graph_objects", "ipywidgets"]  # fmt: skip
 
 FIRST = ["test_cluster", "test_jobs", "test_distributed", "test_onnx", "test_cli", "test_faults", "test_tracks",
          "test_stale_results", "test_semantic_head"]  # fmt: skip

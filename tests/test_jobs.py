@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernels import copied_kernels
 from papermill.__main__ import papermill as command_line
 from safetensors.torch import load_file, save_file
 
@@ -61,6 +62,13 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("train")
     papermill("train", folder, **SMALL)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _start_at_once(trained, processes):
+    """After the first job, which imports everything in a process of its own, the others' kernels are copies."""
+    with copied_kernels(processes):
+        yield
 
 
 def test_train_scores_labels_and_network_on_unseen_scenes(trained):
