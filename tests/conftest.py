@@ -9,8 +9,10 @@ from xdist.scheduler import LoadScopeScheduling
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-LARGE = ["execnb.shell", "torch", "torchvision", "lightning", "torchmetrics", "sklearn.cluster", "skimage.segmentation",
-         "scipy.ndimage", "matplotlib.pyplot", "plotly.graph_objects", "ipywidgets"]  # fmt: skip
+LARGE = ["pytest", "nbformat", "execnb.shell", "ipykernel.kernelapp", "torch", "torchvision", "lightning",
+         "torchmetrics", "sklearn.cluster", "skimage.segmentation", "scipy.ndimage", "matplotlib.pyplot",
+         "plotly.graph_objects", "ipywidgets"]  # fmt: skip
+"""What the copies of a process need: the module of tests whose function they run is among what they import."""
 
 FIRST = ["test_cluster", "test_jobs", "test_distributed", "test_onnx", "test_cli", "test_faults", "test_tracks",
          "test_stale_results", "test_semantic_head"]  # fmt: skip

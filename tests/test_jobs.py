@@ -11,9 +11,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from kernels import copied_kernels
 from papermill.__main__ import papermill as command_line
 from safetensors.torch import load_file, save_file
 
+from cups.cli import main
 from cups.core.files import write_json, write_png
 from cups.core.images import to_array
 from cups.core.taxonomy import CITYSCAPES_27
@@ -61,6 +63,13 @@ def trained(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("train")
     papermill("train", folder, **SMALL)
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _start_at_once(trained, processes):
+    """After the first job, which imports everything in a process of its own, the others' kernels are copies."""
+    with copied_kernels(processes):
+        yield
 
 
 def test_train_scores_labels_and_network_on_unseen_scenes(trained):
@@ -268,15 +277,15 @@ def test_a_semantic_head_of_handcrafted_features_has_no_file(trained, tmp_path):
 def test_labels_of_a_killed_job_are_those_of_an_undisturbed_one(trained, tmp_path):
     """The same folder, killed while it labels and started again, holds the same bytes."""
     options = ["--dataset", "stereo_folder", "--root", str(trained / "scenes")]
+    assert main(["pseudo-labels", *options, "--out", str(tmp_path / "whole"), "--workers", "1"]) == 0
     cups = [sys.executable, "-c", "from cups.cli import main; raise SystemExit(main())", "pseudo-labels", *options]
-    subprocess.run([*cups, "--out", str(tmp_path / "whole"), "--workers", "1"], check=True, capture_output=True)
     killed = subprocess.Popen([*cups, "--out", str(tmp_path / "killed"), "--workers", "2"], start_new_session=True)
     while killed.poll() is None and not list((tmp_path / "killed").rglob("*_0.json")):
         time.sleep(0.05)
     assert killed.poll() is None, "it was faster than the test"
     os.killpg(killed.pid, signal.SIGKILL)
     assert len(list((tmp_path / "killed").rglob("*_0.json"))) < SMALL["num_scenes"]
-    subprocess.run([*cups, "--out", str(tmp_path / "killed"), "--workers", "1"], check=True, capture_output=True)
+    assert main(["pseudo-labels", *options, "--out", str(tmp_path / "killed"), "--workers", "1"]) == 0
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
 
 
