@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core.class_colours import named_classes
 from ..core.errors import InputError
-from ..core.memory import release_memory, use_one_heap
+from ..core.memory import keep_freed_memory, release_memory, use_one_heap
 from ..core.pictures import image_rgb, panel
 from ..core.records import PanopticLabel, StereoSample
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
@@ -200,7 +200,7 @@ class FrameExplorer:
     view : FrameView
         The widget.
     sensing : Thread, optional
-        Looks at the data set of `open` meanwhile; `view.notice` is its result.
+        Looks at the data set of `open` once the browser has its first frame; `view.notice` is its result.
     """
 
     sensing: threading.Thread | None = None
@@ -224,6 +224,7 @@ class FrameExplorer:
         self._click: dict[str, Any] | None = None
         self._reports: dict[int, str] = {}
         self._thumbnails: dict[int, bytes | None] = {}
+        self._served = threading.Event()  # a frame, or its fault
         self.view.on_request(self._answer)
 
 # %% ../../nbs/workbench/14_explorer.ipynb #c1a55e54
@@ -234,6 +235,7 @@ def open(
 ) -> FrameExplorer:  # fmt: skip
     """Return an explorer of what `open_source` and `networks_in` open; one that shows the fault if they cannot."""
     use_one_heap()  # before the first of the threads that come and go
+    keep_freed_memory()  # until a frame is done
     try:
         found = Networks(networks_in(networks))
         explorer = cls(open_source(dataset, data_root, store, fps, **options), networks=found)
@@ -255,6 +257,8 @@ def close(self: FrameExplorer) -> None:
 @patch
 def _sense(self: FrameExplorer) -> None:
     """Say above the picture what is wrong with the data set as a whole."""
+    if has_front_end():  # which asks for a frame at once; both together would only be slower
+        self._served.wait()
     self.view.notice = "\n".join(sense(self.source.dataset))
 
 # %% ../../nbs/workbench/14_explorer.ipynb #75dc14bd
@@ -351,6 +355,7 @@ def _serve(self: FrameExplorer, request: dict[str, Any]) -> None:
         self.view.send_note(request, "error", f"{name}: {type(error).__name__}: {error}")
     finally:
         release_memory()
+        self._served.set()
 
 
 @patch
