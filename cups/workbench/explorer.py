@@ -20,7 +20,7 @@ from torch import Tensor
 
 from ..core.class_colours import named_classes
 from ..core.errors import InputError
-from ..core.memory import keep_freed_memory, release_memory, use_one_heap
+from ..core.memory import release_memory, use_one_heap
 from ..core.pictures import image_rgb, panel
 from ..core.records import PanopticLabel, StereoSample
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
@@ -235,7 +235,6 @@ def open(
 ) -> FrameExplorer:  # fmt: skip
     """Return an explorer of what `open_source` and `networks_in` open; one that shows the fault if they cannot."""
     use_one_heap()  # before the first of the threads that come and go
-    keep_freed_memory()  # until a frame is done
     try:
         found = Networks(networks_in(networks))
         explorer = cls(open_source(dataset, data_root, store, fps, **options), networks=found)
