@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.geometry import pixel_grid, project
+from ..core.memory import release_memory
 from ..core.protocols import StereoDataset
 from ..core.records import Calibration, PanopticLabel, Proposals, Record, SceneFlow, StereoSample
 from ..core.rigid import transform
@@ -405,6 +406,7 @@ def found_classes(self: StageSource, watch: Watch | None = None) -> PseudoClasse
                 made = self.records(index, _CLASS_RECORDS, watch, _class_suffix(number, len(chosen)))
                 found.append(describe(made["sample"], self.settings, made))
                 parts.append(truth_in_parts(made, made["sample"].truth))
+                release_memory()  # else what one frame leaves in gaps adds up
             watch.step("finding the classes")
             classes = find_pseudo_classes(found, self.settings)
             self.met = classes_met(classes, found, parts)
