@@ -200,7 +200,7 @@ class FrameExplorer:
     view : FrameView
         The widget.
     sensing : Thread, optional
-        Looks at the data set of `open` meanwhile; `view.notice` is its result.
+        Looks at the data set of `open` once the browser has its first frame; `view.notice` is its result.
     """
 
     sensing: threading.Thread | None = None
@@ -224,6 +224,7 @@ class FrameExplorer:
         self._click: dict[str, Any] | None = None
         self._reports: dict[int, str] = {}
         self._thumbnails: dict[int, bytes | None] = {}
+        self._served = threading.Event()  # a frame, or its fault
         self.view.on_request(self._answer)
 
 # %% ../../nbs/workbench/14_explorer.ipynb #c1a55e54
@@ -255,6 +256,8 @@ def close(self: FrameExplorer) -> None:
 @patch
 def _sense(self: FrameExplorer) -> None:
     """Say above the picture what is wrong with the data set as a whole."""
+    if has_front_end():  # which asks for a frame at once; both together would only be slower
+        self._served.wait()
     self.view.notice = "\n".join(sense(self.source.dataset))
 
 # %% ../../nbs/workbench/14_explorer.ipynb #75dc14bd
@@ -351,6 +354,7 @@ def _serve(self: FrameExplorer, request: dict[str, Any]) -> None:
         self.view.send_note(request, "error", f"{name}: {type(error).__name__}: {error}")
     finally:
         release_memory()
+        self._served.set()
 
 
 @patch

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from ..core.errors import InputError
 from ..core.geometry import pixel_grid, project
+from ..core.memory import release_memory
 from ..core.protocols import StereoDataset
 from ..core.records import Calibration, PanopticLabel, Proposals, Record, SceneFlow, StereoSample
 from ..core.rigid import transform
@@ -65,7 +66,7 @@ class Frame(Record):
     residual : Tensor, (H, W), float16, optional
         Residual motion: distance of the flow from that of a static scene, in pixels; not finite where unknown.
     proposals : Proposals, optional
-        The instance map as int16.
+        The instance map as int16, without the map of regions.
     top_classes, top_probabilities : Tensor, (T, H, W), uint8, optional
         The T most probable classes before the CRF, and 255 times their probabilities.
     semantic : Tensor, (H, W), uint8, optional
@@ -139,7 +140,7 @@ def with_motion(frame: Frame, records: Mapping[str, Any]) -> Frame:
         visible=matches.flow_visible & matches.disparity_visible_0,
         trusted=flow.trusted,
         residual=residual_motion(flow, proposals.camera_motion).half(),
-        proposals=proposals.replace(instance=proposals.instance.to(torch.int16)),
+        proposals=proposals.replace(instance=proposals.instance.to(torch.int16), regions=None),
         diagnostics={"flow": flow.diagnostics, "proposals": proposals.diagnostics},
     )
 
@@ -247,7 +248,7 @@ class StageSource(ABC):
     class_frames : int
         Frames that the classes are found on, unless they are given.
     cache_bytes : int
-        Maximum memory of cached frames.
+        Maximum memory of cached frames: seven of 375 x 1242 pixels by default. The newest is kept in any case.
     results_bytes : int
         Maximum memory of the stages' results, which the labs start from: of the latest frame, and packed of more if
         they fit.
@@ -257,7 +258,7 @@ class StageSource(ABC):
     stages: bool = True
     class_frames: int = 4
     cache_bytes: int = 120_000_000
-    results_bytes: int = 150_000_000
+    results_bytes: int = 110_000_000
 
     def __post_init__(self) -> None:
         self.settings = with_features(self.settings)
@@ -369,7 +370,7 @@ def records(
         kept = replace(self.kept(index), classes=self.classes)
         told = lambda name, _: watch.step(name + suffix)  # noqa: E731
         kept, made = compute(kept, self.settings, wanted, told, lambda: watch.stopped)
-        self._keep(index, kept.without("classes"))
+        self._keep(index, kept)
     if made is None:
         raise Stopped
     return made
@@ -405,6 +406,7 @@ def found_classes(self: StageSource, watch: Watch | None = None) -> PseudoClasse
                 made = self.records(index, _CLASS_RECORDS, watch, _class_suffix(number, len(chosen)))
                 found.append(describe(made["sample"], self.settings, made))
                 parts.append(truth_in_parts(made, made["sample"].truth))
+                release_memory()  # else what one frame leaves in gaps adds up
             watch.step("finding the classes")
             classes = find_pseudo_classes(found, self.settings)
             self.met = classes_met(classes, found, parts)

@@ -24,7 +24,7 @@ from ..stages.pipeline import FrameAnalysis, PseudoLabelSettings, stages_for
 __all__ = ['StageCache', 'grouped', 'split_of', 'compute', 'recompute']
 
 # %% ../../nbs/workbench/07_stage_cache.ipynb #0fcc6ed3
-_KEPT_RESULTS, _KEPT_SCORES = 3, 1
+_KEPT_RESULTS = 3
 _SCORES = "classes"  # the stage that makes them
 
 
@@ -48,12 +48,8 @@ class StageCache:
     def used(self, stage: str, key: Hashable, result: Any) -> StageCache:
         """Return the cache with a result as the most recently used one of its stage."""
         known = {k: v for k, v in self.results.get(stage, {}).items() if k != key}
-        kept = dict([*known.items(), (key, result)][-(_KEPT_SCORES if stage == _SCORES else _KEPT_RESULTS) :])
+        kept = dict([*known.items(), (key, result)][-_KEPT_RESULTS:])
         return replace(self, results={**self.results, stage: kept})
-
-    def without(self, stage: str) -> StageCache:
-        """Return the cache without the results of a stage."""
-        return replace(self, results={name: kept for name, kept in self.results.items() if name != stage})
 
     @property
     def nbytes(self) -> int:
@@ -69,8 +65,8 @@ def _tensors(value: Any) -> list[Tensor]:
     return [t for part in vars(value).values() for t in _tensors(part)] if isinstance(value, Record) else []
 
 # %% ../../nbs/workbench/07_stage_cache.ipynb #0fcc6ed5
-_FAST = (_SCORES, "scene flow")
-"""Stages that make many bytes in a small part of the time of matching."""
+_FAST = "scene flow"
+"""The stage that makes many bytes in a small part of the time of matching."""
 
 _SMALL = (torch.uint8, torch.int16, torch.int32)
 
@@ -106,8 +102,8 @@ def _unpacked(result: Any) -> Any:
 
 @patch
 def packed(self: StageCache) -> StageCache:
-    """Return the cache in few bytes, without the results that are fast to compute again."""
-    kept = {name: known for name, known in self.results.items() if name not in _FAST}
+    """Return the cache in few bytes, without the scene flow, which is fast to compute again."""
+    kept = {name: known for name, known in self.results.items() if name != _FAST}
     small = {name: {key: _changed(result, _narrow) for key, result in known.items()} for name, known in kept.items()}
     return replace(self, results=small)
 
@@ -141,13 +137,6 @@ def _keys(cache: StageCache, settings: PseudoLabelSettings) -> dict[str, Hashabl
         keys[stage.makes] = stage.settings_read(settings), *(keys.get(name) for name in stage.needs)
     return keys
 
-
-@patch
-def without_scores_of_others(self: StageCache, settings: PseudoLabelSettings) -> StageCache:
-    """Return the cache without class scores of other settings, which only take memory when new ones are made."""
-    fits = _keys(self, settings)["scores"] in self.results.get(_SCORES, {})
-    return self if fits else self.without(_SCORES)
-
 # %% ../../nbs/workbench/07_stage_cache.ipynb #4061f7e9
 def compute(
     cache: StageCache, settings: PseudoLabelSettings, wanted: Collection[str] = ("label",),
@@ -170,7 +159,7 @@ def compute(
     Returns
     -------
     StageCache
-        With all that was computed, also if it was stopped.
+        With all that was computed but the scores, also if it was stopped.
     dict of str to record or None
         None if it was stopped.
     """
@@ -192,7 +181,8 @@ def compute(
             records[stage.makes] = stage(records, settings)
         else:
             records[stage.makes] = _unpacked(cache.results[stage.name][key])
-        cache = cache.used(stage.name, key, records[stage.makes])
+        if stage.name != _SCORES:
+            cache = cache.used(stage.name, key, records[stage.makes])
     if "scores" not in wanted:
         records.pop("scores", None)  # made on the way
     return cache, None if stopped() else records

@@ -114,7 +114,6 @@ def _compute(self: Recomputer, number: int, settings: PseudoLabelSettings) -> No
     def on_stage(name: str, place: int) -> None:
         self._tell(number, self.on_stage, name, place)
 
-    self.cache = self.cache.without_scores_of_others(settings)
     self.cache, analysis = recompute(self.cache, settings, on_stage, lambda: number != self._newest)
     if analysis is not None:
         self._tell(number, self.on_result, settings, analysis, time.perf_counter() - start)
