@@ -31,8 +31,8 @@ from .core.files import cache_folder, write_bytes
 _Network = TypeVar("_Network", bound=nn.Module)
 
 # %% auto #0
-__all__ = ['REGISTRY', 'TRIES', 'PAUSE_S', 'TIMEOUT_S', 'CHUNK', 'Weights', 'weights_folder', 'fetch', 'weights_here',
-           'weights_file', 'device_called', 'ready', 'loaded_once', 'listing']
+__all__ = ['REGISTRY', 'TRIES', 'PAUSE_S', 'TIMEOUT_S', 'CHUNK', 'NETWORK_FILE', 'Weights', 'weights_folder', 'fetch', 'own_file',
+           'weights_here', 'weights_file', 'device_called', 'ready', 'loaded_once', 'listing']
 
 # %% ../nbs/weights.ipynb #eb725004
 @dataclass(frozen=True)
@@ -252,6 +252,15 @@ def fetch(name: str, folder: str | Path | None = None) -> Path:
         raise InputError(f"{path}: cannot be written ({error.strerror or error})") from None
     return path
 
+# %% ../nbs/weights.ipynb #a7d1c3e2
+NETWORK_FILE = "model.safetensors"
+"""Name of the network's file in the folder of the run that trained it."""
+
+
+def own_file(path: str | Path) -> Path:
+    """Return the file that a path names, there or not: itself, or in the folder of a run its network."""
+    return Path(path, NETWORK_FILE) if Path(path).is_dir() else Path(path)
+
 # %% ../nbs/weights.ipynb #bc20b343
 _SHIPPED = {"street_scenes": "model/street_scenes.safetensors"}
 """Networks that come with the package: the start of the small preset, made by `nbs/pretrain.ipynb`."""
@@ -263,8 +272,8 @@ def _shipped_file(name: str) -> Path:
 
 
 def weights_here(name: str | Path) -> bool:
-    """Return whether a file `name` is there, or weights of that name came with the package or were downloaded."""
-    if Path(name).is_file() or str(name) in _SHIPPED:
+    """Return whether `own_file(name)` is there, or weights of that name came with the package or were downloaded."""
+    if own_file(name).is_file() or str(name) in _SHIPPED:
         return True
     return str(name) in REGISTRY and (weights_folder() / REGISTRY[str(name)].file).is_file()
 
@@ -275,15 +284,15 @@ def weights_file(name: str | Path) -> Path:
     Parameters
     ----------
     name : str or Path
-        A file, the folder of a training run, of which `model.safetensors` is taken, or a name; published weights of
-        that name are downloaded if they are not here.
+        A file or the folder of a training run, see `own_file`, or a name; published weights of that name are
+        downloaded if they are not here.
 
     Raises
     ------
     InputError
         If there is none.
     """
-    if (file := Path(name, "model.safetensors") if Path(name).is_dir() else Path(name)).is_file():
+    if (file := own_file(name)).is_file():
         return file
     if str(name) in _SHIPPED:
         return _shipped_file(str(name))

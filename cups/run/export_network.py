@@ -22,7 +22,6 @@ from ..model.inference import network_output, predict
 from ..model.network import PanopticCascade
 from ..model.onnx import export_onnx, onnx_map, onnx_output, open_onnx
 from ..street.scenes import street_scene
-from ..weights import weights_file
 
 # %% auto #0
 __all__ = ['MIN_SAME_PIXELS', 'onnx_agreement', 'checked_agreement', 'export_network']
@@ -123,7 +122,7 @@ def export_network(
         If a package is missing, the weights or an image cannot be read, an image has another size, the file cannot be
         written, or its maps differ from the network's in more than 1 of 1000 pixels of an image: it is not kept then.
     """
-    network, found = load(weights_file(weights)), {}
+    network, found = load(weights), {}
     compared = _images_to_compare(images, (height, width)) if find_spec("onnxruntime") else []
 
     def write(part: Path) -> None:

@@ -15,6 +15,7 @@ from ..core.class_colours import named_classes
 from ..core.errors import InputError
 from ..core.files import read_json
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
+from ..weights import NETWORK_FILE
 from .layers import NETWORKS
 from .sources import Frame, small_label
 from .truth_met import label_met
@@ -26,9 +27,6 @@ if TYPE_CHECKING:
 __all__ = ['networks_in', 'Networks']
 
 # %% ../../nbs/workbench/12_networks.ipynb #74c5e1fb
-_FILE = "model.safetensors"
-
-
 def _is_self_trained(folder: Path) -> bool:
     """Return whether a run folder is one of self-training."""
     metrics = read_json(folder / "metrics.json") if (folder / "metrics.json").exists() else {}
@@ -54,10 +52,10 @@ def networks_in(path: str | Path) -> dict[str, Path | str]:
     folder = Path(path)
     if not folder.is_dir():
         return {NETWORKS[0]: path}
-    files = [folder / _FILE] if (folder / _FILE).exists() else folder.glob(f"*/{_FILE}")
+    files = [folder / NETWORK_FILE] if (folder / NETWORK_FILE).exists() else folder.glob(f"*/{NETWORK_FILE}")
     found = {NETWORKS[_is_self_trained(f.parent)]: f for f in sorted(files, key=lambda f: f.stat().st_mtime)}
     if not found:
-        raise InputError(f"{folder}: no {_FILE} in it or in a folder of it")
+        raise InputError(f"{folder}: no {NETWORK_FILE} in it or in a folder of it")
     return found
 
 # %% ../../nbs/workbench/12_networks.ipynb #a3e62377

@@ -25,6 +25,7 @@ from ..evaluation.class_names import classes_in_store, store_classes
 from ..evaluation.truth import evaluated_classes, true_label
 from ..labels.fixed import FixedLabels
 from ..labels.store import PseudoLabelStore
+from ..weights import own_file
 from .frames import matched_colours
 from .run_records import Run
 from .run_scores import points
@@ -149,7 +150,7 @@ def frames_differ(runs: Sequence[Run]) -> bool:
 def _given_network(run: Run) -> Path | None:
     """Return the file of the network that a run was given; None if it is not there."""
     path = located(run, str(run.parameters.get("network", "")))
-    return path / "model.safetensors" if path is not None and path.is_dir() else path
+    return None if path is None else own_file(path)
 
 
 def _label_stores(run: Run) -> Iterator[PseudoLabelStore]:
@@ -195,7 +196,7 @@ def run_label(run: Run, name: str, image: Tensor) -> tuple[PanopticLabel, list[i
     image : Tensor, (3, H, W), uint8
         Input of the network that the run trained or evaluated.
     """
-    for path in (run.path / "model.safetensors", _given_network(run)):
+    for path in (own_file(run.path), _given_network(run)):
         if path is not None and path.is_file():
             network = _network(path)
             learnt = "stage3" if "stage3" in run.metrics else "stage2"
