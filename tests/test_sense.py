@@ -223,6 +223,17 @@ def test_the_explorer_shows_it_above_the_picture(tmp_path):
     explorer.close()
 
 
+def test_nothing_waits_for_the_first_frame_of_a_closed_explorer(tmp_path, monkeypatch):
+    write_folder(tmp_path / "video", rendered_clip(0), baseline_m=500.0)
+    monkeypatch.setenv("JPY_SESSION_NAME", "explore.ipynb")  # a browser is there, and asks for nothing
+    explorer = FrameExplorer.open("stereo_folder", tmp_path / "video", stages=False)
+    explorer.sensing.join(0.5)
+    assert explorer.sensing.is_alive()
+    explorer.close()
+    explorer.sensing.join(30)
+    assert not explorer.sensing.is_alive() and explorer.view.notice == ""
+
+
 @pytest.mark.parametrize(("size", "words"), [((96, 48), "images are 0.5 times as large"), ((192, 90), "says 192 x 96")])
 def test_a_calibration_of_another_resolution_is_refused_with_the_factor(tmp_path, size, words):
     folder = write_folder(tmp_path / "video", rendered_clip(0, 2, height=96))

@@ -22,6 +22,7 @@ from ..core.class_colours import named_classes
 from ..core.errors import InputError
 from ..core.memory import release_memory, use_one_heap
 from ..core.pictures import image_rgb, panel
+from ..core.protocols import StereoDataset
 from ..core.records import PanopticLabel, StereoSample
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
 from ..datasets.sense import sense
@@ -241,7 +242,7 @@ def open(
     except InputError as error:
         return cls(None, message=str(error))
     if isinstance(explorer.source, DatasetSource):
-        explorer.sensing = threading.Thread(target=explorer._sense, daemon=True)
+        explorer.sensing = threading.Thread(target=explorer._sense, args=[explorer.source.dataset], daemon=True)
         explorer.sensing.start()
     return explorer
 
@@ -251,14 +252,16 @@ def close(self: FrameExplorer) -> None:
     """Close the widget and forget the frames."""
     self.view.close()
     self._latest, self.source = None, None
+    self._served.set()  # nothing waits for a frame any more
 
 # %% ../../nbs/workbench/14_explorer.ipynb #7c1a0e32
 @patch
-def _sense(self: FrameExplorer) -> None:
+def _sense(self: FrameExplorer, dataset: StereoDataset) -> None:
     """Say above the picture what is wrong with the data set as a whole."""
     if has_front_end():  # which asks for a frame at once; both together would only be slower
         self._served.wait()
-    self.view.notice = "\n".join(sense(self.source.dataset))
+    if self.source is not None:  # not closed meanwhile
+        self.view.notice = "\n".join(sense(dataset))
 
 # %% ../../nbs/workbench/14_explorer.ipynb #75dc14bd
 @patch
