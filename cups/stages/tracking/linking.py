@@ -130,6 +130,14 @@ def _closed(mask: Tensor, window: tuple[slice, slice]) -> Tensor:
     return closed
 
 # %% ../../../nbs/stages/tracking/03_linking.ipynb #0a1dc69b
+def _moved_points(
+    anchor: Anchor, motion: Tensor, facts: LinkFacts
+) -> tuple[Tensor, tuple[slice, slice] | None]:
+    """Return the points (N, 3) of an object's mask in another frame, and the window they fall into, if any does."""
+    moved = transform(motion, anchor.points)
+    return moved, _window(moved, facts.calibration, facts.instance.shape)
+
+
 def _moved_mask(anchor: Anchor, motion: Tensor, facts: LinkFacts) -> tuple[Tensor, Tensor, float]:
     """Return where the mask of an object lies in another frame.
 
@@ -152,8 +160,8 @@ def _moved_mask(anchor: Anchor, motion: Tensor, facts: LinkFacts) -> tuple[Tenso
     """
     inside, supposed = torch.zeros_like(anchor.inside), torch.zeros_like(anchor.inside)
     size, calibration = anchor.inside.shape, facts.calibration
-    moved = transform(motion, anchor.points)
-    if (window := _window(moved, calibration, size)) is None:
+    moved, window = _moved_points(anchor, motion, facts)
+    if window is None:
         return inside, supposed, 0.0
     x, y, *_ = _pixels(moved[moved[:, 2] > _NEAREST_M], calibration, size)
     supposed[y, x] = True
@@ -240,10 +248,8 @@ def _predicted_agreement(tracks: Sequence[_Live], before: LinkFacts, facts: Link
     count, rows = len(facts.motions), []
     warped = mask_agreement(before.warped, facts.instance, len(before.motions), count)
     for track in tracks:
-        window = _window(transform(track.chain, track.anchor.points), facts.calibration, facts.instance.shape)
-        if window is None or not facts.instance[window].any():
-            row = torch.zeros(count)
-        else:
+        row, (_, window) = torch.zeros(count), _moved_points(track.anchor, track.chain, facts)
+        if window is not None and facts.instance[window].any():
             supposed = _moved_mask(track.anchor, track.chain, facts)[1]
             row = mask_agreement(supposed.long(), facts.instance, 1, count)[0]
         rows.append(torch.maximum(row, warped[track.instance - 1]) if track.instance else row)
