@@ -19,6 +19,14 @@ def shared_folder() -> Path:
     return folder
 
 
+def dinov2_file() -> Path:
+    """Return the file of a DINOv2 ViT-S/14; skip the test where it is absent."""
+    path = shared_folder() / "weights" / "dinov2_vits14_fp16.safetensors"
+    if not path.is_file():
+        pytest.skip(f"no {path}")
+    return path
+
+
 def load_fixture(name: str) -> dict[str, np.ndarray]:
     """Return the arrays of a fixture."""
     with np.load(shared_folder() / "fixtures" / f"{name}.npz", allow_pickle=False) as file:

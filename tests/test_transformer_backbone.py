@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
-from shared import shared_folder
+from shared import dinov2_file
 from test_training import SPLIT, TINY, Frames, FramesWithoutLabels
 from torch.nn import functional as F
 
@@ -50,10 +50,7 @@ def network_with(path: Path, frozen: bool = True) -> PanopticCascade:
 
 @pytest.fixture
 def real_file() -> Path:
-    path = shared_folder() / "weights" / "dinov2_vits14_fp16.safetensors"
-    if not path.is_file():
-        pytest.skip(f"no {path}")
-    return path
+    return dinov2_file()
 
 
 @pytest.mark.parametrize("kind", KINDS)

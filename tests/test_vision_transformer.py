@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_file
-from shared import shared_folder
+from shared import dinov2_file
 from torch.nn import functional as F
 
 from cups.cli import main
@@ -149,12 +149,9 @@ def test_wrong_files_end_in_one_line(change, fault):
 
 @torch.inference_mode()
 def test_the_tokens_of_dinov2_are_those_of_another_program():
-    folder = shared_folder() / "weights"
-    path = folder / "dinov2_vits14_fp16.safetensors"
-    if not path.is_file():
-        pytest.skip(f"no {path}")
+    path = dinov2_file()
     network = vision_transformer_for(read_tensors(path), path).eval()
-    with np.load(folder / "reference.npz") as file:
+    with np.load(path.with_name("reference.npz")) as file:
         image, tokens = (torch.from_numpy(file[name]) for name in ("image_rgb01", "tokens"))
     image = normalised(image.permute(2, 0, 1))[None]
     found = network.tokens(image)[0]
