@@ -38,6 +38,7 @@ highlight_language = "none"
 
 nb_execution_mode = "off"
 nb_merge_streams = True
+nb_render_markdown_format = "myst"  # of outputs: the default, CommonMark, has no tables
 nb_ipywidgets_js = {}
 nb_code_prompt_show = nb_code_prompt_hide = "Imports"
 myst_enable_extensions = ["colon_fence", "attrs_block", "dollarmath"]
