@@ -208,14 +208,17 @@ def test_every_sentence_about_an_empty_instance_map_is_explained():
 BROKEN = """<html><head><link rel="stylesheet" href="gone.css"><script src="https://cdn.example/x.js"></script></head>
 <body id="here"><a href="#here">a</a><a href="#nowhere">b</a><a href="other.html#there">c</a>
 <a href="other.html#not-there">d</a><a href="missing%20page.html">e</a><img src="data:image/png;base64,AA==">
-<a href="https://example.org/never-fetched">f</a><a href="mailto:a@b">g</a></body></html>"""
+<a href="https://example.org/never-fetched">f</a><a href="mailto:a@b">g</a>
+<p>| a | b |
+| --- | --- |</p><table><tr><td><p>c | d</p></td></tr></table></body></html>"""
 
 
-def test_broken_links_are_found(tmp_path):
+def test_broken_links_and_tables_are_found(tmp_path):
     (tmp_path / "sub").mkdir()
     (tmp_path / "sub" / "page.html").write_text(BROKEN)
     (tmp_path / "sub" / "other.html").write_text('<a name="there" href="../sub/page.html?q=1#here"></a>')
     assert links.faults(tmp_path) == [
+        "sub/page.html: a table is shown as text: | a | b |",
         "sub/page.html: no such anchor: #nowhere",
         "sub/page.html: no such anchor: other.html#not-there",
         "sub/page.html: no such file: missing%20page.html",

@@ -1,4 +1,4 @@
-"""Check a built site: every internal link, picture and anchor exists, and nothing is loaded from elsewhere.
+"""Check a built site: links, pictures and anchors exist, nothing is loaded from elsewhere, and tables are tables.
 
 `links.py SITE` prints what is wrong and exits with 1.
 """
@@ -14,18 +14,20 @@ from urllib.parse import unquote, urlsplit
 
 
 class Page(HTMLParser):
-    """What a page links to, what it loads, and what can be linked to in it."""
+    """What a page links to, what it loads, what can be linked to in it, and its tables that are shown as text."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
         self.links: list[str] = []
         self.loads: list[str] = []
         self.anchors: set[str] = {"", "top"}
+        self.tables: list[str] = []
+        self.tag = ""
         self.feed(text)
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Note the addresses and names of a tag."""
-        values = {name: value for name, value in attrs if value}
+        self.tag, values = tag, {name: value for name, value in attrs if value}
         self.anchors |= {values[name] for name in ("id", "name") if name in values}
         if tag == "a" and "href" in values:
             self.links.append(values["href"])
@@ -34,14 +36,20 @@ class Page(HTMLParser):
         elif tag == "link" and "stylesheet" in values.get("rel", ""):
             self.loads.append(values["href"])
 
+    def handle_data(self, data: str) -> None:
+        """Note a paragraph that is the text of a table in Markdown."""
+        if self.tag == "p" and data.startswith("| "):
+            self.tables.append(data.split("\n")[0])
+
 
 def faults(site: Path) -> list[str]:
-    """Return one line for every broken link of a folder of HTML pages, and for whatever is loaded from elsewhere."""
+    """Return one line for every broken link, table shown as text and address elsewhere that a folder of pages loads."""
     site = site.resolve()
     paths = [path for path in sorted(site.rglob("*.html")) if "_static" not in path.relative_to(site).parts]
     pages = {path: Page(path.read_text(encoding="utf-8")) for path in paths}
     found, look_up = [], cache(_target)  # the pages of a folder share most of their addresses
     for path, page in pages.items():
+        found += [f"{path.relative_to(site)}: a table is shown as text: {table}" for table in page.tables]
         for address in page.links + page.loads:
             fault = _fault(address, path, pages, address in page.loads, look_up)
             if fault:
