@@ -1,5 +1,6 @@
 """SMURF and DepthG compute what the published networks compute with the same weights."""
 
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -53,6 +54,22 @@ def test_smurf(smurf_file):
         assert torch.allclose(there, expected, rtol=1e-4, atol=1e-4)
     for ours, name in ((-there[0], "disparity_6"), (back[0], "disparity_backward_6")):
         assert (ours.clamp(min=0) - torch.from_numpy(fixture[name])[0, 0]).abs().max() < 1e-3
+
+
+@torch.inference_mode()
+def test_frames_that_are_matched_at_once_are_matched_as_alone(smurf_file):
+    """A GPU's process works on several frames with one network."""
+    network = fill(Smurf(), read_tensors(smurf_file), smurf_file).eval()
+    images = [torch.stack([procedural_image(128, 192, seed, *shift) for shift in ((), ((3, 1),))]) for seed in (1, 2)]
+
+    def match(pair: torch.Tensor) -> torch.Tensor:
+        with torch.inference_mode():
+            return network(pair, [[(0, 1), (1, 0)]], 4)[0]
+
+    alone = [match(pair) for pair in images]
+    with ThreadPoolExecutor(2) as pool:
+        at_once = list(pool.map(match, images * 2))
+    assert all(torch.equal(a, b) for a, b in zip(at_once, alone * 2, strict=True))
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,8 @@ class TransposedCorrelation(CorrBlock):
     def index_pyramid(self, centroids_coords: Tensor) -> Tensor:
         """Return the correlations (B, 4 * 81, h, w) around the positions `centroids_coords` (B, 2, h, w)."""
         side = 2 * self.radius + 1
-        levels = super().index_pyramid(centroids_coords).unflatten(1, (self.num_levels, side, side))
+        with centroids_coords.device:  # the offsets of the window are made there: a copy would wait for the GPU
+            levels = super().index_pyramid(centroids_coords).unflatten(1, (self.num_levels, side, side))
         return levels.transpose(2, 3).flatten(1, 3)
 
 # %% ../../../nbs/stages/matching/09_smurf_network.ipynb #f2566ad2
@@ -72,16 +73,16 @@ class Smurf(nn.Module):
 
     def _flow(self, features: Tensor, features_there: Tensor, context: Tensor, updates: int) -> Tensor:
         """Return the flow (B, 2, H, W) from features and context (B, C, H / 8, W / 8)."""
-        raft = self.raft
+        raft, correlation = self.raft, TransposedCorrelation()  # holds what one call needs: threads share the network
         with torch.autocast(features.device.type, enabled=False):  # half precision costs half a pixel of accuracy
-            raft.corr_block.build_pyramid(features.float().contiguous(), features_there.float().contiguous())
+            correlation.build_pyramid(features.float().contiguous(), features_there.float().contiguous())
         hidden, context = context.split(context.shape[1] // 2, dim=1)
         hidden, context = hidden.tanh(), context.relu()
         start = make_coords_grid(len(features), *features.shape[-2:]).to(features.device)
         there = start
         for _ in range(updates):
-            correlations = raft.corr_block.index_pyramid(there)
+            correlations = correlation.index_pyramid(there)
             hidden, change = raft.update_block(hidden, context, correlations, there - start)
             there = there + change
-        raft.corr_block.corr_pyramid = []  # gigabytes
+        del correlation  # gigabytes
         return upsample_flow(there - start, raft.mask_predictor(hidden).float()).float()
