@@ -28,14 +28,17 @@ VOID = 255
 class Record:
     """A frozen dataclass of tensors that moves between devices, and is copied with changes, as a whole."""
 
-    def to(self, device: torch.device | str) -> Self:
+    def to(self, device: torch.device | str, non_blocking: bool = False) -> Self:
         """Return the record with every tensor on `device`, nested records included."""
-        moved = {
-            f.name: value.to(device)
-            for f in fields(self)
-            if isinstance(value := getattr(self, f.name), Tensor | Record)
-        }
-        return replace(self, **moved)
+        return replace(self, **{name: value.to(device, non_blocking=non_blocking) for name, value in self._parts()})
+
+    def pin_memory(self) -> Self:
+        """Return the record in memory from which a GPU copies while the program goes on, as PyTorch's loaders ask."""
+        return replace(self, **{name: value.pin_memory() for name, value in self._parts()})
+
+    def _parts(self) -> list[tuple[str, Tensor | Record]]:
+        found = [(f.name, getattr(self, f.name)) for f in fields(self)]
+        return [(name, value) for name, value in found if isinstance(value, Tensor | Record)]
 
     def replace(self, **changes: Any) -> Self:
         """Return a copy with the named fields changed."""

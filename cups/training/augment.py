@@ -127,7 +127,7 @@ def jitter_colours(image: Tensor, settings: AugmentationSettings, rng: np.random
         image = TF.adjust_saturation(image, 1 + settings.saturation * rng.uniform(-1, 1))
         image = TF.adjust_hue(image, settings.hue * rng.uniform(-1, 1))
     if rng.random() < settings.grey_probability:
-        image = TF.rgb_to_grayscale(image, num_output_channels=3)
+        image = TF.rgb_to_grayscale(image, num_output_channels=3).contiguous()  # views of one channel cannot be pinned
     if rng.random() < settings.blur_probability:
         deviation = rng.uniform(*settings.blur_px)
         kernel_px = 2 * int(np.ceil(2 * deviation)) + 1  # two standard deviations to each side

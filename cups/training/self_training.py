@@ -97,7 +97,7 @@ def self_train_settings(
     """
     small = {
         "steps": 120, "batch_size": 4, "learning_rate": 3e-4, "warmup_steps": 10, "final_rate_share": 0.01,
-        "momentum": 0.98, "learning_part": "objects", "drop_loss": True, "precision": "auto", "workers": 0,
+        "momentum": 0.98, "learning_part": "objects", "drop_loss": True, "precision": "auto",
         "scales": (1.0,), "augmentation": augmentation_settings("small"), "validate_every_steps": 40,
     }  # fmt: skip
     kitti = {"augmentation": window_settings((288, 368), 3.369)}

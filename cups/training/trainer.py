@@ -28,7 +28,7 @@ from ..core.errors import InputError
 from ..core.files import read_json, write_atomically, write_json
 from ..core.memory import peak_memory_bytes
 from ..core.parallel import progress_bar
-from ..core.processes import from_all_processes, mean_over_processes, process_index
+from ..core.processes import from_all_processes, mean_over_processes, process_index, usable_cores
 from ..core.settings import preset_values, settings_to_dict
 from ..model.config import Target
 from ..model.network import PanopticCascade
@@ -67,8 +67,9 @@ class TrainSettings:
         Longer gradients are scaled down to it.
     precision : str
         As Lightning calls it: "32-true", "bf16-mixed"; or "auto": bf16-mixed where the GPU or the CPU computes in it.
-    workers : int
-        Processes that load data, for each training process; 0 loads in the training process.
+    workers : int or "auto"
+        Processes that load data, for each training process; 0 loads in the training process. "auto" takes the cores for
+        it, at most 12, where a GPU trains, and 0 where they train themselves.
     self_enhanced_after : int or None
         Step from which on self-enhanced copy-paste pastes confident detections that no label holds; None never does.
     own_confidence, self_enhanced : float, int
@@ -90,7 +91,7 @@ class TrainSettings:
     final_rate_share: float = 1.0
     max_gradient_norm: float = 1.0
     precision: str = "bf16-mixed"
-    workers: int = 4
+    workers: int | str = "auto"
     self_enhanced_after: int | None = 1000
     own_confidence: float = 0.75
     self_enhanced: int = MAX_PASTED_OBJECTS
@@ -110,6 +111,9 @@ def _check(settings: TrainSettings) -> None:
     for name in ("steps", "batch_size", "nodes", "learning_rate", *every):
         if getattr(settings, name) <= 0:
             raise InputError(f"{name} must be positive, got {getattr(settings, name)}")
+    workers = settings.workers
+    if workers != "auto" and (type(workers) is not int or workers < 0):
+        raise InputError(f'workers must be a whole number or "auto", got {workers!r}')
     if settings.logger not in _LOGGERS:
         raise InputError(f"logger must be one of {', '.join(_LOGGERS)}, got {settings.logger!r}")
 
@@ -123,7 +127,6 @@ _SMALL: dict[str, Any] = {
     "final_rate_share": 0.01,
     "max_gradient_norm": 5.0,
     "precision": "auto",
-    "workers": 0,
     "self_enhanced_after": None,
     "validate_every_steps": 100,
 }
@@ -307,8 +310,7 @@ def transfer_batch_to_device(
     dataloader_index: int,
 ) -> tuple[list[Tensor], list[Target]]:
     """Move a batch; Lightning does not know how to move a frozen record."""
-    images, targets = batch
-    return [image.to(device, non_blocking=True) for image in images], [target.to(device) for target in targets]
+    return tuple([part.to(device, non_blocking=True) for part in parts] for parts in batch)
 
 
 @patch
@@ -426,15 +428,27 @@ def _trainer(
     )
 
 
+_MOST_LOADING = 12
+"""Processes that load data for one GPU at most, when nobody chose their number."""
+
+
+def _loading_processes(workers: int | str, trainer: Trainer) -> int:
+    """Return how many processes load data for this one."""
+    if workers != "auto":
+        return workers
+    trains_on_cores = trainer.strategy.root_device.type == "cpu"
+    return 0 if trains_on_cores else min(usable_cores() // trainer.num_devices, _MOST_LOADING)
+
+
 def _loader(dataset: Dataset, settings: TrainSettings, first_step: int, trainer: Trainer) -> DataLoader:
     """Return the batches of this process, from a step on."""
     process = trainer.global_rank, trainer.world_size
     return DataLoader(
         dataset,
         batch_sampler=StepSampler(len(dataset), settings.batch_size, settings.seed, first_step, *process),
-        num_workers=settings.workers,
+        num_workers=_loading_processes(settings.workers, trainer),
         collate_fn=collate,
-        pin_memory=torch.cuda.is_available(),
+        pin_memory=trainer.strategy.root_device.type == "cuda",
     )
 
 # %% ../../nbs/training/08_trainer.ipynb #5f2661a5
