@@ -73,6 +73,13 @@ def uses_gpu(settings: PseudoLabelSettings) -> bool:
     return any(getattr(stage, "device", "cpu") != "cpu" for stage in stages)
 
 
+def _device(settings: PseudoLabelSettings) -> str:
+    """Return where frames go through the stages: to the GPU if a network runs there, to the CPU otherwise."""
+    stages = getattr(settings, settings.matcher), getattr(settings, settings.features)
+    devices = {device_called(stage.device) for stage in stages if hasattr(stage, "device")} - {"cpu"}
+    return next(iter(devices), "cpu")
+
+
 def _check_networks(settings: PseudoLabelSettings, here: bool = True) -> None:
     """Fetch the weights of the stages that need some; look for their device if they run on this machine.
 
@@ -223,7 +230,8 @@ def _describe_one(frame: Frame, dataset: StereoDataset, folder: Path, settings: 
         return None
     try:
         sample = dataset[index]
-        found, inputs = describe(sample, settings), {"inputs": json_bytes(sample_inputs(sample)).decode()}
+        found = describe(sample.to(_device(settings)), settings).to("cpu")
+        inputs = {"inputs": json_bytes(sample_inputs(sample)).decode()}
     except Exception as error:
         return Failure.of(error)
     write_bytes(path, save({key: tensor.contiguous() for key, tensor in vars(found).items()}, inputs))
@@ -288,7 +296,8 @@ def label_one(
         return None
     try:
         sample = dataset[index]
-        analysis = analyse(sample, classes, settings)
+        device = _device(settings)
+        analysis = analyse(sample.to(device), classes.to(device), settings).replace(scores=None).to("cpu")
     except Exception as error:
         return Failure.of(error)
     inputs = sample_inputs(sample)
