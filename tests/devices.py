@@ -7,6 +7,7 @@ GPU, or copies to it, is counted by line.
 """
 
 import sys
+import warnings
 from collections import Counter
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -71,8 +72,6 @@ class OnDevice(Tensor):
     def __deepcopy__(self, memo: dict) -> Tensor:
         copy = OnDevice(self.held.detach().clone())
         return nn.Parameter(copy, self.requires_grad) if isinstance(self, nn.Parameter) else copy
-
-
 
 
 class _Generator(torch.Generator):
@@ -223,6 +222,7 @@ class Device(TorchDispatchMode):
         self._names, self._generator, self._submit = _Devices(self.copies), torch.Generator, ThreadPoolExecutor.submit
 
     def __enter__(self) -> "Device":
+        boxes._constant.cache_clear()
         torch.Generator, ThreadPoolExecutor.submit = _Generator, _submit
         self._names.__enter__()
         return super().__enter__()
@@ -231,7 +231,7 @@ class Device(TorchDispatchMode):
         super().__exit__(*fault)
         self._names.__exit__(*fault)
         torch.Generator, ThreadPoolExecutor.submit = self._generator, self._submit
-        boxes._constant.cache_clear()  # a tensor on a real GPU of this name is none of these
+        boxes._constant.cache_clear()  # tensors on a GPU of this name, and those on this device, are not of one kind
 
     def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
         return _run(func, args, kwargs or {}, self)
@@ -246,13 +246,48 @@ class Device(TorchDispatchMode):
             self.copies[_line()] += 1
 
 
+class Gpu:
+    """A GPU in place of the pretended device: PyTorch says itself where the program waits for it."""
+
+    def __init__(self) -> None:
+        self.waits: Counter[str] = Counter()
+        self.copies: Counter[str] = Counter()
+        self._heard = warnings.catch_warnings(record=True)
+
+    def __enter__(self) -> "Gpu":
+        self._heard.__enter__()
+        warnings.simplefilter("always")
+        warnings.showwarning = self._count
+        torch.cuda.set_sync_debug_mode("warn")
+        return self
+
+    def __exit__(self, *fault: Any) -> None:
+        torch.cuda.set_sync_debug_mode("default")
+        self._heard.__exit__(*fault)
+
+    def _count(self, message: Warning | str, *where: Any, **more: Any) -> None:
+        if "synchronizing CUDA operation" in str(message):
+            self.waits[_line()] += 1
+
+
+DEVICES = [Device, Gpu][: 1 + torch.cuda.is_available()]
+"""The device of which the tests run on every machine, and the GPU if there is one."""
+
+
+def values(tensor: Tensor) -> Tensor:
+    """Return the values of a tensor on either device, on the CPU."""
+    return tensor.held if isinstance(tensor, OnDevice) else tensor.cpu()
+
+
 def on_device(tensor: Tensor) -> OnDevice:
     """Return a tensor on the device."""
     return OnDevice(tensor.detach())
 
 
-def move(module: nn.Module) -> nn.Module:
+def move(module: nn.Module, device: type[Device | Gpu] = Device) -> nn.Module:
     """Move the weights and buffers of a module to the device, in place."""
+    if device is Gpu:
+        return module.to(DEVICE)
     for part in module.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None:

@@ -1,11 +1,14 @@
-"""Where the input of a stage, of the network or of a metric lies, there lies what it makes; shown without a GPU."""
+"""Where the input of a stage, of the network or of a metric lies, there lies what it makes.
+
+On a device that is pretended, so that it is shown on every machine; where there is a GPU, on that, too.
+"""
 
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from devices import DEVICE, Device, move, on_device, places
+from devices import DEVICE, DEVICES, Device, Gpu, move, on_device, places, values
 
 from cups.core.records import PanopticLabel
 from cups.core.splits import ThingStuffSplit
@@ -43,12 +46,17 @@ def frame(index: int = 0) -> tuple[torch.Tensor, PanopticLabel]:
     return image, PanopticLabel(semantic, instance)
 
 
-def small_network() -> PanopticCascade:
+@pytest.fixture(params=DEVICES)
+def device(request) -> type[Device | Gpu]:
+    return request.param
+
+
+def small_network(device: type[Device | Gpu]) -> PanopticCascade:
     """Return a network whose every detection fills its box."""
     torch.manual_seed(0)
     network = panoptic_cascade(1, 2, "small", **TINY, detection_min_score=0.0)
     torch.nn.init.constant_(network.roi_heads.mask_head.predictor.bias, 5.0)
-    return move(network)
+    return move(network, device)
 
 
 def test_what_a_gpu_refuses_is_refused():
@@ -84,9 +92,9 @@ def classes(scene, settings):
     return find_pseudo_classes([describe(scene.sample, settings)], settings)
 
 
-def test_every_stage_returns_its_record_on_the_device_of_the_frame(scene, settings, classes):
+def test_every_stage_returns_its_record_on_the_device_of_the_frame(device, scene, settings, classes):
     records = {"sample": scene.sample, "classes": classes}
-    with Device():
+    with device():
         there = {"sample": scene.sample.to("cuda"), "classes": classes.to("cuda")}
         for stage in STAGES:
             records[stage.makes] = stage(records, settings)
@@ -94,27 +102,27 @@ def test_every_stage_returns_its_record_on_the_device_of_the_frame(scene, settin
             assert lies_there(there[stage.makes]), stage.name
     assert len(records["proposals"].motions), "the scene must have an object that moves"
     label, made_there = records["label"], there["label"]
-    assert torch.equal(made_there.instance.held, label.instance)
-    same = (made_there.semantic.held == label.semantic).float().mean()
+    assert torch.equal(values(made_there.instance), label.instance)
+    same = (values(made_there.semantic) == label.semantic).float().mean()
     assert same > 0.999, "the CRF smooths by another routine there: differences of rounding"
 
 
-def test_classes_are_found_from_descriptions_on_the_device(scene, settings, classes):
-    with Device():
+def test_classes_are_found_from_descriptions_on_the_device(device, scene, settings, classes):
+    with device():
         description = describe(scene.sample.to("cuda"), settings)
         assert lies_there(description)
         found = find_pseudo_classes([description], settings)  # by scikit-learn
         assert set(places(found).values()) == {"cpu"}
-    assert torch.equal(found.counts, classes.counts)
+    assert torch.allclose(found.counts, classes.counts, rtol=1e-3)
 
 
-def test_a_training_step_and_its_losses(tmp_path):
+def test_a_training_step_and_its_losses(device, tmp_path):
     settings = train_settings("small", log_every_steps=1000, self_enhanced_after=0, own_confidence=0.0)
-    module = PanopticTraining(small_network().train(), settings)
+    module = PanopticTraining(small_network(device).train(), settings)
     module._device, module.run_dir = DEVICE, tmp_path
     pairs = [frame(i) for i in range(2)]
     batch = [image for image, _ in pairs], [training_target(label, SPLIT) for _, label in pairs]
-    with Device():
+    with device():
         batch = module.transfer_batch_to_device(batch, DEVICE, 0)
         assert lies_there(batch)
         for _ in range(2):  # the second one pastes what the first one found
@@ -128,24 +136,24 @@ def test_a_training_step_and_its_losses(tmp_path):
         assert not {"cuda:0"} & set(places(module.copy_paste.state()).values()), "checkpoints are of the CPU"
 
 
-def test_a_training_step_waits_for_the_device_only_where_it_must():
-    module = PanopticTraining(small_network().train(), train_settings("small", log_every_steps=1000))
+def test_a_training_step_waits_for_the_device_only_where_it_must(device):
+    module = PanopticTraining(small_network(device).train(), train_settings("small", log_every_steps=1000))
     module._device = DEVICE
     pairs = [frame(i) for i in range(4)]
     batch = [image for image, _ in pairs], [training_target(label, SPLIT) for _, label in pairs]
-    with Device() as device:
+    with device() as seen:
         batch = module.transfer_batch_to_device(batch, DEVICE, 0)
         module.training_step(batch, 0)  # copies constants
-        device.waits.clear(), device.copies.clear()
+        seen.waits.clear(), seen.copies.clear()
         module.training_step(batch, 0).backward()
     # Of each image: non-maximum suppression, the objects and the background among anchors and among proposals (4), and
     # boxes that are empty, or not finite (4). Of a batch: the boxes of each level, objects in three stages, the losses.
-    assert sum(device.waits.values()) <= 4 * (1 + 4 + 4) + 5 + 3 + 1, device.waits
-    assert not device.copies, device.copies
+    assert sum(seen.waits.values()) <= 4 * (1 + 4 + 4) + 5 + 3 + 1, seen.waits
+    assert not seen.copies, seen.copies
 
 
-def test_targets_and_augmentation():
-    with Device():
+def test_targets_and_augmentation(device):
+    with device():
         (image, label), (other, other_label) = ((i.to("cuda"), x.to("cuda")) for i, x in (frame(0), frame(3)))
         assert lies_there(training_target(label, SPLIT))
         rng = np.random.default_rng(3)
@@ -159,25 +167,25 @@ def test_targets_and_augmentation():
             assert lies_there(changed)
 
 
-def test_self_training(tmp_path):
+def test_self_training(device, tmp_path):
     settings = self_train_settings(
         "small", min_confidence=0.05, scales=(0.75, 1.0), mirror=True, log_every_steps=1000, semantic_share=0.0
     )
-    module = SelfTraining(small_network().train(), settings, SPLIT)
+    module = SelfTraining(small_network(device).train(), settings, SPLIT)
     module._device, module.run_dir = DEVICE, tmp_path
     frames = [frame(i) for i in range(2)]
     for known in (None, frames[0][1]):
         batch = [image for image, _ in frames], [((0, i), known) for i in range(2)]
-        with Device():
+        with device():
             images, known_labels = module.transfer_batch_to_device(batch, DEVICE, 0)
             module.teacher.eval()
             assert lies_there(module.label(images[0], known))
             assert lies_there(module.training_step((images, known_labels), 0))
 
 
-def test_predictions_and_their_scores():
-    network, (image, truth) = small_network(), frame()
-    with Device():
+def test_predictions_and_their_scores(device):
+    network, (image, truth) = small_network(device), frame()
+    with device():
         for scales, mirror in (((1.0,), False), ((0.5, 1.0), True)):
             prediction = network_output(network, image, scales, mirror)
             assert lies_there(prediction) and len(prediction.scores)
