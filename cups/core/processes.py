@@ -5,18 +5,23 @@
 # %% ../../nbs/core/14_processes.ipynb #66b8b4e7
 from __future__ import annotations
 
+import ast
 import io
 import os
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch import distributed as dist
 
+from .errors import InputError
+
 # %% auto #0
-__all__ = ['together', 'process_count', 'process_index', 'usable_cores', 'own_share', 'mean_over_processes', 'shared_count',
-           'largest_over_processes', 'from_all_processes', 'from_next_process']
+__all__ = ['together', 'process_count', 'process_index', 'usable_cores', 'check_guarded', 'own_share', 'mean_over_processes',
+           'shared_count', 'largest_over_processes', 'from_all_processes', 'from_next_process']
 
 # %% ../../nbs/core/14_processes.ipynb #46d42114
 def together() -> bool:
@@ -37,6 +42,32 @@ def process_index() -> int:
 def usable_cores() -> int:
     """Return how many CPU cores this process may use; all of the machine where the system does not tell."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+# %% ../../nbs/core/14_processes.ipynb #d8c24b04
+_TOP_LEVEL = ("<module>", "__main__"), ("<module>", "__mp_main__")
+"""Of a script, and of the same in a new process."""
+
+
+def check_guarded() -> None:
+    """Ask for a guard if this call comes from a script whose new processes would make it again.
+
+    Raises
+    ------
+    InputError
+        If the script's statement that leads here stands under no condition; the message has its line.
+    """
+    frame = sys._getframe()
+    while frame and (frame.f_code.co_name, frame.f_globals.get("__name__")) not in _TOP_LEVEL:
+        frame = frame.f_back
+    script = Path(frame.f_globals.get("__file__") or "") if frame else Path()
+    if not script.is_file():  # a notebook, or what was typed
+        return
+    line = frame.f_lineno
+    statements = ast.parse(script.read_bytes()).body
+    if any(s.lineno <= line <= s.end_lineno and not isinstance(s, ast.If) for s in statements):
+        fault = "new processes run a script again: what starts them must stand under `if __name__ == '__main__':`"
+        raise InputError(f"{script}, line {line}: {fault}")
+
 
 # %% ../../nbs/core/14_processes.ipynb #9299618d
 def own_share(count: int) -> range:

@@ -42,7 +42,7 @@ from fastcore.basics import patch
 from ..core.errors import InputError
 from ..core.memory import keep_freed_memory, release_memory
 from ..core.parallel import use_one_thread
-from ..core.processes import usable_cores
+from ..core.processes import check_guarded, usable_cores
 from .workers import Failure, Workers
 
 _Item = TypeVar("_Item")
@@ -114,6 +114,7 @@ def _process(number: int, workers: Workers) -> dict[str, Any]:
 
 def _local_cluster(workers: Workers) -> SpecCluster:
     """Start a scheduler in this process, and processes that work for it."""
+    check_guarded()
     options = {"host": _LOOPBACK, "port": 0, "dashboard": workers.dashboard, "dashboard_address": f"{_LOOPBACK}:0"}
     cluster = SpecCluster(scheduler={"cls": Scheduler, "options": options}, silence_logs=logging.CRITICAL)
     cluster.worker_spec |= {number: _process(number, workers) for number in range(workers.processes)}
@@ -337,8 +338,8 @@ def _look_after(self: DaskPool) -> None:
             self.cluster.workers.pop(name, None)
             self._failed_starts += 1
     if self._failed_starts > _FAILED_STARTS:
-        fault = "worker processes die while they start; scripts need `if __name__ == '__main__':`"
-        raise InputError(f"{fault}, and there must be memory for {len(self.cluster.worker_spec)} of them")
+        fault = "worker processes die while they start; there must be memory for"
+        raise InputError(f"{fault} {len(self.cluster.worker_spec)} of them")
     if len(self.cluster.workers) < len(self.cluster.worker_spec):
         self.cluster.scale(len(self.cluster.worker_spec))
 
