@@ -135,10 +135,11 @@ def describe_objects(flow: SceneFlow, proposals: Proposals, features: Tensor | N
     Tensor, (N, D), float32
         The `OBJECT_CHANNELS`, then the C features averaged over the object. 0 for a proposal without pixels.
     """
-    ground, count = find_ground(flow), len(proposals.motions)
+    count = len(proposals.motions)
     channels = len(OBJECT_CHANNELS) + (0 if features is None else len(features))
     if not count:
         return torch.zeros(0, channels, device=flow.disparity_0.device)
+    ground = find_ground(flow)
     found = [
         _describe_one(proposals.instance == n, flow, ground, proposals.motions[n - 1], proposals.camera_motion)
         for n in range(1, count + 1)

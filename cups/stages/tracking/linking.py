@@ -193,6 +193,15 @@ class _Live:
     hidden: int = 0  # frames since it was seen
     carried: int = 0  # frames since it was found, unless it stands
     instance: int = 0  # its number in the current frame's label, 0 where it is not found there
+    _moved: tuple[Anchor, Tensor, LinkFacts, tuple[Tensor, Tensor, float]] | None = None  # of what, and `_moved_mask`
+
+    def moved(self, facts: LinkFacts) -> tuple[Tensor, Tensor, float]:
+        """Return `_moved_mask` of the track in the current frame; matching and carrying both ask for it."""
+        known = self._moved
+        if known is None or any(a is not b for a, b in zip(known, (self.anchor, self.chain, facts), strict=False)):
+            known = self.anchor, self.chain, facts, _moved_mask(self.anchor, self.chain, facts)
+            self._moved = known
+        return known[3]
 
     def ahead(self, camera_motion: Tensor) -> None:
         """Predict the track into the next frame."""
@@ -211,10 +220,13 @@ class _Carried:
 
 
 def _carry(
-    anchor: Anchor, motion: Tensor, facts: LinkFacts, taken: Tensor, settings: LinkSettings
+    moved: tuple[Tensor, Tensor, float], facts: LinkFacts, taken: Tensor, settings: LinkSettings
 ) -> _Carried | None:
-    """Carry a mask into a frame, None if it is not confirmed there; `taken` (H, W) has the pixels of other objects."""
-    supposed, _, support = _moved_mask(anchor, motion, facts)
+    """Carry a mask into a frame, None if it is not confirmed there.
+
+    `moved` is the mask's `_moved_mask`; `taken` (H, W) has the pixels of other objects.
+    """
+    supposed, _, support = moved
     inside = supposed & ~taken
     pixels = int(inside.sum())
     support *= pixels / max(int(supposed.sum()), 1)
@@ -250,7 +262,7 @@ def _predicted_agreement(tracks: Sequence[_Live], before: LinkFacts, facts: Link
     for track in tracks:
         row, (_, window) = torch.zeros(count), _moved_points(track.anchor, track.chain, facts)
         if window is not None and facts.instance[window].any():
-            supposed = _moved_mask(track.anchor, track.chain, facts)[1]
+            supposed = track.moved(facts)[1]
             row = mask_agreement(supposed.long(), facts.instance, 1, count)[0]
         rows.append(torch.maximum(row, warped[track.instance - 1]) if track.instance else row)
     return torch.stack(rows)
@@ -385,7 +397,7 @@ def _looked(self: _Linker, frame: int, inside: Tensor, look: LongLook, k: int, f
     best, track = _SAME[1], None
     for each in self.live:
         if each.number not in self._at(frame):
-            supposed = _moved_mask(each.anchor, each.chain, facts)[1]
+            supposed = each.moved(facts)[1]
             agreement = int((supposed & inside).sum()) / max(int((supposed | inside).sum()), 1)
             if agreement >= best:
                 best, track = agreement, each
@@ -408,7 +420,7 @@ def _carry_on(self: _Linker, frame: int, tracks: list[_Live], facts: LinkFacts) 
     for track in sorted(tracks, key=lambda t: (t.hidden, -t.found, t.number)):
         track.instance, carried = 0, None
         if track.found >= self.settings.min_seen:
-            carried = _carry(track.anchor, track.chain, facts, taken, self.settings)
+            carried = _carry(track.moved(facts), facts, taken, self.settings)
         if carried is not None and not carried.stands:
             track.carried += 1
             carried = carried if track.carried <= self.settings.max_carried else None
@@ -460,14 +472,14 @@ def _carry_back(self: _Linker, clip: Sequence[LinkFacts]) -> None:
 def _step_back(self: _Linker, frame: int, track: _Live, facts: LinkFacts, taken: Tensor) -> None:
     """Carry the mask of a track from the frame after a frame into this one: as standing, else by its own motion."""
     still = invert(facts.camera_motion) @ track.chain
-    carried = _carry(track.anchor, still, facts, taken, self.settings)
+    carried = _carry(_moved_mask(track.anchor, still, facts), facts, taken, self.settings)
     own = invert(facts.camera_motion) @ track.own @ facts.camera_motion
     if carried is not None and carried.stands:
         own, chain = torch.eye(4), still
     else:
         chain = invert(facts.camera_motion @ own) @ track.chain
         track.carried += 1
-        carried = _carry(track.anchor, chain, facts, taken, self.settings)
+        carried = _carry(_moved_mask(track.anchor, chain, facts), facts, taken, self.settings)
         if carried is not None and (carried.stands or track.carried > self.settings.max_carried):
             carried = None
     track.own, track.chain = own, chain
