@@ -247,7 +247,10 @@ class Device(TorchDispatchMode):
 
 
 class Gpu:
-    """A GPU in place of the pretended device: PyTorch says itself where the program waits for it."""
+    """A GPU in place of the pretended device: PyTorch says itself where the program waits for it.
+
+    `copies` stays empty: a copy from memory that is not pinned waits, and counts among `waits`.
+    """
 
     def __init__(self) -> None:
         self.waits: Counter[str] = Counter()

@@ -113,7 +113,10 @@ def test_classes_are_found_from_descriptions_on_the_device(device, scene, settin
         assert lies_there(description)
         found = find_pseudo_classes([description], settings)  # by scikit-learn
         assert set(places(found).values()) == {"cpu"}
-    assert torch.allclose(found.counts, classes.counts, rtol=1e-3)
+    if device is Device:
+        assert torch.equal(found.counts, classes.counts)
+    else:
+        assert torch.allclose(found.counts, classes.counts, rtol=1e-3), "a GPU rounds otherwise"
 
 
 def test_a_training_step_and_its_losses(device, tmp_path):
