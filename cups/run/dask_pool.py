@@ -338,8 +338,8 @@ def _look_after(self: DaskPool) -> None:
             self.cluster.workers.pop(name, None)
             self._failed_starts += 1
     if self._failed_starts > _FAILED_STARTS:
-        fault = "worker processes die while they start; there must be memory for"
-        raise InputError(f"{fault} {len(self.cluster.worker_spec)} of them")
+        fault = "worker processes die while they start; scripts need `if __name__ == '__main__':`"
+        raise InputError(f"{fault}, and there must be memory for {len(self.cluster.worker_spec)} of them")
     if len(self.cluster.workers) < len(self.cluster.worker_spec):
         self.cluster.scale(len(self.cluster.worker_spec))
 
