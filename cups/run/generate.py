@@ -67,17 +67,20 @@ except ImportError:  # on Windows
 __all__ = ['Frame', 'uses_gpu', 'clear_other', 'clustering_frames', 'find_classes', 'label_one', 'generate']
 
 # %% ../../nbs/run/09_generate.ipynb #517b7790
+def _chosen(settings: PseudoLabelSettings) -> dict[str, Any]:
+    """Return the settings of the matcher and of the features that were chosen, by name; they may run networks."""
+    return {name: getattr(settings, name) for name in (settings.matcher, settings.features)}
+
+
 def uses_gpu(settings: PseudoLabelSettings) -> bool:
     """Return whether a stage runs a network that may use a GPU."""
-    stages = getattr(settings, settings.matcher), getattr(settings, settings.features)
-    return any(getattr(stage, "device", "cpu") != "cpu" for stage in stages)
+    return any(getattr(stage, "device", "cpu") != "cpu" for stage in _chosen(settings).values())
 
 
 def _device(settings: PseudoLabelSettings) -> str:
     """Return where frames go through the stages: to the GPU if a network runs there, to the CPU otherwise."""
-    stages = getattr(settings, settings.matcher), getattr(settings, settings.features)
-    devices = {device_called(stage.device) for stage in stages if hasattr(stage, "device")} - {"cpu"}
-    return next(iter(devices), "cpu")
+    devices = [device_called(stage.device) for stage in _chosen(settings).values() if hasattr(stage, "device")]
+    return next((device for device in devices if device != "cpu"), "cpu")
 
 
 def _check_networks(settings: PseudoLabelSettings, here: bool = True) -> None:
@@ -88,7 +91,7 @@ def _check_networks(settings: PseudoLabelSettings, here: bool = True) -> None:
     InputError
         If weights cannot be had, or the device is not there.
     """
-    for stage in (getattr(settings, settings.matcher), getattr(settings, settings.features)):
+    for stage in _chosen(settings).values():
         if hasattr(stage, "weights"):
             weights_file(stage.weights)
             if here:
@@ -121,8 +124,7 @@ def _method(
     settings: PseudoLabelSettings, classes: PseudoClasses | None = None, tracks: bool = False
 ) -> dict[str, Any]:
     """Return what decides the labels beside settings and images, as plain values."""
-    stages = {name: getattr(settings, name) for name in (settings.matcher, settings.features)}
-    files = {name: weights_file(stage.weights) for name, stage in stages.items() if hasattr(stage, "weights")}
+    files = {name: weights_file(s.weights) for name, s in _chosen(settings).items() if hasattr(s, "weights")}
     weights = {name: file_digest(file)[:16] for name, file in files.items()}
     method = {"version": METHOD_VERSION, "weights": weights, "given_classes": _digest(classes) if classes else None}
     return method | ({"tracks": LINK_VERSION} if tracks else {})
