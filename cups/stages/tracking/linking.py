@@ -193,19 +193,17 @@ class _Live:
     hidden: int = 0  # frames since it was seen
     carried: int = 0  # frames since it was found, unless it stands
     instance: int = 0  # its number in the current frame's label, 0 where it is not found there
-    _moved: tuple[Anchor, Tensor, LinkFacts, tuple[Tensor, Tensor, float]] | None = None  # of what, and `_moved_mask`
+    predicted: tuple[Tensor, Tensor, float] | None = None  # its mask in the current frame, once it was asked for
 
     def moved(self, facts: LinkFacts) -> tuple[Tensor, Tensor, float]:
-        """Return `_moved_mask` of the track in the current frame; matching and carrying both ask for it."""
-        known = self._moved
-        if known is None or any(a is not b for a, b in zip(known, (self.anchor, self.chain, facts), strict=False)):
-            known = self.anchor, self.chain, facts, _moved_mask(self.anchor, self.chain, facts)
-            self._moved = known
-        return known[3]
+        """Return `_moved_mask` of a track that was not found in the current frame: matching and carrying ask for it."""
+        if self.predicted is None:
+            self.predicted = _moved_mask(self.anchor, self.chain, facts)
+        return self.predicted
 
     def ahead(self, camera_motion: Tensor) -> None:
         """Predict the track into the next frame."""
-        step = camera_motion @ self.own
+        step, self.predicted = camera_motion @ self.own, None
         self.chain, self.centre = step @ self.chain, transform(step, self.centre[None])[0]
         self.own = camera_motion @ self.own @ invert(camera_motion)
 
