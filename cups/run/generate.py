@@ -82,7 +82,7 @@ def _device(settings: PseudoLabelSettings) -> str:
     devices = [device_called(stage.device) for stage in _chosen(settings).values() if hasattr(stage, "device")]
     return next((device for device in devices if device != "cpu"), "cpu")
 
-
+# %% ../../nbs/run/09_generate.ipynb #23603832
 def _check_networks(settings: PseudoLabelSettings, here: bool = True) -> None:
     """Fetch the weights of the stages that need some; look for their device if they run on this machine.
 
