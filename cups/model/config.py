@@ -14,7 +14,7 @@ from ..core.records import Record
 
 # %% auto #0
 __all__ = ['VisionTransformerSettings', 'BackboneSettings', 'RegionProposalSettings', 'CascadeSettings', 'SemanticSettings',
-           'MergingSettings', 'PanopticCascadeConfig', 'Target', 'Prediction']
+           'InferenceSettings', 'PanopticCascadeConfig', 'Target', 'Prediction']
 
 # %% ../../nbs/model/00_config.ipynb #1f6e6b7d
 @dataclass(frozen=True)
@@ -148,11 +148,15 @@ class SemanticSettings:
 
 
 @dataclass(frozen=True)
-class MergingSettings:
-    """How detections and semantic scores are merged into a panoptic map.
+class InferenceSettings:
+    """In which size an image is looked at, and how detections and semantic scores are merged into a panoptic map.
 
     Parameters
     ----------
+    test_scale : float
+        Images are enlarged by this factor. Crops that training enlarges to a whole image make things larger than they
+        are, and a network knows best what has the size that it learnt from (Touvron et al., Fixing the train-test
+        resolution discrepancy, 2019). 1 as published.
     min_confidence, max_overlap : float
         Instances scored at or above `min_confidence` enter the map unless more than `max_overlap` of them is covered
         by better ones.
@@ -160,6 +164,7 @@ class MergingSettings:
         Stuff segments smaller than this are dropped.
     """
 
+    test_scale: float = 1.0
     min_confidence: float = 0.5
     max_overlap: float = 0.5
     min_stuff_area_px: int = 4096
@@ -167,7 +172,7 @@ class MergingSettings:
 # %% ../../nbs/model/00_config.ipynb #e2a503af
 @dataclass(frozen=True)
 class PanopticCascadeConfig(
-    MergingSettings, SemanticSettings, CascadeSettings, RegionProposalSettings, BackboneSettings
+    InferenceSettings, SemanticSettings, CascadeSettings, RegionProposalSettings, BackboneSettings
 ):
     """Settings of the network; the defaults are those of CUPS (CVPR 2025).
 
@@ -179,7 +184,8 @@ class PanopticCascadeConfig(
     Raises
     ------
     InputError
-        If there is no thing or no stuff class, or the depth or the stride of the semantic loss is unknown.
+        If there is no thing or no stuff class, the depth or the stride of the semantic loss is unknown, or images would
+        be made smaller.
     """
 
     def __post_init__(self) -> None:
@@ -191,6 +197,8 @@ class PanopticCascadeConfig(
             raise InputError(f"depth must be 18 or 50, got {self.depth}")
         if self.semantic_loss_stride not in (1, 2, 4):
             raise InputError(f"semantic_loss_stride must be 1, 2 or 4, got {self.semantic_loss_stride}")
+        if not self.test_scale >= 1:
+            raise InputError(f"test_scale must be at least 1, got {self.test_scale}")
 
 # %% ../../nbs/model/00_config.ipynb #8558fd26
 @dataclass(frozen=True)

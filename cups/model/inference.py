@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from ..core.errors import InputError
 from ..core.records import VOID, PanopticLabel
 from ..core.splits import ThingStuffSplit
-from .config import MergingSettings, Prediction
+from .config import InferenceSettings, Prediction
 from .network import PanopticCascade
 from .test_time_augmentation import predict_views
 
@@ -78,14 +78,14 @@ class Segment:
 
 # %% ../../nbs/model/10_inference.ipynb #d7be7b1c
 def place_instances(
-    prediction: Prediction, settings: MergingSettings, things: Sequence[int]
+    prediction: Prediction, settings: InferenceSettings, things: Sequence[int]
 ) -> tuple[PanopticLabel, list[Segment]]:
     """Lay the detections over each other, best first.
 
     Parameters
     ----------
     prediction : Prediction
-    settings : MergingSettings
+    settings : InferenceSettings
     things : sequence of int
         The class in the map of each of the network's thing classes.
 
@@ -116,7 +116,7 @@ def place_instances(
 
 # %% ../../nbs/model/10_inference.ipynb #40eda4d2
 def fill_stuff(
-    label: PanopticLabel, prediction: Prediction, settings: MergingSettings, stuff: Sequence[int]
+    label: PanopticLabel, prediction: Prediction, settings: InferenceSettings, stuff: Sequence[int]
 ) -> tuple[PanopticLabel, list[Segment]]:
     """Fill a map of instances with stuff.
 
@@ -125,7 +125,7 @@ def fill_stuff(
     label : PanopticLabel
         As from `place_instances`.
     prediction : Prediction
-    settings : MergingSettings
+    settings : InferenceSettings
     stuff : sequence of int
         The class in the map of each of the network's stuff classes.
 
@@ -147,14 +147,14 @@ def fill_stuff(
 
 # %% ../../nbs/model/10_inference.ipynb #608da72b
 def combine(
-    prediction: Prediction, settings: MergingSettings, things: Sequence[int], stuff: Sequence[int]
+    prediction: Prediction, settings: InferenceSettings, things: Sequence[int], stuff: Sequence[int]
 ) -> tuple[PanopticLabel, list[Segment]]:
     """Merge instances and semantics into a panoptic map (Kirillov et al., Panoptic FPN, 2019, section 3).
 
     Parameters
     ----------
     prediction : Prediction
-    settings : MergingSettings
+    settings : InferenceSettings
         A network's `config`, for example.
     things, stuff : sequence of int
         The class in the map of each of the network's thing and stuff classes.
@@ -183,13 +183,14 @@ def network_output(
     image : Tensor, (3, H, W)
         RGB; uint8, or float in [0, 1].
     scales, mirror
-        Test-time augmentation, as in `predict_views`; none by default.
+        Test-time augmentation, as in `predict_views`, in sizes relative to the network's `test_scale`; none by default.
     """
     image = image.to(model.mean.device)
+    scales = [scale * model.config.test_scale for scale in scales]
     was_training = model.training
     model.eval()
     try:
-        if tuple(scales) == (1.0,) and not mirror:
+        if scales == [1.0] and not mirror:
             return model([image])[0]
         return predict_views(model, image, scales, mirror)
     finally:
@@ -214,7 +215,7 @@ def predict(
         The pseudo-classes behind the network's: thing i is `things[i]`, semantic channel j is `stuff[j - 1]`. Those
         that the network holds by default.
     scales, mirror
-        Test-time augmentation, as in `predict_views`; none by default.
+        Test-time augmentation, as for `network_output`; none by default.
 
     Returns
     -------

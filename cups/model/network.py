@@ -201,6 +201,7 @@ _SMALL: dict[str, Any] = {
     "semantic_loss_weight": 1.5,
     "semantic_loss_stride": 2,
     "min_stuff_area_px": 64,
+    "test_scale": 1.25,
 }
 """The settings of the small preset that are not the published ones."""
 

@@ -29,10 +29,11 @@ from ..core.settings import settings_from_dict, settings_to_dict
 from ..core.splits import ThingStuffSplit
 from .boxes import anchors, decode_boxes
 from .cascade_heads import BOX_CELLS, CASCADE_BOX_WEIGHTS, DETECTION_NMS_IOU, MASK_CELLS
-from .config import MergingSettings, PanopticCascadeConfig, Prediction
+from .config import InferenceSettings, PanopticCascadeConfig, Prediction
 from .inference import combine
 from .network import PanopticCascade
 from .region_proposals import ANCHOR_RATIOS, RPN_NMS_IOU
+from .test_time_augmentation import moved_boxes, view_size
 
 # %% auto #0
 __all__ = ['ONNX_INPUT', 'ONNX_OUTPUTS', 'InferenceGraph', 'export_onnx', 'open_onnx', 'onnx_output', 'onnx_map']
@@ -40,6 +41,11 @@ __all__ = ['ONNX_INPUT', 'ONNX_OUTPUTS', 'InferenceGraph', 'export_onnx', 'open_
 # %% ../../nbs/model/13_onnx.ipynb #1f1e0d70
 ONNX_INPUT, ONNX_OUTPUTS = "image", ("semantic", "boxes", "scores", "classes", "masks")
 """Names of the file's input, an RGB image (3, H, W), uint8, and of its outputs: the fields of `Prediction`."""
+
+
+def _resized(maps: Tensor, size: tuple[int, int]) -> Tensor:
+    """Return maps (C, H, W) at another size."""
+    return maps if maps.shape[1:] == size else F.interpolate(maps[None], size, mode="bilinear", align_corners=False)[0]
 
 
 class InferenceGraph(nn.Module):
@@ -55,7 +61,8 @@ class InferenceGraph(nn.Module):
 
     def __init__(self, network: PanopticCascade, size: tuple[int, int]) -> None:
         super().__init__()
-        self.network, self.config, self.size = network, network.config, size
+        self.network, self.config, self.image_size = network, network.config, size
+        self.size = size = view_size(size, network.config.test_scale)
         self.padding = (0, -size[1] % 32, 0, -size[0] % 32)
         levels = zip(network.proposal_generator.strides, network.config.anchor_sizes_px, strict=True)
         for i, (stride, anchor_size_px) in enumerate(levels):
@@ -67,12 +74,15 @@ class InferenceGraph(nn.Module):
     def forward(self, image: Tensor) -> tuple[Tensor, ...]:
         """Map an image (3, H, W), uint8, to the tensors of a `Prediction`."""
         network = self.network
-        normal = (image.float() / 255 - network.mean) / network.deviation
+        normal = (_resized(image.float() / 255, self.size) - network.mean) / network.deviation
         features = network.backbone(F.pad(normal[None], self.padding))
         boxes, scores, classes = self.detections(features, self.proposals(features))
         masks = network.roi_heads.mask_head(self.pool(features, boxes, MASK_CELLS))
         chosen = masks.gather(1, classes[:, None, None, None].expand(-1, 1, *masks.shape[2:]))[:, 0].sigmoid()
         semantic = network.sem_seg_head(features)[0, :, : self.size[0], : self.size[1]]
+        if self.size != self.image_size:
+            semantic = _resized(semantic.softmax(0), self.image_size).log()
+            boxes = moved_boxes(boxes, self.size, self.image_size, False)
         return semantic, boxes, scores, classes, chosen
 
 # %% ../../nbs/model/13_onnx.ipynb #0e31cddb
@@ -237,7 +247,7 @@ def onnx_map(session: Any, outputs: Prediction) -> PanopticLabel:
         From `onnx_output`, or made of the arrays that another program got.
     """
     saved = json.loads(session.get_modelmeta().custom_metadata_map[_METADATA])
-    settings: MergingSettings = settings_from_dict(PanopticCascadeConfig, saved["config"])
+    settings: InferenceSettings = settings_from_dict(PanopticCascadeConfig, saved["config"])
     split = ThingStuffSplit.from_dict(saved["split"])
     label, segments = combine(outputs, settings, split.things, split.stuff)
     return label.replace(diagnostics={"segments": [vars(segment) for segment in segments]})

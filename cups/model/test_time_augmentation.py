@@ -17,7 +17,7 @@ from .config import Prediction
 from .network import PanopticCascade
 
 # %% auto #0
-__all__ = ['moved_boxes', 'check_scales', 'predict_views']
+__all__ = ['moved_boxes', 'view_size', 'check_scales', 'predict_views']
 
 # %% ../../nbs/model/09_test_time_augmentation.ipynb #461b2d1e
 def moved_boxes(boxes: Tensor, size: tuple[int, int], to: tuple[int, int], mirrored: bool) -> Tensor:
@@ -27,7 +27,7 @@ def moved_boxes(boxes: Tensor, size: tuple[int, int], to: tuple[int, int], mirro
     return torch.stack([to[1] - x1, y0, to[1] - x0, y1] if mirrored else [x0, y0, x1, y1], dim=1)
 
 
-def _view_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
+def view_size(size: tuple[int, int], scale: float) -> tuple[int, int]:
     """Return the height and width of an image after scaling, at least a pixel."""
     return max(round(size[0] * scale), 1), max(round(size[1] * scale), 1)
 
@@ -71,7 +71,7 @@ def predict_views(
     image = image / 255 if image.dtype == torch.uint8 else image
     semantic, rated, views = 0.0, [], []
     for scale in scales:
-        to = _view_size(size, scale)
+        to = view_size(size, scale)
         small = F.interpolate(image[None], to, mode="bilinear", antialias=scale < 1, align_corners=False)[0]
         features = model.backbone(model.normalise([small.flip(-1) if flip else small for flip in flips]))
         scores = model.sem_seg_head(features)[..., : to[0], : to[1]].softmax(1)
