@@ -304,7 +304,8 @@ def _add_predict(commands: _Commands) -> None:
     predict.add_argument("--video", action="store_true", help=about)
     predict.add_argument("--out", required=True, metavar="DIR", help="folder to write; a started one is completed")
     predict.add_argument("--classes", metavar="JSON", help="file with the names of the classes by number")
-    predict.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help="sizes to look at them in")
+    about = "sizes to look at them in; 1 is the usual one"
+    predict.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help=about)
     predict.add_argument("--mirror", action="store_true", help="look at them mirrored, too")
     predict.add_argument("--min-confidence", type=float, default=0.5, metavar="P", help="leave out objects below it")
     predict.add_argument("--device", default="auto", metavar="NAME", help="cpu or cuda; auto: the GPU if there is one")

@@ -414,7 +414,7 @@ def track_objects(
     tracker : Tracker
         Has taken in the images before; takes in this one.
     scales, mirror
-        Test-time augmentation, as in `predict_views`.
+        Test-time augmentation, as for `predict`.
 
     Returns
     -------

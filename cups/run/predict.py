@@ -143,7 +143,7 @@ def predict_images(
     classes : str or Path, optional
         JSON file that names the classes.
     scales, mirror
-        Test-time augmentation, as in `predict_views`.
+        Test-time augmentation, as for `cups.model.inference.predict`.
     device : str
         As for PyTorch; `"auto"` takes the GPU if there is one.
     min_confidence : float
