@@ -74,11 +74,12 @@ def predict_views(
         to = view_size(size, scale)
         small = F.interpolate(image[None], to, mode="bilinear", antialias=scale < 1, align_corners=False)[0]
         features = model.backbone(model.normalise([small.flip(-1) if flip else small for flip in flips]))
-        scores = model.sem_seg_head(features)[..., : to[0], : to[1]].softmax(1)
+        scores = model.sem_seg_head(features)[..., : to[0], : to[1]].movedim(1, -1)
+        scores = scores.softmax(-1).movedim(-1, 1)  # the scores of a pixel stay adjacent in memory, which is faster
+        scores = F.interpolate(scores, size, mode="bilinear", align_corners=False)
         proposals = model.proposal_generator(features, [to] * len(flips))[0]
         refined = model.roi_heads.rate(features, proposals, [to] * len(flips))
         for flip, score, (boxes, probabilities) in zip(flips, scores, refined, strict=True):
-            score = F.interpolate(score[None], size, mode="bilinear", align_corners=False)[0]
             semantic = semantic + (score.flip(-1) if flip else score)
             boxes = moved_boxes(boxes, to, to, flip)
             rated.append((moved_boxes(boxes, to, size, False), probabilities))
