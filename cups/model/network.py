@@ -110,7 +110,7 @@ def normalise(
 
 @patch
 def predictions(self: PanopticCascade, images: Sequence[Tensor] | Tensor) -> list[Prediction]:
-    """Return a prediction for each of B images, as for `forward`."""
+    """Return a prediction for each of B images, as for `forward`: in their own size, whatever `test_scale` is."""
     sizes = [tuple(image.shape[-2:]) for image in images]
     features = self.backbone(self.normalise(images))
     proposals, _, _ = self.proposal_generator(features, sizes)
