@@ -67,12 +67,14 @@ def _voted_plane(points: np.ndarray, disparity: np.ndarray, per_metre: float, he
     height : int
         Of the image, in pixels.
     """
-    best = (-np.inf, None)
-    for slope in per_metre / _CAMERA_HEIGHTS_M:
-        plane = slope * (points[:, 1] - _HORIZONS[:, None] * height)
+    # 32 bits are enough for votes, and take half the time.
+    below = (points[:, 1] - _HORIZONS[:, None] * height).astype(np.float32)
+    disparity, best = disparity.astype(np.float32), (-np.inf, None)
+    for slope in (per_metre / _CAMERA_HEIGHTS_M).tolist():
+        plane = slope * below
         # Tolerance: half a pixel and 5 %. A point below the plane counts against it, less than one on it counts for it.
         miss = (disparity - plane) / (0.5 + 0.05 * np.abs(plane))
-        score = np.sum((plane > _MIN_ROAD_PX) * (np.exp(-0.5 * miss**2) - 0.7 * (miss < -2.5)), axis=1)
+        score = np.sum((plane > _MIN_ROAD_PX) * (np.exp(-0.5 * miss**2) - np.float32(0.7) * (miss < -2.5)), axis=1)
         if score.max() > best[0]:
             horizon = _HORIZONS[score.argmax()] * height
             best = (score.max(), np.array([0.0, slope, -slope * horizon]))
