@@ -142,14 +142,23 @@ def test_a_scheduler_that_is_there_gives_the_same_bytes_and_its_loss_is_said(sce
     assert contents(tmp_path / "lost") == whole
 
 
+def workers(run) -> list[psutil.Process]:
+    """Return the worker processes of a run that live."""
+    living = []
+    for child in psutil.Process(run.pid).children():
+        with suppress(psutil.NoSuchProcess):  # one that was killed before may not have been collected yet
+            if "spawn_main" in " ".join(child.cmdline()):
+                living.append(child)
+    return living
+
+
 def test_a_killed_worker_is_replaced(scenes, whole, tmp_path):
     run = started(scenes, tmp_path / "out", "--workers", 2)
     wait_for(lambda: (tmp_path / "out" / "descriptions").exists() or run.poll() is not None)
     for done in (0, 2):  # one in the first pass, one in the second
         wait_for(lambda done=done: labelled(tmp_path / "out") >= done)
-        children = psutil.Process(run.pid).children()
-        workers = [child for child in children if "spawn_main" in " ".join(child.cmdline())]
-        workers[0].kill()
+        wait_for(lambda: workers(run))
+        workers(run)[0].kill()
     assert ended(run)[::2] == (0, "")
     assert contents(tmp_path / "out") == whole
 
