@@ -43,7 +43,7 @@ def complete_labels(
     min_confidence, semantic_share : float
         As in `sure_label`.
     scales, mirror
-        As in `predict_views`.
+        As in `predict_views`: relative to the image, whatever the network's `test_scale` is.
     again : bool
         Whether labels that another network completed, or other labels completed, are made again; else they are an
         error.
