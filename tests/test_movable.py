@@ -5,6 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from cups.core.errors import InputError
+from cups.core.splits import split_by_share
 from cups.stages.labels.objects import OBJECT_CHANNELS
 from cups.stages.labels.pseudo_classes import FrameDescription, PseudoClasses, fit_pseudo_classes
 from cups.stages.semantics.movable import fit_movability
@@ -36,6 +37,15 @@ def test_whether_depth_was_seen_does_not_tell_what_moves():
     other[:, SEEN] = 1 - other[:, SEEN]
     model = fit_movability(rows, pixels, inside)
     assert torch.equal(model(rows), model(other))
+
+
+def test_objects_that_look_like_an_average_pixel_are_things():
+    rows, pixels, inside = regions()
+    average = (fit_movability(rows, pixels, inside)(rows) - 1).abs().argsort()[:6]
+    objects = torch.randn(6, len(OBJECT_CHANNELS), generator=torch.Generator().manual_seed(0))
+    found = FrameDescription(rows, pixels, inside, objects, rows[average], torch.ones(6))
+    share = fit_pseudo_classes(found, 6, 2).share
+    assert split_by_share(share).things == (6, 7)
 
 
 def test_a_model_of_an_earlier_version_ends_in_one_line(tmp_path):

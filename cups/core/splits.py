@@ -99,14 +99,14 @@ _PUBLISHED_CLASSES = 27
 
 
 def relative_share(counts: Tensor, base: Tensor | float) -> Tensor:
-    """Return how likely pixels of each class are to move by what they look like, in units of the published shares.
+    """Return how likely pixels of each class are to belong to what can move, in units of the published shares.
 
     Counts of several frames add up.
 
     Parameters
     ----------
     counts : Tensor, (K, 2)
-        Pixels of each class, and how many of them are expected to move by what they look like.
+        Pixels of each class, and how many of them are expected to move, by what they look like and what is known.
     base : Tensor, (), or float
         Share of all pixels that move.
 

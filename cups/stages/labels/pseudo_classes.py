@@ -102,9 +102,9 @@ class PseudoClasses(Record):
     pixels : RegionClasses or Clusters
         K classes of regions, or of pixels where they came with the features.
     counts : Tensor, (M + J, 2), float32
-        Of each centre of `pixels`, then of each class of objects: its pixels, and how many of them are expected to move
-        by what they look like; regions that are not stuff are left out. Without classes of objects: all pixels, and how
-        many of them move.
+        Of each centre of `pixels`, then of each class of objects: its pixels, and how many of them are expected to move,
+        by what they look like and, for objects, by their motion; regions that are not stuff are left out. Without
+        classes of objects: all pixels, and how many of them move.
     objects : Clusters or None
         Of J classes of objects, numbered from K; None where objects take the majority class of their pixels.
     movable : Movability or None
@@ -259,7 +259,7 @@ def fit_pseudo_classes(
     objects = fit_object_classes(found.objects, num_object_classes, seed)
     ones, of_objects = torch.ones_like(found.areas), object_classes(found.objects, objects)
     likely, looks = (1.0 * found.inside, ones) if movable is None else (
-        movable.probability(found.regions) * found.pixels, movable.probability(found.looks)
+        movable.probability(found.regions) * found.pixels, movable.of_proposals(found.looks)
     )
     counts = (
         _counts(owners[stuff], len(fitted.centres), found.pixels[stuff], likely[stuff]),

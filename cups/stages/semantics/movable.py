@@ -5,6 +5,7 @@
 # %% ../../../nbs/stages/semantics/08_movable.ipynb #b05ca429
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,6 +31,10 @@ def _bent(values: Tensor) -> Tensor:
     """Return standardised values (N, C) and by how much they exceed each bend, (N, 6 C)."""
     values = values.clamp(-_LIMIT, _LIMIT)
     return torch.cat([values, *((values - bend).clamp(min=0) for bend in _BENDS)], dim=1)
+
+
+_PRECISION = 0.92
+"""Share of the proposals of motion that are objects, as measured on street scenes."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +69,15 @@ class Movability(Record):
     def __call__(self, descriptions: Tensor) -> Tensor:
         """Return that probability in units of an average pixel's, (N,)."""
         return self.probability(descriptions) / self.base
+
+    def of_proposals(self, descriptions: Tensor) -> Tensor:
+        """Return the probability (N,) that proposals are objects, by their motion and by what they look like.
+
+        Both count as independent evidence: a proposal that looks like an average pixel is an object as often as
+        proposals are on average.
+        """
+        looks = self.probability(descriptions).logit() - self.base.logit()
+        return (looks + math.log(_PRECISION / (1 - _PRECISION))).sigmoid()
 
 # %% ../../../nbs/stages/semantics/08_movable.ipynb #be2030b3
 _REGULARISATION = 0.05
