@@ -186,14 +186,25 @@ def test_a_run_says_it_before_the_work_and_after_the_first_pass(tmp_path, capsys
     words = ["--root", folder.root, "--out", tmp_path / "labels", "--settings", tmp_path / "settings.yaml"]
     assert main(["pseudo-labels", *map(str, words), "--workers", "1"]) == 0
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("cups: warning: ")]
-    assert len(lines) == 2 and "baseline_m 500 is implausible" in lines[0]
+    assert len(lines) == 3 and "baseline_m 500 is implausible" in lines[0]
     assert "100% of the points lie outside the depth range of 2.5 to 70 m" in lines[1]
+    assert "nothing was found to move" in lines[2]
 
 
 def test_a_run_on_a_good_folder_says_nothing(tmp_path, recwarn):
     folder = write_folder(tmp_path / "video", rendered_clip(0, 2, height=96))
     generate(folder, tmp_path / "labels", PseudoLabelSettings(num_classes=6), workers=1)
     assert [str(each.message) for each in recwarn if each.category is UserWarning] == []
+
+
+@pytest.mark.parametrize(("static", "why"), [(True, "nothing was found to move"), (False, "shares are at most 0.99")])
+def test_labels_without_things_say_so(static, why, tmp_path):
+    frames = [scene.sample for scene in street_clip(0, 3, 128, 256, static=static)]
+    clip = Clip([(frame.left_0, frame.right_0) for frame in frames], frames[0].calibration)
+    settings = PseudoLabelSettings(num_classes=16, num_object_classes=0, thing_threshold=0.99)
+    with pytest.warns(UserWarning, match=why):
+        store = generate(clip, tmp_path, settings, workers=1)
+    assert not store.split.things
 
 
 def test_a_depth_range_of_another_scene_is_said():

@@ -104,6 +104,15 @@ def _warn(lines: Iterable[str]) -> None:
         warnings.warn(line, stacklevel=3)
 
 
+def _checked(store: PseudoLabelStore, threshold: float) -> PseudoLabelStore:
+    """Return a finished store; warn if no class is a thing."""
+    if not store.split.things:
+        moving = int(store.statistics().proposals.sum())
+        why = f"all shares are at most {threshold:g} (thing_threshold)" if moving else "nothing was found to move"
+        _warn([f"{store.root}: {why}, so no class is a thing; a network cannot be trained on these labels"])
+    return store
+
+
 def _look_at(dataset: StereoDataset, root: Path) -> None:
     """Warn of what makes labels doubtful, unless the first pass is over: a look takes seconds."""
     if not (root / "classes.safetensors").exists():
@@ -425,4 +434,4 @@ def generate(
         # Without classes of objects, the labels show the shares of all frames.
         share = found.share if found.objects else None
         store.finish(settings.thing_threshold, workers.map if workers.is_started else serial_map, share)
-    return PseudoLabelStore(root)
+    return _checked(PseudoLabelStore(root), settings.thing_threshold)

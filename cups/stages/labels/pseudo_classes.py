@@ -102,9 +102,9 @@ class PseudoClasses(Record):
     pixels : RegionClasses or Clusters
         K classes of regions, or of pixels where they came with the features.
     counts : Tensor, (M + J, 2), float32
-        Of each centre of `pixels`, then of each class of objects: its pixels, and how many of them are expected to move,
-        by what they look like and, for objects, by their motion; regions that are not stuff are left out. Without
-        classes of objects: all pixels, and how many of them move.
+        Of each centre of `pixels`, then of each class of objects: its pixels, and how many of them are expected to
+        move, by what they look like and, for objects, by their motion; regions that are not stuff are left out.
+        Without classes of objects: all pixels, and how many of them move.
     objects : Clusters or None
         Of J classes of objects, numbered from K; None where objects take the majority class of their pixels.
     movable : Movability or None
