@@ -132,6 +132,10 @@ def panoptic_rgb(label: PanopticLabel, colours: np.ndarray | None = None, image:
     return rgb
 
 # %% ../../nbs/core/08_pictures.ipynb #73d3f1d0
+_WIDE = 2.5
+"""Pictures this much wider than high would be too flat beside each other."""
+
+
 def panel(pictures: Mapping[str, np.ndarray], columns: int = 2, width: int = 800) -> Image.Image:
     """Lay titled pictures out on a grid.
 
@@ -140,11 +144,13 @@ def panel(pictures: Mapping[str, np.ndarray], columns: int = 2, width: int = 800
     pictures : mapping of str to array (H, W, 3)
         Titles and pictures, in reading order.
     columns : int
-        Pictures per row.
+        Pictures per row; half as many if all are more than 2.5 times as wide as high, as those of KITTI are.
     width : int
         Width of the whole in pixels; every picture is scaled to its share.
     """
     gap, bar = 4, 18
+    if all(rgb.shape[1] > _WIDE * rgb.shape[0] for rgb in pictures.values()):
+        columns = math.ceil(columns / 2)
     cell = (width - gap * (columns - 1)) // columns
     scaled = [
         Image.fromarray(rgb).resize((cell, max(1, round(cell * rgb.shape[0] / rgb.shape[1]))), Image.Resampling.BOX)
