@@ -184,14 +184,14 @@ def test_self_training_goes_on_from_training(trained, tmp_path, teacher):
         "self_train",
         tmp_path,
         network=trained / "model.safetensors",
-        data_root=trained / "scenes",
-        pseudo_labels=trained / "labels" if teacher == "fixed" else "",  # what goes with the small preset
-        test_root=trained / "test_scenes",
+        pseudo_labels="auto" if teacher == "fixed" else "",  # what goes with the small preset
         steps=2,
         batch_size=2,
         num_shown=1,
     )
     assert metrics["teacher"] == teacher and networks_in(tmp_path).keys() == {"self_trained"}
+    run = read_run(tmp_path, tmp_path)
+    assert run.parameters["preset"] == "small" and Path(run.parameters["test_root"]).samefile(trained / "test_scenes")
     if teacher == "fixed":
         assert PseudoLabelStore(tmp_path / "labels").names == PseudoLabelStore(trained / "labels").names
     assert metrics["stage2"] == before and 0 <= metrics["stage3"]["pq"] <= 1

@@ -5,6 +5,7 @@
 # %% ../../nbs/run/01_runs.ipynb #95280ba6
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from dataclasses import dataclass
@@ -12,14 +13,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fastcore.basics import patch
 
 from ..core.errors import InputError
 from ..core.files import read_json, write_json
 from ..core.processes import usable_cores
 from ..core.settings import package_versions
+from ..weights import weights_file
 
 # %% auto #0
-__all__ = ['environment', 'RunFolder']
+__all__ = ['environment', 'RunFolder', 'recorded_parameters', 'taken_over']
 
 # %% ../../nbs/run/01_runs.ipynb #a5dd6005
 def _git_state(folder: str | Path = ".") -> str | None:
@@ -81,3 +84,45 @@ class RunFolder:
     def record(self, **values: Any) -> None:
         """Add plain values to `metrics.json`; earlier ones of the same name are replaced, others stay."""
         write_json(self.path / "metrics.json", self.metrics | values)
+
+# %% ../../nbs/run/01_runs.ipynb #8513afc4
+_FOLDERS = {"data_root", "pseudo_labels", "test_root"}
+"""Parameters that name folders."""
+
+
+@patch
+def record_parameters(self: RunFolder, **parameters: str) -> None:
+    """Record parameters of the job, which `taken_over` gives to later ones; "" is none."""
+    folders = {n: os.path.relpath(v, self.path) for n, v in parameters.items() if n in _FOLDERS and v}
+    self.record(parameters=parameters | folders)
+
+
+def recorded_parameters(folder: str | Path) -> dict[str, str]:
+    """Return what `record_parameters` recorded in a folder; nothing if no run did."""
+    path = Path(folder) / "metrics.json"
+    known = read_json(path).get("parameters", {}) if path.is_file() else {}
+    return {n: os.path.normpath(Path(folder) / v) if n in _FOLDERS and v else v for n, v in known.items()}
+
+
+def taken_over(network: str | Path, **parameters: str) -> dict[str, str]:
+    """Return parameters of a job, those that are "auto" as the job that trained a network recorded them.
+
+    Parameters
+    ----------
+    network : str or Path
+        Folder or file of a run, or a name of published weights, which no run is known of.
+    **parameters : str
+        By name.
+
+    Raises
+    ------
+    InputError
+        If the network is not there, or its run recorded none of that name.
+    """
+    if "auto" not in parameters.values():
+        return parameters
+    known = recorded_parameters(weights_file(network).parent)
+    asked = {name for name, value in parameters.items() if value == "auto"}
+    if missing := sorted(asked - known.keys()):
+        raise InputError(f"{network}: no record beside it tells {', '.join(missing)}; give them")
+    return parameters | {name: known[name] for name in asked}

@@ -18,6 +18,7 @@ import plotly.graph_objects as go
 
 from ..core.errors import InputError
 from ..core.files import read_json
+from ..run.runs import recorded_parameters
 from .run_scores import html_table, result_name
 
 # %% auto #0
@@ -136,6 +137,8 @@ def read_metrics(path: Path) -> dict[str, Any]:
     metrics = read_json(path)
     if not isinstance(metrics, dict):
         raise InputError(f"{path}: expected names and numbers")
+    if not isinstance(metrics.get("parameters", {}), dict):
+        raise InputError(f"{path}: parameters are not given by name")
     rows = metrics.get("validation") or []
     if not isinstance(rows, list) or not all(isinstance(row, dict) and "step" in row for row in rows):
         raise InputError(f"{path}: validation is no list of steps")
@@ -154,7 +157,9 @@ def read_run(path: Path, folder: Path) -> Run:
     except InputError as error:
         return Run(name, path, fault=str(error))
     try:
-        return Run(name, path, metrics, **job_of(path))
+        job, known = job_of(path), recorded_parameters(path)
+        taken = {n: known.get(n, v) if v == "auto" else v for n, v in job.get("parameters", {}).items()}
+        return Run(name, path, metrics, **job | {"parameters": taken})
     except InputError as error:
         return Run(name, path, metrics, fault=str(error))
 
