@@ -340,7 +340,7 @@ def test_the_method_is_the_one_of_its_version(tmp_path):
     video = render_scenes(tmp_path / "video", 2, seed=2, height=96, width=192, workers=1)
     store = generate(video, tmp_path / "labels", PseudoLabelSettings(num_classes=6, num_object_classes=2), 1)
     statistics = store.statistics()
-    assert (METHOD_VERSION, statistics.proposals.tolist()) == (4, [0, 0, 0, 0, 0, 0, 2, 1])
+    assert (METHOD_VERSION, statistics.proposals.tolist()) == (5, [0, 0, 0, 0, 0, 0, 2, 1])
     expected = torch.tensor([2460, 9505, 1538, 850, 1124, 13191, 217, 537])
     assert (statistics.pixels - expected).abs().sum() < 300
 

@@ -175,20 +175,40 @@ def _projection(rows: np.ndarray) -> np.ndarray:
     zero = np.zeros((len(weights), vectors.shape[1])), np.zeros((len(vectors), weights.shape[1]))
     return np.block([[weights, zero[0]], [zero[1], vectors]])
 
+# %% ../../../nbs/stages/labels/02_objects.ipynb #3ab6f937
+_SPREADS = {
+    "height": 0.2, "width": 0.35, "speed": 0.4, "top": 0.25, "upper": 0.15, "lower": 0.15, "fill": 0.1,
+    "non_rigidity": 0.35,
+}  # fmt: skip
+"""How much objects of one kind differ: standard deviations inside of classes on street scenes."""
+
+_LEAST_APART = 1.5
+"""Weighted spreads between the means of two classes; walkers and riders are 1.7 to 2 apart, parts of one kind less."""
+
+
+def _are_kinds(rows: np.ndarray, owners: np.ndarray) -> bool:
+    """Return whether the classes (N,) of objects (N, D) differ by more than objects of one kind do."""
+    per_spread = np.array([_WEIGHTS[name] / _SPREADS[name] for name in OBJECT_CHANNELS])
+    means = np.stack([rows[owners == k].mean(axis=0) for k in range(owners.max() + 1)]) * per_spread
+    apart = np.linalg.norm(means[:, None] - means, axis=-1)
+    return bool((apart[~np.eye(len(means), dtype=bool)] >= _LEAST_APART).all())
+
 # %% ../../../nbs/stages/labels/02_objects.ipynb #fba9317a
 _RESTARTS = 10
 """Of k-means; the result with the least spread is taken. Objects are few, so this costs nothing."""
 
 
 def fit_object_classes(descriptions: Tensor, num_classes: int, seed: int = 0) -> Clusters:
-    """Cluster the objects of a data set into classes.
+    """Cluster the objects of a data set into classes: the most, up to J, that differ as kinds of objects do.
+
+    With features of a network there are J, since it is not known how much they differ inside of a kind.
 
     Parameters
     ----------
     descriptions : Tensor, (N, D)
         `describe_objects` of all frames; the order does not matter.
     num_classes : int
-        J.
+        J; at most as many are found.
     seed : int
         Of the k-means initialisation.
 
@@ -212,13 +232,16 @@ def fit_object_classes(descriptions: Tensor, num_classes: int, seed: int = 0) ->
     if (different := len(np.unique(rows, axis=0))) < num_classes:
         raise InputError(f"{num_classes} classes cannot be found in {different} different objects")
     mean, scale = rows.mean(axis=0), np.maximum(rows.std(axis=0), _MIN_SCALE)
-    rows = (rows - mean) / scale
     with one_thread():
-        projection = _projection(rows).astype(np.float32)
-        centres = KMeans(num_classes, n_init=_RESTARTS, random_state=seed).fit(rows @ projection).cluster_centers_
+        projection = _projection((rows - mean) / scale).astype(np.float32)
+        for number in range(num_classes, 0, -1):
+            model = KMeans(number, n_init=_RESTARTS, random_state=seed).fit((rows - mean) / scale @ projection)
+            if rows.shape[1] > len(OBJECT_CHANNELS) or _are_kinds(rows, model.labels_):
+                break
+    centres = model.cluster_centers_
     centres = torch.from_numpy(centres[np.lexsort(centres.T[::-1])].astype(np.float32))
     parts = (torch.from_numpy(part) for part in (mean, scale, projection))
-    return Clusters(*parts, centres, torch.arange(num_classes), torch.tensor(1.0))
+    return Clusters(*parts, centres, torch.arange(len(centres)), torch.tensor(1.0))
 
 
 def object_classes(descriptions: Tensor, clusters: Clusters) -> Tensor:

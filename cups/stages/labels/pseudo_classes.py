@@ -225,7 +225,8 @@ def fit_pseudo_classes(
     num_classes : int or (int, int)
         K, or the range in which the data choose it.
     num_object_classes : int
-        J; at most as many as there are objects. With J = 0 objects take the majority class of their pixels.
+        J; fewer if there are fewer objects, or fewer kinds of them. With J = 0 objects take the majority class of their
+        pixels.
     seed : int
     pixels : Clusters, optional
         K classes of pixels that are known already, on the features behind the `REGION_CHANNELS`.
@@ -263,7 +264,7 @@ def fit_pseudo_classes(
     )
     counts = (
         _counts(owners[stuff], len(fitted.centres), found.pixels[stuff], likely[stuff]),
-        _counts(of_objects, num_object_classes, found.areas, looks * found.areas),
+        _counts(of_objects, objects.num_classes, found.areas, looks * found.areas),
     )
     return PseudoClasses(fitted, torch.cat(counts), objects, movable)
 
