@@ -77,7 +77,7 @@ class PseudoLabelSettings:
     num_object_classes : int
         Number J of classes of moving objects, told apart by size, speed and shape; K + J <= 255. With 0 every object
         takes the majority class of its pixels, as published. Few objects need few classes: four are pedestrians,
-        cyclists, cars and large vehicles. Of handcrafted features there are fewer where a video shows fewer kinds.
+        cyclists, cars and large vehicles. There are fewer where a video shows fewer kinds.
     thing_threshold : float
         Share of a class above which it is a thing (published: 0.08): `relative_share`, or without classes of objects
         `movable_share`.

@@ -182,16 +182,21 @@ _SPREADS = {
 }  # fmt: skip
 """How much objects of one kind differ: standard deviations inside of classes on street scenes."""
 
-_LEAST_APART = 1.5
-"""Weighted spreads between the means of two classes; walkers and riders are 1.7 to 2 apart, parts of one kind less."""
+_LEAST_APART, _ALIKE = 1.4, 0.8
+"""Weighted spreads between the means of two classes: walkers and riders are 1.7 to 2 apart, cars of a KITTI clip less
+than 1.3. Where there are features of a network, classes whose mean features have a lower cosine differ, too."""
 
 
 def _are_kinds(rows: np.ndarray, owners: np.ndarray) -> bool:
     """Return whether the classes (N,) of objects (N, D) differ by more than objects of one kind do."""
-    per_spread = np.array([_WEIGHTS[name] / _SPREADS[name] for name in OBJECT_CHANNELS])
-    means = np.stack([rows[owners == k].mean(axis=0) for k in range(owners.max() + 1)]) * per_spread
-    apart = np.linalg.norm(means[:, None] - means, axis=-1)
-    return bool((apart[~np.eye(len(means), dtype=bool)] >= _LEAST_APART).all())
+    means = np.stack([rows[owners == k].mean(axis=0) for k in range(owners.max() + 1)])
+    seen, features = np.split(means, [len(OBJECT_CHANNELS)], axis=1)
+    seen = seen * [_WEIGHTS[name] / _SPREADS[name] for name in OBJECT_CHANNELS]
+    differ = np.linalg.norm(seen[:, None] - seen, axis=-1) >= _LEAST_APART
+    if features.size:
+        features = features / np.linalg.norm(features, axis=1, keepdims=True).clip(1e-9)
+        differ |= features @ features.T < _ALIKE
+    return bool((differ | np.eye(len(means), dtype=bool)).all())
 
 # %% ../../../nbs/stages/labels/02_objects.ipynb #fba9317a
 _RESTARTS = 10
@@ -200,8 +205,6 @@ _RESTARTS = 10
 
 def fit_object_classes(descriptions: Tensor, num_classes: int, seed: int = 0) -> Clusters:
     """Cluster the objects of a data set into classes: the most, up to J, that differ as kinds of objects do.
-
-    With features of a network there are J, since it is not known how much they differ inside of a kind.
 
     Parameters
     ----------
@@ -236,7 +239,7 @@ def fit_object_classes(descriptions: Tensor, num_classes: int, seed: int = 0) ->
         projection = _projection((rows - mean) / scale).astype(np.float32)
         for number in range(num_classes, 0, -1):
             model = KMeans(number, n_init=_RESTARTS, random_state=seed).fit((rows - mean) / scale @ projection)
-            if rows.shape[1] > len(OBJECT_CHANNELS) or _are_kinds(rows, model.labels_):
+            if _are_kinds(rows, model.labels_):
                 break
     centres = model.cluster_centers_
     centres = torch.from_numpy(centres[np.lexsort(centres.T[::-1])].astype(np.float32))
