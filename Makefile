@@ -35,7 +35,7 @@ lint: setup  ## style, and the floor plan: every room imports downwards only
 lab: setup  ## JupyterLab with a copy of the workbench in out/, so that running it leaves the checkout clean; LAB: more options
 	mkdir -p $(RUN)
 	[ -e $(RUN)/explore.ipynb ] || cp nbs/explore.ipynb $(RUN)/
-	$(BIN)/jupyter lab --notebook-dir . $(LAB) $(RUN)/explore.ipynb
+	$(BIN)/jupyter lab --notebook-dir . --LabApp.default_url=/lab/tree/$(RUN)/explore.ipynb $(LAB) $(RUN)/explore.ipynb
 
 docs: .venv/docs  ## the site, in _docs/index.html; every link of it is checked
 	rm -rf _docs build/docs

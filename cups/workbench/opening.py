@@ -13,6 +13,7 @@ from importlib.metadata import files as installed_files
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from ..core.errors import InputError
 from ..core.files import cache_folder, read_json, write_json
@@ -116,4 +117,6 @@ def run_lab(notebook: str | Path, options: Sequence[str] = ()) -> None:
     from jupyterlab.labapp import LabApp
 
     notebook = Path(notebook)
-    LabApp.launch_instance([f"--ServerApp.root_dir={notebook.parent}", *options, str(notebook)])
+    # The address that it prints is that of the notebook.
+    places = [f"--ServerApp.root_dir={notebook.parent}", f"--LabApp.default_url=/lab/tree/{quote(notebook.name)}"]
+    LabApp.launch_instance([*places, *options, str(notebook)])

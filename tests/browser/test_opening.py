@@ -1,6 +1,7 @@
 """`cups explore` opens one's own video, with its labels, and leaves its folder as it was."""
 
 from pathlib import Path
+from urllib.parse import quote
 
 import pytest
 from notebook_page import Page, exploring
@@ -38,4 +39,5 @@ def test_ones_own_video_and_its_labels(labelled, window, tmp_path, artefacts):
         page.page.screenshot(path=artefacts / "own_video.png")
         page.page.close()
     assert lab.process.returncode == 0
+    assert f"/lab/tree/{quote(copy.name)}?token=" in (tmp_path / "log.txt").read_text()  # for who opens no browser here
     assert files(labelled) == before
