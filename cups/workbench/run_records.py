@@ -158,8 +158,8 @@ def read_run(path: Path, folder: Path) -> Run:
         return Run(name, path, fault=str(error))
     try:
         job, known = job_of(path), recorded_parameters(path)
-        taken = {n: known.get(n, v) if v == "auto" else v for n, v in job.get("parameters", {}).items()}
-        return Run(name, path, metrics, **job | {"parameters": taken})
+        asked = {n: v for n, v in job.get("parameters", {}).items() if v != "auto" or n not in known}
+        return Run(name, path, metrics, **job | {"parameters": known | asked})
     except InputError as error:
         return Run(name, path, metrics, fault=str(error))
 
