@@ -117,13 +117,7 @@ def test_a_pretrained_network_starts_other_trainings(trained, tmp_path):
 
 
 def test_evaluate_gives_the_scores_that_training_gave(trained, tmp_path):
-    metrics = papermill(
-        "evaluate",
-        tmp_path,
-        network=trained / "model.safetensors",
-        truth_root=trained / "test_scenes",
-        num_shown=1,
-    )
+    metrics = papermill("evaluate", tmp_path, network=trained / "model.safetensors", num_shown=1)
     assert metrics["stage2"] == json.loads((trained / "metrics.json").read_text())["stage2"]
     assert metrics["detection"]["stage2"]["objects"] > 0 and 0 <= metrics["detection"]["stage2"]["ar100"] <= 1
     assert list(metrics["semantic"]) == ["stage2"] and 0 <= metrics["semantic"]["stage2"]["miou"] <= 1

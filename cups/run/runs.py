@@ -86,7 +86,7 @@ class RunFolder:
         write_json(self.path / "metrics.json", self.metrics | values)
 
 # %% ../../nbs/run/01_runs.ipynb #8513afc4
-_FOLDERS = {"data_root", "pseudo_labels", "test_root"}
+_FOLDERS = {"data_root", "pseudo_labels", "test_root", "truth_root"}
 """Parameters that name folders."""
 
 
