@@ -228,7 +228,7 @@ class Campaign:
         from cups.run.scenes import render_scenes
 
         self.folder, self.count, self.draw = folder, scenes, random.Random(seed)
-        render_scenes(folder / "video", scenes, seed=2, height=96, width=192, workers=1)
+        render_scenes(folder / "video", scenes, seed=5, height=96, width=192, workers=1)  # something moves
         (folder / "settings.yaml").write_text(SETTINGS)
         self.names = StereoFolder(folder / "video").names
         place = self.place("undisturbed")
