@@ -32,7 +32,7 @@ from .video_panoptic_quality import VideoPanopticQuality
 from ..labels.identities import IdentityClip, identity_clips
 
 # %% auto #0
-__all__ = ['WINDOWS', 'Frames', 'Place', 'video_scores', 'score_video', 'video_as_text']
+__all__ = ['WINDOWS', 'Frames', 'Place', 'video_scores', 'score_video', 'video_table', 'video_as_text']
 
 # %% ../../nbs/evaluation/14_video.ipynb #d8673b41
 WINDOWS = (1, 5, 10)
@@ -315,6 +315,20 @@ Crowd regions {crowds}."""
 _VIDEO_CROWDS = {False: "count as an object in VPQ", True: "are neither found nor missed"}
 
 
+def video_table(results: dict[str, dict[str, Any]]) -> str:
+    """Return a Markdown table of the scores, one row per entry of `results`, which are as for `video_as_text`."""
+    windows = list(next(iter(results.values()))["windows"])
+    head = [title for window in windows for title in (f"VPQ {window}", "of things")]
+    rows = [["", "STQ", "AQ", "IoU", *head, "switches / tracks", "clips", "frames"]]
+    for title, scores in results.items():
+        values = [scores["windows"][window][key] for window in windows for key in ("vpq", "vpq_things")]
+        each = scores["switches_per_track"]
+        switches = f"{scores['switches']} / {scores['true_tracks']}" + ("" if each is None else f" = {each:.2f}")
+        main = [percent(value) for value in (scores["stq"], scores["aq"], scores["iou"], *values)]
+        rows.append([title, *main, switches, str(scores["clips"]), str(scores["frames"])])
+    return text_table(rows)
+
+
 def video_as_text(results: dict[str, dict[str, Any]], taxonomy: Taxonomy = CITYSCAPES_19) -> str:
     """Return tables of the scores and of the classes, one row or group of columns per entry, and what they mean.
 
@@ -326,19 +340,10 @@ def video_as_text(results: dict[str, dict[str, Any]], taxonomy: Taxonomy = CITYS
         Their classes.
     """
     windows = list(next(iter(results.values()))["windows"])
-    parts = "vpq", "vpq_things"
-    head = [title for window in windows for title in (f"VPQ {window}", "of things")]
-    rows = [["", "STQ", "AQ", "IoU", *head, "switches / tracks", "clips", "frames"]]
     classes = [["class", "", *(f"{title} VPQ {window}" for title in results for window in windows)]]
-    for title, scores in results.items():
-        values = [scores["windows"][window][key] for window in windows for key in parts]
-        each = scores["switches_per_track"]
-        switches = f"{scores['switches']} / {scores['true_tracks']}" + ("" if each is None else f" = {each:.2f}")
-        main = [percent(value) for value in (scores["stq"], scores["aq"], scores["iou"], *values)]
-        rows.append([title, *main, switches, str(scores["clips"]), str(scores["frames"])])
     for index, name in enumerate(taxonomy.names):
         values = [s["windows"][window]["vpq_per_class"][index] for s in results.values() for window in windows]
         if any(value is not None for value in values):
             classes.append([name, "thing" if taxonomy.things[index] else "stuff", *map(percent, values)])
     meaning = _VIDEO_MEANING.format(crowds=_VIDEO_CROWDS[any(s["ignore_crowds"] for s in results.values())])
-    return f"{text_table(rows)}\n\n{text_table(classes, names=2)}\n\n{meaning}"
+    return f"{video_table(results)}\n\n{text_table(classes, names=2)}\n\n{meaning}"
