@@ -236,9 +236,10 @@ def fit_object_classes(descriptions: Tensor, num_classes: int, seed: int = 0) ->
         raise InputError(f"{num_classes} classes cannot be found in {different} different objects")
     mean, scale = rows.mean(axis=0), np.maximum(rows.std(axis=0), _MIN_SCALE)
     with one_thread():
-        projection = _projection((rows - mean) / scale).astype(np.float32)
+        standard = (rows - mean) / scale
+        projection = _projection(standard).astype(np.float32)
         for number in range(num_classes, 0, -1):
-            model = KMeans(number, n_init=_RESTARTS, random_state=seed).fit((rows - mean) / scale @ projection)
+            model = KMeans(number, n_init=_RESTARTS, random_state=seed).fit(standard @ projection)
             if _are_kinds(rows, model.labels_):
                 break
     centres = model.cluster_centers_
