@@ -349,3 +349,13 @@ def test_a_worker_that_dies_before_it_knows_what_to_do_is_replaced(tmp_path):
         engine.pool.client.wait_for_workers(2)
         assert dict(engine.map_unordered(Deadly(tmp_path), range(4))) == {0: 0, 1: 1, 2: 4, 3: 9}
     assert (tmp_path / "first").exists()
+
+
+def test_a_connection_that_ends_between_two_looks_at_it_is_said(monkeypatch):
+    with Engine(Workers(2)) as engine:
+        results = engine.map_unordered(partial(die_at, deadly=None), range(1000))
+        next(results)
+        monkeypatch.setattr(engine.pool, "_looked", float("inf"))  # it does not look again
+        engine.pool.client.close()
+        with pytest.raises(InputError, match="was lost; the same command goes on"):
+            list(results)

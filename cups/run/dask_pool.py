@@ -319,6 +319,10 @@ def _connected(self: DaskPool) -> Iterator[None]:
         yield
     except (OSError, CancelledError):  # Dask's errors of connections are the former
         raise self._lost() from None
+    except Exception:  # a closed client raises various ones
+        if self.client.status == "running":
+            raise
+        raise self._lost() from None
 
 # %% ../../nbs/run/05_dask_pool.ipynb #46881c71
 @patch
@@ -396,7 +400,8 @@ def _run(
         while True:
             self._look_after()
             for item in islice(waiting, max(0, max(1, per_thread * self._threads) - len(doing))):
-                future = self.client.submit(_call, name, item, key=f"{name}-{uuid4().hex}", pure=False)
+                with self._connected():
+                    future = self.client.submit(_call, name, item, key=f"{name}-{uuid4().hex}", pure=False)
                 doing[future.key] = item, future
                 future.add_done_callback(lambda future: done.put(future.key))
             if not doing:
