@@ -19,7 +19,7 @@ from .files import declared_bits, read_image
 
 # %% auto #0
 __all__ = ['IMAGENET_MEAN', 'IMAGENET_DEVIATION', 'to_array', 'used_bits', 'common_bits', 'read_rgb', 'normalised', 'root_colour',
-           'image_difference', 'guided_filter']
+           'mean_colour', 'image_difference', 'guided_filter']
 
 # %% ../../nbs/core/06_images.ipynb #828f9578
 def to_array(image: Tensor) -> np.ndarray:
@@ -102,9 +102,16 @@ def normalised(images: Tensor) -> Tensor:
 # %% ../../nbs/core/06_images.ipynb #789bed3f
 def root_colour(image: np.ndarray) -> np.ndarray:
     """Return the square roots of uint8 colours, (H, W, 3), float32 in [0, 1]: their noise is even over brightness."""
-    return np.sqrt(np.arange(256, dtype=np.float32) / 255)[image]
+    return cv2.LUT(image, np.sqrt(np.arange(256, dtype=np.float32) / 255))
 
 # %% ../../nbs/core/06_images.ipynb #ffb5f75a
+_MEAN = np.full((1, 3), 1 / 3, np.float32)
+
+def mean_colour(image: np.ndarray) -> np.ndarray:
+    """Return the mean (H, W) of the colours of an image (H, W, 3), float32."""
+    return cv2.transform(image, _MEAN)
+
+
 def image_difference(image_0: np.ndarray, image_1: np.ndarray, position: np.ndarray) -> np.ndarray:
     """Return the mean absolute difference between image 0 and image 1 looked up at `position` (bilinear).
 
@@ -119,7 +126,8 @@ def image_difference(image_0: np.ndarray, image_1: np.ndarray, position: np.ndar
     ndarray, (H, W), float32
     """
     x, y = (np.ascontiguousarray(position[..., i]) for i in (0, 1))
-    return cv2.absdiff(image_0, cv2.remap(image_1, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)).mean(-1)
+    there = cv2.remap(image_1, x, y, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
+    return mean_colour(cv2.absdiff(image_0, there))
 
 # %% ../../nbs/core/06_images.ipynb #31b89e63
 def guided_filter(

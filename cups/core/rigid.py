@@ -111,17 +111,45 @@ _DAMPING = 1e-6
 """Added to the normal equations, relative to their diagonal, so that few or collinear points can be solved, too."""
 
 
-def _projection_jacobian(moved: Tensor, calibration: Calibration) -> Tensor:
-    """Return the derivatives of (x, y, disparity) by a twist applied to points (..., N, 3), (..., N, 3, 6)."""
-    fx, fy, fb = calibration.fx, calibration.fy, calibration.fx * calibration.baseline_m
-    x, y, z = moved[..., 0], moved[..., 1], moved[..., 2].clamp(min=_NEAREST_M)
-    zero = torch.zeros_like(x)
-    slope = torch.stack(
-        [fx / z, zero, -fx * x / z**2, zero, fy / z, -fy * y / z**2, zero, zero, -fb / z**2], -1
-    ).reshape(*x.shape, 3, 3)
-    return torch.cat([slope, torch.linalg.cross(moved.unsqueeze(-2), slope)], -1)  # a turn adds turn x point
+def _projection_jacobian(moved: Tensor, scale: Tensor, calibration: Calibration) -> Tensor:
+    """Return the derivatives of (x, y, disparity) by a twist applied to points.
+
+    Parameters
+    ----------
+    moved : Tensor, (..., 3, N)
+        In metres; coordinates come before points, which makes every operation one on long rows.
+    scale : Tensor, (..., 3, N)
+        What x, y and disparity are multiplied by.
+    calibration : Calibration
+
+    Returns
+    -------
+    Tensor, (..., 6, 3, N)
+    """
+    x, y, z = moved.unbind(-2)
+    near = 1 / z.clamp(min=_NEAREST_M)
+    to_x, to_y, to_disparity = (factor * near for factor in (
+        calibration.fx * scale[..., 0, :], calibration.fy * scale[..., 1, :],
+        calibration.fx * calibration.baseline_m * scale[..., 2, :],
+    ))  # fmt: skip
+    x_by_z, y_by_z, disparity_by_z = -x * near * to_x, -y * near * to_y, -near * to_disparity
+    none = torch.zeros_like(x)
+    rows = [
+        to_x, none, none,
+        none, to_y, none,
+        x_by_z, y_by_z, disparity_by_z,
+        y * x_by_z, y * y_by_z - z * to_y, y * disparity_by_z,  # a turn adds turn x point
+        z * to_x - x * x_by_z, -x * y_by_z, -x * disparity_by_z,
+        -y * to_x, x * to_y, none,
+    ]  # fmt: skip
+    return torch.stack(rows, -2).unflatten(-2, (6, 3))
 
 # %% ../../nbs/core/10_rigid.ipynb #9d47eb31
+def _rows(points: Tensor) -> Tensor:
+    """Return points (..., N, 3) with their coordinates before them, (..., 3, N)."""
+    return points.mT.contiguous()
+
+
 def refine_motion(
     motion: Tensor,
     points_0: Tensor,
@@ -152,20 +180,19 @@ def refine_motion(
     Tensor, (..., 4, 4)
     """
     dtype = motion.dtype
-    motion, points_0, observed = motion.double(), points_0.double(), observed.double()
-    noise_px = noise_px.double().expand(observed.shape)
+    noise_px = noise_px.expand(observed.shape)
+    motion, points, observed, noise_px = (t.double() for t in (motion, *map(_rows, (points_0, observed, noise_px))))
     damping = _DAMPING * torch.eye(6, dtype=torch.float64, device=motion.device)
     for _ in range(steps):
-        moved = transform(motion, points_0)
-        residual = (project(moved, calibration) - observed) / noise_px
-        weight = (1 + residual.square().sum(-1) / outlier_scale**2) ** -2
-        weight = weight * (moved[..., 2] > _NEAREST_M)
+        moved = motion[..., :3, :3] @ points + motion[..., :3, 3:]
+        residual = (_rows(project(moved.mT, calibration)) - observed) / noise_px
+        root = 1 / (1 + residual.square().sum(-2) / outlier_scale**2)  # of the weight
+        root = root * (moved[..., 2, :] > _NEAREST_M)
         if weights is not None:
-            weight = weight * weights
-        jacobian = _projection_jacobian(moved, calibration) / noise_px.unsqueeze(-1)
-        weighted = jacobian * weight[..., None, None]
-        normal = torch.einsum("...nij,...nik->...jk", weighted, jacobian)
-        gradient = torch.einsum("...nij,...ni->...j", weighted, residual)
+            root = root * weights.sqrt()
+        jacobian = _projection_jacobian(moved, root.unsqueeze(-2) / noise_px, calibration).flatten(-2)
+        normal = jacobian @ jacobian.mT
+        gradient = jacobian @ (residual * root.unsqueeze(-2)).flatten(-2).unsqueeze(-1)
         scale = normal.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp(min=1e-9)
-        motion = se3_exp(-torch.linalg.solve(normal + damping * scale, gradient)) @ motion
+        motion = se3_exp(-torch.linalg.solve(normal + damping * scale, gradient).squeeze(-1)) @ motion
     return motion.to(dtype)

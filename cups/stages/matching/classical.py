@@ -15,7 +15,7 @@ from torch import Tensor
 
 from ...core.errors import InputError
 from ...core.geometry import visible
-from ...core.images import root_colour, to_array
+from ...core.images import mean_colour, root_colour, to_array
 from ...core.records import Calibration, Matches, StereoSample
 from .given_depth import given_disparities
 from .guided_flow import guided_flow
@@ -127,22 +127,23 @@ _COST_RADIUS_PX = 2
 _EDGE_VARIANCE = 1e-3
 """Variance of brightness above which a window holds an edge: about the square of `_COST_LIMIT`."""
 
-_MEAN_COLOUR = np.full((1, 3), 1 / 3, np.float32)
-"""Weights of red, green and blue."""
-
 class _EdgeAwareMean:
     """The guided filter of one guide (H, W), float32, whose own means are computed once."""
 
     def __init__(self, guide: np.ndarray) -> None:
-        self.guide = cv2.merge([guide] * 3)
-        self.mean = self._blur(self.guide)
-        self.variance = np.maximum(self._blur(self.guide * self.guide) - self.mean * self.mean, 0) + _EDGE_VARIANCE
+        self.guide, self.mean = guide, self._blur(guide)
+        self.variance = np.maximum(self._blur(guide * guide) - self.mean * self.mean, 0) + _EDGE_VARIANCE
 
     def __call__(self, values: np.ndarray) -> np.ndarray:
-        """Return values (H, W, 3), float32, averaged over windows that do not cross edges of the guide."""
-        mean = self._blur(values)
-        slope = (self._blur(values * self.guide) - mean * self.mean) / self.variance
-        return self._blur(mean - slope * self.mean) + self._blur(slope) * self.guide
+        """Return values (H, W), float32, averaged over windows that do not cross edges of the guide."""
+        mean, slope = self._blur(values), self._blur(values * self.guide)
+        slope -= mean * self.mean  # in place: most of the time goes into new memory
+        slope /= self.variance
+        mean -= slope * self.mean
+        smoothed = self._blur(slope)
+        smoothed *= self.guide
+        smoothed += self._blur(mean)
+        return smoothed
 
     def _blur(self, values: np.ndarray) -> np.ndarray:
         return cv2.blur(values, (2 * _COST_RADIUS_PX + 1, 2 * _COST_RADIUS_PX + 1))
@@ -175,17 +176,19 @@ def snap_to_edges(disparity: np.ndarray, left: np.ndarray, right: np.ndarray) ->
     disparities.
     """
     rows, columns = np.indices(disparity.shape, np.float32)
-    smooth = _EdgeAwareMean(cv2.transform(left, _MEAN_COLOUR))
+    smooth = _EdgeAwareMean(mean_colour(left))
     for radius in _SEARCH_RADII_PX:
         square = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8)
         candidates = [disparity, cv2.erode(disparity, square), cv2.dilate(disparity, square)]
         costs = []
         for candidate in candidates:
             there = cv2.remap(right, columns - candidate, rows, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-            cost = np.minimum(cv2.transform(cv2.absdiff(left, there), _MEAN_COLOUR) / _COST_LIMIT, 1)
-            cost[columns < candidate] = 0.5  # outside the right image there is no evidence for or against
-            costs.append(cost)
-        same, smaller, larger = cv2.split(smooth(cv2.merge(costs)))
+            cost = mean_colour(cv2.absdiff(left, there, dst=there))
+            cost /= _COST_LIMIT
+            np.minimum(cost, 1, out=cost)
+            np.putmask(cost, columns < candidate, 0.5)  # outside the right image nothing speaks for or against
+            costs.append(smooth(cost))
+        same, smaller, larger = costs
         chosen = np.where(smaller < same, candidates[1], disparity)
         chosen = np.where(larger < np.minimum(same, smaller), candidates[2], chosen)
         disparity = cv2.medianBlur(chosen, 5)
@@ -205,12 +208,13 @@ def fill_rows(disparity: np.ndarray, known: np.ndarray) -> np.ndarray:
     ndarray, (H, W), float32
         Rows without a known disparity are 0.
     """
-    columns = np.arange(disparity.shape[1])
-    before = np.maximum.accumulate(np.where(known, columns, -1), axis=1)
-    after = np.minimum.accumulate(np.where(known, columns, len(columns))[:, ::-1], axis=1)[:, ::-1]
-    rows = np.arange(len(disparity))[:, None]
-    left = np.where(before >= 0, disparity[rows, np.maximum(before, 0)], np.inf)
-    right = np.where(after < len(columns), disparity[rows, np.minimum(after, len(columns) - 1)], np.inf)
+    columns = np.arange(disparity.shape[1], dtype=np.int32)
+    before = np.maximum.accumulate(np.where(known, columns, np.int32(-1)), axis=1)
+    after = np.minimum.accumulate(np.where(known, columns, np.int32(len(columns)))[:, ::-1], axis=1)[:, ::-1]
+    starts = len(columns) * np.arange(len(disparity), dtype=np.int32)[:, None]
+    left = np.where(before >= 0, disparity.take(starts + np.maximum(before, 0)), np.float32(np.inf))
+    nearest = np.minimum(after, np.int32(len(columns) - 1))
+    right = np.where(after < len(columns), disparity.take(starts + nearest), np.float32(np.inf))
     filled = np.minimum(left, right)
     return np.where(known, disparity, np.where(np.isfinite(filled), filled, 0)).astype(np.float32)
 

@@ -307,10 +307,12 @@ def guided_flow(
         As in `inverse_search_flow`.
     """
     there_and_back = (grey, grey[::-1])
-    forward, motion = rough_motion(grey, *disparities[0], camera, finest_scale + 1, stride_px)
+    with ThreadPoolExecutor(1) as pool:
+        job = pool.submit(inverse_search_flow, *there_and_back[1], finest_scale + 1, stride_px)
+        forward, motion = rough_motion(grey, *disparities[0], camera, finest_scale + 1, stride_px)
+        backward = job.result()
     if motion is None:  # no texture, or no depth
         return tuple(inverse_search_flow(*pair, finest_scale, stride_px) for pair in there_and_back)
-    backward = inverse_search_flow(*there_and_back[1], finest_scale + 1, stride_px)
     views = tuple(half_view(image, *known) for image, known in zip(grey, disparities, strict=True))
     height, width = views[0].grey.shape
     ratio = np.array([width / grey[0].shape[1], height / grey[0].shape[0]], np.float32)

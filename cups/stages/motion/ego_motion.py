@@ -45,10 +45,17 @@ class Measurements:
     disparity_noise_px: Tensor
     calibration: Calibration
 
-    def __getitem__(self, index: Tensor) -> Measurements:
+    def __getitem__(self, index: Tensor | tuple) -> Measurements:
         """Return the measurements of some pixels; an index of several dimensions makes groups."""
         names = ("points", "observed", "disparity", "noise_px", "disparity_noise_px")
-        return replace(self, **{name: getattr(self, name)[index] for name in names})
+        values = {name: getattr(self, name) for name in names}
+        if isinstance(index, Tensor):
+            index = index.nonzero()[:, 0] if index.dtype == torch.bool else index
+            # several times as fast as an index in brackets
+            values = {n: v.index_select(0, index.reshape(-1)).unflatten(0, index.shape) for n, v in values.items()}
+        else:
+            values = {name: value[index] for name, value in values.items()}
+        return replace(self, **values)
 
 # %% ../../../nbs/stages/motion/01_ego_motion.ipynb #fe3191d6
 FAR_M = 1e4
@@ -56,6 +63,18 @@ FAR_M = 1e4
 
 _FILLED_SHARE, _FILLED_PX = 0.3, 1.5
 """Standard deviation of a filled-in disparity: this share of it, and at least so many pixels."""
+
+def _measured_noise(flow: SceneFlow, noise_px: Tensor) -> dict[str, Tensor]:
+    """Return `noise_px` and `disparity_noise_px` of the measurements of all pixels; see `measurements`."""
+    disparities = (flow.disparity_0, flow.depth_seen_0), (flow.disparity_1, flow.depth_seen_1)
+    at_0, at_1 = (
+        torch.where(seen, noise_px[2], (_FILLED_SHARE * disparity).clamp(min=_FILLED_PX)).reshape(-1)
+        for disparity, seen in disparities
+    )
+    noise = noise_px.repeat(len(at_1), 1)
+    noise[:, 2] = at_1
+    return {"noise_px": noise, "disparity_noise_px": at_0}
+
 
 def measurements(flow: SceneFlow, noise_px: Tensor) -> Measurements:
     """Return the measurements of all pixels in reading order.
@@ -68,17 +87,10 @@ def measurements(flow: SceneFlow, noise_px: Tensor) -> Measurements:
     """
     x, y = pixel_grid(*flow.disparity_0.shape, device=flow.flow.device) + flow.flow
     observed = torch.stack([x, y, flow.disparity_1], -1).reshape(-1, 3)
-    noise = noise_px.repeat(len(observed), 1)
-    disparities = (flow.disparity_0, flow.depth_seen_0), (flow.disparity_1, flow.depth_seen_1)
-    at_0, at_1 = (
-        torch.where(seen, noise_px[2], (_FILLED_SHARE * disparity).clamp(min=_FILLED_PX)).reshape(-1)
-        for disparity, seen in disparities
-    )
-    noise[:, 2] = at_1
     far = back_project(torch.full_like(flow.disparity_0, FAR_M), flow.calibration)
     points = torch.where(flow.disparity_0.unsqueeze(-1) > 0, flow.points_0, far).reshape(-1, 3)
     return Measurements(
-        points, observed, flow.disparity_0.reshape(-1), noise, at_0, flow.calibration
+        points, observed, flow.disparity_0.reshape(-1), **_measured_noise(flow, noise_px), calibration=flow.calibration
     )
 
 # %% ../../../nbs/stages/motion/01_ego_motion.ipynb #ae8b7157
@@ -111,25 +123,25 @@ def squared_errors(motions: Tensor, m: Measurements) -> Tensor:
         Chi-squared with three degrees of freedom where a motion is right.
     """
     camera = m.calibration
-    moved = transform(motions, m.points)
-    predicted = project(moved, camera)
-    x, y, z = moved.unbind(-1)
+    moved = motions[..., :3, :3] @ m.points.mT + motions[..., :3, 3:]  # (..., 3, N): long rows are fast
+    x, y, z = moved.unbind(-2)
     # d moved / d disparity = -(moved - translation) / disparity
-    drift = (motions[..., None, :3, 3] - moved) / m.disparity.clamp(min=MIN_DISPARITY_PX).unsqueeze(-1)
+    drift_x, drift_y, drift_z = (motions[..., :3, 3:] - moved).div_(
+        m.disparity.clamp(min=MIN_DISPARITY_PX).unsqueeze(-2)
+    ).unbind(-2)
     inverse = 1 / z.clamp(min=1e-3)  # finite behind the camera, too
-    slope = torch.stack(
-        [
-            camera.fx * (drift[..., 0] - x * inverse * drift[..., 2]) * inverse,
-            camera.fy * (drift[..., 1] - y * inverse * drift[..., 2]) * inverse,
-            -camera.fx * camera.baseline_m * inverse * inverse * drift[..., 2],
-        ],
-        -1,
+    x, y, disparity = x * inverse, y * inverse, camera.fx * camera.baseline_m * inverse
+    predicted = camera.fx * x + camera.cx, camera.fy * y + camera.cy, disparity
+    slopes = (
+        camera.fx * (drift_x - x * drift_z) * inverse,
+        camera.fy * (drift_y - y * drift_z) * inverse,
+        -disparity * inverse * drift_z,
     )
-    error = (m.observed - predicted) / m.noise_px
-    slope = slope / m.noise_px
-    along = (error * slope).sum(-1)
-    variance = m.disparity_noise_px.pow(-2) + slope.square().sum(-1)
-    return (error.square().sum(-1) - along.square() / variance).clamp(min=0)
+    squared, along, variance = 0, 0, m.disparity_noise_px.pow(-2)
+    for at, slope, seen, noise in zip(predicted, slopes, m.observed.unbind(-1), m.noise_px.unbind(-1), strict=True):
+        error, slope = (seen - at) / noise, slope / noise
+        squared, along, variance = squared + error * error, along + error * slope, variance + slope * slope
+    return (squared - along.square() / variance).clamp(min=0)
 
 # %% ../../../nbs/stages/motion/01_ego_motion.ipynb #b0c4ff92
 _OUTLIER_SCALE = 3.0
@@ -227,9 +239,10 @@ MAD_TO_DEVIATION = 1.48
 
 def with_residual_noise(ego: EgoMotion) -> EgoMotion:
     """Return the ego-motion with its noise raised to that of the trusted pixels' residuals, where that is larger."""
-    m = ego.measurements[ego.flow.trusted.reshape(-1)]
+    every = ego.measurements
+    m = every[ego.flow.trusted.reshape(-1)]
     residual = (m.observed - project(transform(ego.camera_motion, m.points), m.calibration)).abs()
     deviation = MAD_TO_DEVIATION * residual.median(0).values
     deviation[2] /= 2**0.5  # the error of two disparities
     noise_px = torch.maximum(ego.flow.noise_px, deviation)
-    return replace(ego, noise_px=noise_px, measurements=measurements(ego.flow, noise_px))
+    return replace(ego, noise_px=noise_px, measurements=replace(every, **_measured_noise(ego.flow, noise_px)))

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 
 import cv2
 import numpy as np
@@ -13,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ...core.geometry import project
-from ...core.images import guided_filter, image_difference, root_colour, to_array
+from ...core.images import guided_filter, image_difference, mean_colour, root_colour, to_array
 from ...core.records import StereoSample
 from ...core.rigid import transform
 from ..ground import find_ground, no_ground
@@ -70,6 +71,11 @@ class Appearance:
     at_rest: np.ndarray
     favours_flow: np.ndarray
     limit: float
+
+    @cached_property
+    def brightness(self) -> np.ndarray:
+        """Brightness of image 0, (H, W), float32."""
+        return mean_colour(self.image_0)
 
 # %% ../../../nbs/stages/motion/03_moving_regions.ipynb #0e628039
 _DIFFERENCE_LIMIT = 5.0
@@ -213,7 +219,7 @@ class Evidence:
         matched, seen = self.known[window] * matched, cv2.blur(seen, (3, 3))  # single pixels match by chance
         weights = np.abs(matched) + np.abs(seen) + np.abs(prior) + _MIN_WEIGHT
         votes = (matched + seen + prior) / weights
-        guides = [self.appearance.image_0[window].mean(-1), self.layout.log_disparity[window]]
+        guides = [self.appearance.brightness[window], self.layout.log_disparity[window]]
         return guided_filter(guides, votes, weights, radius, _EDGE_VARIANCE)
 
 # %% ../../../nbs/stages/motion/03_moving_regions.ipynb #2bded80a
@@ -234,7 +240,7 @@ def gather_evidence(sample: StereoSample, ego: EgoMotion, settings: MotionSettin
     """
     static = squared_errors(ego.camera_motion, ego.measurements)
     appearance = compare_images(sample, ego, static)
-    texture = texture_confidence(appearance.image_0.mean(-1))
+    texture = texture_confidence(appearance.brightness)
     return Evidence(
         ego,
         static=(static.clamp(max=ERROR_LIMIT) / ERROR_LIMIT).reshape(sample.size).cpu().numpy(),

@@ -302,12 +302,13 @@ MIN_TRACKED_POINTS = 20
 def fit_regions(regions: Tensor, ego: EgoMotion, generator: torch.Generator) -> RegionMotions:
     """Return regions (H, W), numbered 1..R, with their motions."""
     count = int(regions.max())
-    flat = regions.reshape(-1)
-    tracked, seen = (torch.where(of.reshape(-1), flat, 0) for of in (ego.flow.tracked, ego.flow.flow_seen))
+    inside = regions.reshape(-1).nonzero()[:, 0]
+    numbers = regions.reshape(-1)[inside]
+    tracked, seen = (torch.where(of.reshape(-1)[inside], numbers, 0) for of in (ego.flow.tracked, ego.flow.flow_seen))
     sizes, seen_sizes = (torch.bincount(of, minlength=count + 1) for of in (tracked, seen))
-    some = torch.where(seen_sizes[flat] < MIN_TRACKED_POINTS, flat, seen)
-    usable = torch.where(sizes[flat] < MIN_TRACKED_POINTS, some, tracked)
-    m = ego.measurements[draw_from_regions(usable, count, generator)]
+    some = torch.where(seen_sizes[numbers] < MIN_TRACKED_POINTS, numbers, seen)
+    usable = torch.where(sizes[numbers] < MIN_TRACKED_POINTS, some, tracked)
+    m = ego.measurements[inside[draw_from_regions(usable, count, generator)]]
     motions, agreement = fit_motions(m, ego.camera_motion, generator)
     return RegionMotions(
         regions, motions, agreement.tolist(), sizes[1:].tolist(), seen_sizes[1:].tolist(),
