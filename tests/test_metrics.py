@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from shared import shared_folder
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from cups.core.errors import InputError
 from cups.core.records import VOID
@@ -175,14 +177,34 @@ def score_on_other_ranks(index, folder, shares):
     score_on_one_rank(index + 1, folder, shares)
 
 
-def test_keeps_counts_only():
+class Operations(TorchDispatchMode):
+    """Count PyTorch's operations, and the elements that they make."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = self.elements = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        made = function(*args, **kwargs or {})
+        self.count += 1
+        self.elements += sum(t.numel() for t in tree_leaves(made) if isinstance(t, torch.Tensor))
+        return made
+
+
+def test_keeps_counts_only_and_passes_few_times_over_the_pixels():
     maps = related_maps(0, count=4)
     prediction, target = (m.repeat_interleave(11, 1).repeat_interleave(13, 2)[:, :512, :1024] for m in maps)
     assert prediction.shape == (4, 512, 1024, 2)
     metric = make(**SPLIT)
-    metric.update(prediction, target)
+    with Operations() as many:
+        metric.update(prediction, target)
     state = [tensor for tensors in metric.metric_state.values() for tensor in tensors]
     assert sum(t.numel() * t.element_size() for t in state) / len(prediction) < 50e3
+    metric.reset()
+    with Operations() as few:  # one segment in each image
+        metric.update(prediction[:, :1, :1].expand_as(prediction), target[:, :1, :1].expand_as(target))
+    assert many.count <= few.count, "operations do not grow with the number of segments"
+    assert many.elements < 15 * prediction.numel()
 
 
 def test_classes_that_do_not_occur_are_left_out():

@@ -335,19 +335,19 @@ def test_labels_of_an_unknown_version_are_those_of_the_first(copy):
 def test_the_method_is_the_one_of_its_version(tmp_path):
     """If this fails the method has changed: count METHOD_VERSION up, and write down what it makes now.
 
-    Processors round differently: a few pixels may differ, and on two small frames k-means ends elsewhere, so what the
-    method makes is written down for both kinds that it was run on.
+    Processors round differently: a few pixels may differ. On two small frames k-means may end elsewhere, so what the
+    method makes is written down for both machines that differed.
     """
     video = render_scenes(tmp_path / "video", 2, seed=2, height=96, width=192, workers=1)
     store = generate(video, tmp_path / "labels", PseudoLabelSettings(num_classes=6, num_object_classes=2), 1)
     made = store.statistics()
-    known = {
-        (2, 1): [2460, 9505, 1538, 850, 1124, 13191, 217, 537],
-        (1, 2): [10944, 2673, 1798, 849, 1179, 13377, 76, 671],
-    }
-    assert METHOD_VERSION == 5 and made.proposals[:6].tolist() == [0] * 6
-    expected = known[tuple(made.proposals[6:].tolist())]
-    assert (made.pixels - torch.tensor(expected)).abs().sum() < 300
+    known = [
+        ([0, 0, 0, 0, 0, 0, 2, 1], [2460, 9505, 1538, 850, 1124, 13191, 217, 537]),  # most machines
+        ([0, 0, 0, 0, 0, 0, 1, 2], [10944, 2673, 1798, 849, 1179, 13377, 76, 671]),  # one whose processor has AVX2 alone
+    ]
+    objects = made.proposals.tolist()
+    assert METHOD_VERSION == 5
+    assert any(objects == n and (made.pixels - torch.tensor(px)).abs().sum() < 300 for n, px in known), made.pixels
 
 
 # Training
