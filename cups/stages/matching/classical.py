@@ -208,13 +208,12 @@ def fill_rows(disparity: np.ndarray, known: np.ndarray) -> np.ndarray:
     ndarray, (H, W), float32
         Rows without a known disparity are 0.
     """
-    columns = np.arange(disparity.shape[1], dtype=np.int32)
-    before = np.maximum.accumulate(np.where(known, columns, np.int32(-1)), axis=1)
-    after = np.minimum.accumulate(np.where(known, columns, np.int32(len(columns)))[:, ::-1], axis=1)[:, ::-1]
-    starts = len(columns) * np.arange(len(disparity), dtype=np.int32)[:, None]
-    left = np.where(before >= 0, disparity.take(starts + np.maximum(before, 0)), np.float32(np.inf))
-    nearest = np.minimum(after, np.int32(len(columns) - 1))
-    right = np.where(after < len(columns), disparity.take(starts + nearest), np.float32(np.inf))
+    columns = np.arange(disparity.shape[1])
+    before = np.maximum.accumulate(np.where(known, columns, -1), axis=1)
+    after = np.minimum.accumulate(np.where(known, columns, len(columns))[:, ::-1], axis=1)[:, ::-1]
+    rows = np.arange(len(disparity))[:, None]
+    left = np.where(before >= 0, disparity[rows, np.maximum(before, 0)], np.inf)
+    right = np.where(after < len(columns), disparity[rows, np.minimum(after, len(columns) - 1)], np.inf)
     filled = np.minimum(left, right)
     return np.where(known, disparity, np.where(np.isfinite(filled), filled, 0)).astype(np.float32)
 
