@@ -105,11 +105,12 @@ def root_colour(image: np.ndarray) -> np.ndarray:
     return cv2.LUT(image, np.sqrt(np.arange(256, dtype=np.float32) / 255))
 
 # %% ../../nbs/core/06_images.ipynb #ffb5f75a
-_MEAN = np.full((1, 3), 1 / 3, np.float32)
+_MEAN_COLOUR = np.full((1, 3), 1 / 3, np.float32)
+"""Weights of red, green and blue."""
 
 def mean_colour(image: np.ndarray) -> np.ndarray:
     """Return the mean (H, W) of the colours of an image (H, W, 3), float32."""
-    return cv2.transform(image, _MEAN)
+    return cv2.transform(image, _MEAN_COLOUR)
 
 
 def image_difference(image_0: np.ndarray, image_1: np.ndarray, position: np.ndarray) -> np.ndarray:

@@ -12,12 +12,18 @@ from .geometry import project
 from .records import Calibration
 
 # %% auto #0
-__all__ = ['transform', 'invert', 'se3_exp', 'rotation_angle', 'kabsch', 'reprojection_residuals', 'refine_motion']
+__all__ = ['transform', 'transform_rows', 'invert', 'se3_exp', 'rotation_angle', 'kabsch', 'reprojection_residuals',
+           'refine_motion']
 
 # %% ../../nbs/core/10_rigid.ipynb #497bdd5c
 def transform(motion: Tensor, points: Tensor) -> Tensor:
     """Apply motions (..., 4, 4) to points (..., N, 3) in metres."""
     return points @ motion[..., :3, :3].transpose(-1, -2) + motion[..., None, :3, 3]
+
+
+def transform_rows(motion: Tensor, rows: Tensor) -> Tensor:
+    """Apply motions (..., 4, 4) to points whose coordinates come first, (..., 3, N): long rows are computed fast."""
+    return motion[..., :3, :3] @ rows + motion[..., :3, 3:]
 
 
 def invert(motion: Tensor) -> Tensor:
@@ -184,7 +190,7 @@ def refine_motion(
     motion, points, observed, noise_px = (t.double() for t in (motion, *map(_rows, (points_0, observed, noise_px))))
     damping = _DAMPING * torch.eye(6, dtype=torch.float64, device=motion.device)
     for _ in range(steps):
-        moved = motion[..., :3, :3] @ points + motion[..., :3, 3:]
+        moved = transform_rows(motion, points)
         residual = (_rows(project(moved.mT, calibration)) - observed) / noise_px
         root = 1 / (1 + residual.square().sum(-2) / outlier_scale**2)  # of the weight
         root = root * (moved[..., 2, :] > _NEAREST_M)
