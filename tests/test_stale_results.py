@@ -343,7 +343,7 @@ def test_the_method_is_the_one_of_its_version(tmp_path):
     made = store.statistics()
     known = [
         ([0, 0, 0, 0, 0, 0, 2, 1], [2460, 9505, 1538, 850, 1124, 13191, 217, 537]),  # most machines
-        ([0, 0, 0, 0, 0, 0, 1, 2], [10944, 2673, 1798, 849, 1179, 13377, 76, 671]),  # one whose processor has AVX2 alone
+        ([0, 0, 0, 0, 0, 0, 1, 2], [10944, 2673, 1798, 849, 1179, 13377, 76, 671]),  # one with AVX2 alone
     ]
     objects = made.proposals.tolist()
     assert METHOD_VERSION == 5
