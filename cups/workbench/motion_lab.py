@@ -22,7 +22,7 @@ from ..core.records import Calibration
 from ..core.rigid import invert, transform
 from ..stages.pipeline import FrameAnalysis
 from .rules import drop_advice, drop_reason
-from .view.plot_place import placed
+from .view.plot_place import Plot, placed
 from .widgets import LAB_WIDTH, MONOSPACE, ClickPicture, counted, png_bytes
 
 # %% auto #0
@@ -340,10 +340,9 @@ class MotionLab(widgets.VBox):
         )
         self.dropped.add_class("cups-lab-rows")
         self.region: int | None = None
-        # before the plot: anywidget gives up on a picture that waits for two seconds while the plot is first drawn
         self.picture = ClickPicture(value=png_bytes(region_picture(analysis)), about="objects; click a region")
         self.picture.on_pixel(lambda x, y: self.select(region_at(self.analysis, x, y)))
-        self.figure = go.FigureWidget(self._figure())
+        self.figure = Plot(self._figure())
         self.about = widgets.HTML(escape(region_about(analysis, None)))
         for control in (self.colouring, self.arrow_frames):
             control.observe(self._update, "value")

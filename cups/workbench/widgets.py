@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from html import escape
-from importlib.resources import files
 from io import BytesIO
 
 import anywidget
 import numpy as np
 import traitlets
 from PIL import Image
+
+from .view.browser_files import script
 
 # %% auto #0
 __all__ = ['LAB_WIDTH', 'MONOSPACE', 'png_bytes', 'ClickPicture', 'counted', 'fault_html']
@@ -50,7 +51,7 @@ class ClickPicture(anywidget.AnyWidget):
         What the picture shows, and what a click does, for screen readers and as a tooltip.
     """
 
-    _esm = files("cups.workbench.view").joinpath("click_picture.js").read_text(encoding="utf-8")
+    _esm = script("click_picture.js")
     _css = ".cups-click-picture {display: block; max-width: 100%; max-height: 200px; cursor: crosshair}"
 
     value = traitlets.Bytes().tag(sync=True)

@@ -39,6 +39,12 @@ LABS = {
 """By the class of their element: what to run before, the module, and the call."""
 
 
+def lab_cells(name: str) -> tuple[str, str]:
+    """Return the sources of two cells: what a lab needs, and the lab."""
+    before, module, call = LABS[name]
+    return before, f"from {module} import {call.partition('(')[0]}\n\n{call}"
+
+
 @pytest.fixture(scope="module")
 def files(lab):
     """Make a small video, its labels and two runs in JupyterLab's folder."""
@@ -61,9 +67,7 @@ def labs(window, lab, files):
 
     def open_lab(name: str) -> Page:
         if name not in opened:
-            before, module, call = LABS[name]
-            source = f"from {module} import {call.partition('(')[0]}\n\n{call}"
-            write_notebook(lab.folder / f"{name}.ipynb", before, source)
+            write_notebook(lab.folder / f"{name}.ipynb", *lab_cells(name))
             opened[name] = Page(window.new_page(), lab, f"{name}.ipynb")
             opened[name].run_all()
         return opened[name]
@@ -119,6 +123,35 @@ MIDDLE_OF_LARGEST = (
     "(max(analysis.proposals.diagnostics['dropped'], key=lambda d: d['region_px']))"
 )
 """Number, row and column of the middle of the largest dropped region: a browser rounds the place of a click."""
+
+
+GIVE_UP = """
+const timeout = AbortSignal.timeout.bind(AbortSignal);
+AbortSignal.timeout = (ms) => timeout(ms === 2000 ? 0 : ms);
+"""
+"""anywidget gives up on a widget after two seconds; with this script at once, as if the browser were slow."""
+
+
+def test_a_slow_browser_draws_the_data_and_hears_the_kernel(browser, lab, artefacts):
+    context = browser.new_context(viewport={"width": 1280, "height": 800})
+    context.add_init_script(GIVE_UP)
+    write_notebook(lab.folder / "slow.ipynb", *lab_cells("motion-lab"))
+    notebook = Page(context.new_page(), lab, "slow.ipynb")
+    given_up = []
+    notebook.page.on("pageerror", lambda error: given_up.append(str(error)))
+    notebook.run_all()
+    found = notebook.page.locator(".cups-motion-lab")
+    image = found.locator(".cups-click-picture")
+    traces = "plot => plot.data?.[0]?.x?.length ?? 0"
+    wait_for(lambda: found.locator(".js-plotly-plot").evaluate(traces) > 1000, "the plot has no points")
+    picture = image.get_attribute("src")
+    found.locator("select").select_option(index=1)
+    wait_for(lambda: image.get_attribute("src") != picture, "the picture does not change")
+    found.get_by_text("trust", exact=True).click()
+    found.get_by_text("not trusted").wait_for()
+    notebook.page.screenshot(path=artefacts / "slow_browser.png")
+    assert any("Failed to initialize model" in error for error in given_up)
+    context.close()
 
 
 def test_a_click_selects_a_region_in_the_list_and_the_cloud(labs, lab, artefacts):

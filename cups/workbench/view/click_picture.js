@@ -1,6 +1,9 @@
 // A picture that says which of its pixels was clicked.
 
+import {listen} from "./hearing.js";
+
 export default {
+  initialize: listen,
   render({model, el}) {
     const picture = document.createElement("img");
     picture.className = "cups-click-picture";

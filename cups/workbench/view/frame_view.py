@@ -5,9 +5,7 @@
 # %% ../../../nbs/workbench/view/01_frame_view.ipynb #e7b48695
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
-from importlib.resources import files
 from typing import Any
 
 import anywidget
@@ -15,25 +13,10 @@ import traitlets
 from fastcore.basics import patch
 
 from ..layers import KEYS, LAYERS, Packet
+from .browser_files import script, style
 
 # %% auto #0
-__all__ = ['joined_modules', 'FrameView']
-
-# %% ../../../nbs/workbench/view/01_frame_view.ipynb #152579c9
-_FILES = files("cups.workbench.view")
-_MODULES = ("frames.js", "pixels.js", "controls.js", "picture.js", "view.js")
-
-
-def joined_modules(sources: list[str]) -> str:
-    """Return ES modules as one: without their imports of each other, and with the default export only.
-
-    Parameters
-    ----------
-    sources : list of str
-        Each imports only from those before it; no two define the same name.
-    """
-    text = re.sub(r'^import [^;]* from "\./[^;]*;\n', "", "\n".join(sources), flags=re.MULTILINE)
-    return re.sub(r"^export (?!default)", "", text, flags=re.MULTILINE)
+__all__ = ['FrameView']
 
 # %% ../../../nbs/workbench/view/01_frame_view.ipynb #90bad431
 class FrameView(anywidget.AnyWidget):
@@ -75,8 +58,8 @@ class FrameView(anywidget.AnyWidget):
         `radius` in pixels and `colour`. While there is one, a drag without Alt, Shift or Ctrl is sent as a stroke.
     """
 
-    _esm = joined_modules([_FILES.joinpath(name).read_text(encoding="utf-8") for name in _MODULES])
-    _css = _FILES.joinpath("frame_view.css").read_text(encoding="utf-8")
+    _esm = script("frames.js", "pixels.js", "controls.js", "picture.js", "view.js")
+    _css = style("frame_view.css")
 
     names = traitlets.List(traitlets.Unicode()).tag(sync=True)
     titles = traitlets.Dict(LAYERS).tag(sync=True)

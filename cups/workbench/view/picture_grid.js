@@ -1,5 +1,7 @@
 // Pictures in a grid, each a button with a caption: a click chooses one, a double click opens it.
 
+import {listen} from "./hearing.js";
+
 const make = (tag, name, text = "") => {
   const element = document.createElement(tag);
   element.className = name;
@@ -87,6 +89,7 @@ class Grid {
 }
 
 export default {
+  initialize: listen,
   render({model, el}) {
     const grid = new Grid(model, el);
     return () => grid.remove();

@@ -6,22 +6,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
 from typing import Any
 
 import anywidget
 import numpy as np
 import traitlets
 
+from .browser_files import script, style
 from ..widgets import png_bytes
 
 # %% auto #0
 __all__ = ['PictureGrid']
 
 # %% ../../../nbs/workbench/view/02_picture_grid.ipynb #58999119
-_FILES = files("cups.workbench.view")
-
-
 class PictureGrid(anywidget.AnyWidget):
     """Pictures with captions.
 
@@ -39,8 +36,8 @@ class PictureGrid(anywidget.AnyWidget):
         Place of the picture that was clicked; -1 for none.
     """
 
-    _esm = _FILES.joinpath("picture_grid.js").read_text(encoding="utf-8")
-    _css = _FILES.joinpath("picture_grid.css").read_text(encoding="utf-8")
+    _esm = script("picture_grid.js")
+    _css = style("picture_grid.css")
 
     files = traitlets.List(traitlets.Bytes()).tag(sync=True)
     captions = traitlets.List(traitlets.Unicode()).tag(sync=True)

@@ -1,5 +1,7 @@
 // One bar a track over the frames of a clip: a click goes to a frame and selects the track there.
 
+import {listen} from "./hearing.js";
+
 const make = (tag, name, text = "") => {
   const element = document.createElement(tag);
   element.className = name;
@@ -200,6 +202,7 @@ class Bars {
 }
 
 export default {
+  initialize: listen,
   render({model, el}) {
     const bars = new Bars(model, el);
     return () => bars.remove();

@@ -5,18 +5,16 @@
 # %% ../../../nbs/workbench/view/04_track_bars.ipynb #399c9a65
 from __future__ import annotations
 
-from importlib.resources import files
 
 import anywidget
 import traitlets
+
+from .browser_files import script, style
 
 # %% auto #0
 __all__ = ['TrackBars']
 
 # %% ../../../nbs/workbench/view/04_track_bars.ipynb #416408b9
-_FILES = files("cups.workbench.view")
-
-
 class TrackBars(anywidget.AnyWidget):
     """Bars of tracks, and a cursor at the frame that is shown.
 
@@ -33,8 +31,8 @@ class TrackBars(anywidget.AnyWidget):
         Number of the track that was clicked; 0 for none.
     """
 
-    _esm = _FILES.joinpath("track_bars.js").read_text(encoding="utf-8")
-    _css = _FILES.joinpath("track_bars.css").read_text(encoding="utf-8")
+    _esm = script("track_bars.js")
+    _css = style("track_bars.css")
 
     count = traitlets.Int(0).tag(sync=True)
     rows = traitlets.List(traitlets.Dict()).tag(sync=True)

@@ -2,6 +2,7 @@
 
 import {LayerTable, Strip, button, legendElement, make, range} from "./controls.js";
 import {Frames} from "./frames.js";
+import {listen} from "./hearing.js";
 import {Picture} from "./picture.js";
 import {outlinePath, pixelText, segmentMask} from "./pixels.js";
 
@@ -602,6 +603,7 @@ class View {
 }
 
 export default {
+  initialize: listen,
   render({model, el}) {
     const view = new View(model, el);
     return () => view.remove();
