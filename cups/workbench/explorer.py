@@ -36,6 +36,7 @@ from .showing import has_front_end
 from .stage_cache import StageCache
 from .sources import DatasetSource, Frame, FrameSource, neighbours, open_source, planned
 from .view.frame_view import FrameView
+from .view.plot_place import plot_class
 from .waiting import Progress, Stopped, Watch
 from .widgets import counted
 
@@ -257,11 +258,13 @@ def close(self: FrameExplorer) -> None:
 # %% ../../nbs/workbench/14_explorer.ipynb #7c1a0e32
 @patch
 def _sense(self: FrameExplorer, dataset: StereoDataset) -> None:
-    """Say above the picture what is wrong with the data set as a whole."""
+    """Say above the picture what is wrong with the data set as a whole, and import what plots in labs need."""
     if has_front_end():  # which asks for a frame at once; both together would only be slower
         self._served.wait()
     if self.source is not None:  # not closed meanwhile
         self.view.notice = "\n".join(sense(dataset))
+        if has_front_end():
+            plot_class()
 
 # %% ../../nbs/workbench/14_explorer.ipynb #75dc14bd
 @patch

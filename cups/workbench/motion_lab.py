@@ -22,7 +22,7 @@ from ..core.records import Calibration
 from ..core.rigid import invert, transform
 from ..stages.pipeline import FrameAnalysis
 from .rules import drop_advice, drop_reason
-from .view.plot_place import Plot, placed
+from .view.plot_place import placed, plot_class
 from .widgets import LAB_WIDTH, MONOSPACE, ClickPicture, counted, png_bytes
 
 # %% auto #0
@@ -342,7 +342,7 @@ class MotionLab(widgets.VBox):
         self.region: int | None = None
         self.picture = ClickPicture(value=png_bytes(region_picture(analysis)), about="objects; click a region")
         self.picture.on_pixel(lambda x, y: self.select(region_at(self.analysis, x, y)))
-        self.figure = Plot(self._figure())
+        self.figure = plot_class()(self._figure())
         self.about = widgets.HTML(escape(region_about(analysis, None)))
         for control in (self.colouring, self.arrow_frames):
             control.observe(self._update, "value")

@@ -25,7 +25,7 @@ from cups.workbench.run_records import (
 )  # fmt: skip
 from .run_scores import class_html, result_name, results_of, score_html
 from .view.picture_grid import PictureGrid
-from .view.plot_place import Plot, placed
+from .view.plot_place import placed, plot_class
 from .widgets import MONOSPACE, fault_html
 
 # %% auto #0
@@ -79,7 +79,7 @@ def _tabs(self: RunBrowser) -> widgets.Tab:
     self.only_different = widgets.Checkbox(description="only what differs", indent=False)
     parameters = widgets.VBox([self.only_different, widgets.Box([self.parameters], layout=scrolled)])
     self.measure = widgets.Dropdown(description="Curve:", layout={"width": "420px"})
-    self.figure = Plot(curves_figure({}, ""))
+    self.figure = plot_class()(curves_figure({}, ""))
     curves = widgets.VBox([self.measure, placed(self.figure)], layout={"width": "100%"})
     self.tabs = widgets.Tab(
         [widgets.Box([self.scores], layout=scrolled), parameters, curves, self._frame_tab()], titles=_TABS

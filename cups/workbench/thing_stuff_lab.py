@@ -23,7 +23,7 @@ from ..core.records import PanopticLabel
 from ..core.splits import SplitChoice, ThingStuffSplit, chosen_split
 from ..labels.store import CHOICE_FILE, PseudoLabelStore
 from .layers import ORANGE
-from .view.plot_place import Plot, placed
+from .view.plot_place import placed, plot_class
 from .widgets import LAB_WIDTH, fault_html, png_bytes
 
 # %% auto #0
@@ -241,7 +241,7 @@ def _controls(self: ThingStuffLab) -> widgets.Widget:
 @patch
 def _bars(self: ThingStuffLab) -> widgets.Widget:
     """Make the figure; its line can be dragged, its bars clicked."""
-    self.figure = Plot(self._figure())
+    self.figure = plot_class()(self._figure())
     config = {"edits": {"shapePosition": True}, "displayModeBar": False, "responsive": True}
     place = placed(self.figure)
     self.figure._config = self.figure._config | config

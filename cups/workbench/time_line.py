@@ -30,7 +30,7 @@ from .layers import Packet, instance_layer, message, picture, sampled, step_for
 from .sources import ByteCache
 from .track_paths import frame_trace, paths_figure, paths_trace, runs, track_colour, track_name
 from .view.frame_view import FrameView
-from .view.plot_place import Plot, placed
+from .view.plot_place import placed, plot_class
 from .view.track_bars import TrackBars
 from .widgets import LAB_WIDTH, MONOSPACE, counted, fault_html
 
@@ -203,7 +203,7 @@ def show_clip(self: TimeLine, first: str) -> None:
     )  # fmt: skip
     self.view.on_request(self._answer)
     self.bars = TrackBars(count=len(clip.frames))
-    self.figure = Plot(paths_figure(clip))
+    self.figure = plot_class()(paths_figure(clip))
     self.list = widgets.Select(layout={"width": "auto"})
     self.list.add_class("cups-lab-rows")
     self._links = [widgets.jslink((self.view, "frame"), (self.bars, "frame")),

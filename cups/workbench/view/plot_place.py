@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from functools import cache
 
 import anywidget
 import ipywidgets as widgets
@@ -16,28 +17,26 @@ import traitlets
 from .browser_files import script, style
 
 # %% auto #0
-__all__ = ['Plot', 'placed']
+__all__ = ['plot_class', 'placed']
 
 # %% ../../../nbs/workbench/view/03_plot_place.ipynb #56616c33
-class Plot(go.FigureWidget):
-    """A `FigureWidget` of plotly that waits for its data.
+@cache
+def plot_class() -> type[go.FigureWidget]:
+    """Return the class of plots, a `FigureWidget` of plotly that waits for its data in the browser."""
 
-    Attributes
-    ----------
-    plotly_source, plotly_version : str
-        Plotly's own module for the browser, and its version.
-    """
+    class Plot(go.FigureWidget):
+        _esm = script("plot.js")
 
-    _esm = script("plot.js")
+        plotly_source = traitlets.Unicode(str(go.FigureWidget._esm)).tag(sync=True)
+        plotly_version = traitlets.Unicode(plotly.__version__).tag(sync=True)
 
-    plotly_source = traitlets.Unicode(str(go.FigureWidget._esm)).tag(sync=True)
-    plotly_version = traitlets.Unicode(plotly.__version__).tag(sync=True)
+        def send_state(self, key: str | list[str] | None = None) -> None:
+            """Send the state, all of it by default: plotly keeps data and layout only as they were at first."""
+            if key is None:
+                self._widget_layout, self._widget_data = deepcopy(self._layout_obj._props), deepcopy(self._data)
+            super().send_state(key)
 
-    def send_state(self, key: str | list[str] | None = None) -> None:
-        """Send the state, all of it if no trait is named: plotly keeps data and layout only as they were at first."""
-        if key is None:
-            self._widget_layout, self._widget_data = deepcopy(self._layout_obj._props), deepcopy(self._data)
-        super().send_state(key)
+    return Plot
 
 # %% ../../../nbs/workbench/view/03_plot_place.ipynb #16be4a58
 class _Place(anywidget.AnyWidget):
@@ -47,7 +46,7 @@ class _Place(anywidget.AnyWidget):
     _css = style("plot_place.css")
 
 
-def placed(figure: Plot) -> widgets.VBox:
+def placed(figure: go.FigureWidget) -> widgets.VBox:
     """Return a plot in a place that it fills from side to side, in the colours of the theme."""
     figure.update_layout(autosize=True, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
     figure._config = figure._config | {"displaylogo": False, "responsive": True}  # it listens to the window
