@@ -22,8 +22,9 @@ from ..core.records import Calibration
 from ..core.rigid import invert, transform
 from ..stages.pipeline import FrameAnalysis
 from .rules import drop_advice, drop_reason
+from .view.click_picture import ClickPicture
 from .view.plot_place import placed, plot_class
-from .widgets import LAB_WIDTH, MONOSPACE, ClickPicture, counted, png_bytes
+from .widgets import LAB_WIDTH, MONOSPACE, counted, png_bytes
 
 # %% auto #0
 __all__ = ['own_motion_m', 'residual_px', 'cloud_pixels', 'plotted', 'camera_frustum', 'object_arrows', 'image_colours',

@@ -20,8 +20,9 @@ from PIL import Image
 
 from ..core.errors import InputError
 from ..core.memory import release_memory
+from .view.click_picture import ClickPicture
 from .waiting import Progress, Stopped, Watch
-from .widgets import ClickPicture, fault_html
+from .widgets import fault_html
 
 # %% auto #0
 __all__ = ['has_front_end', 'pictures_in', 'Opener', 'shown']

@@ -144,6 +144,7 @@ def test_a_slow_browser_draws_the_data_and_hears_the_kernel(browser, lab, artefa
     image = found.locator(".cups-click-picture")
     traces = "plot => plot.data?.[0]?.x?.length ?? 0"
     wait_for(lambda: found.locator(".js-plotly-plot").evaluate(traces) > 1000, "the plot has no points")
+    assert found.locator(".cups-plot.js-plotly-plot").count() == 1  # what the colours of the theme are for
     picture = image.get_attribute("src")
     found.locator("select").select_option(index=1)
     wait_for(lambda: image.get_attribute("src") != picture, "the picture does not change")

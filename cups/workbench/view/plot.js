@@ -24,6 +24,7 @@ export default () => {
       plot.initialize(parts);
     },
     async render(parts) {
+      parts.el.classList.add("cups-plot");
       await state;
       return plot.render(parts);
     },

@@ -50,5 +50,4 @@ def placed(figure: go.FigureWidget) -> widgets.VBox:
     """Return a plot in a place that it fills from side to side, in the colours of the theme."""
     figure.update_layout(autosize=True, paper_bgcolor="rgba(0,0,0,0)", plot_bgcolor="rgba(0,0,0,0)")
     figure._config = figure._config | {"displaylogo": False, "responsive": True}  # it listens to the window
-    figure.add_class("cups-plot")
     return widgets.VBox([figure, _Place()], layout={"width": "100%", "overflow": "hidden"})
