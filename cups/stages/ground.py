@@ -53,6 +53,22 @@ _HORIZONS = np.linspace(0.25, 0.65, 41)
 _MIN_ROAD_PX = 0.3
 """Pixels where the plane has a smaller disparity are ignored: they lie near the horizon or above it."""
 
+_FEW, _FINALISTS = 5, 50
+"""Every 5th point votes on all planes, all points on the 50 best: on street scenes the winner was among the 10 best."""
+
+
+def _votes(points: np.ndarray, disparity: np.ndarray, slopes: np.ndarray, horizons: np.ndarray) -> np.ndarray:
+    """Return the votes of N points, as of `_voted_plane`, for K planes d = slope (y - horizon), (K,), float32.
+
+    The planes may share their slope, ().
+    """
+    # 32 bits are enough for votes, and take half the time.
+    below = (points[:, 1] - horizons[:, None]).astype(np.float32)
+    plane = slopes.astype(np.float32)[..., None] * below
+    # Tolerance: half a pixel and 5 %. A point below the plane counts against it, less than one on it counts for it.
+    miss = (disparity.astype(np.float32) - plane) / (0.5 + 0.05 * np.abs(plane))
+    return np.sum((plane > _MIN_ROAD_PX) * (np.exp(-0.5 * miss**2) - np.float32(0.7) * (miss < -2.5)), axis=1)
+
 
 def _voted_plane(points: np.ndarray, disparity: np.ndarray, per_metre: float, height: int) -> np.ndarray:
     """Return coefficients (slope_x, slope_y, offset) of the level plane that most points vote for.
@@ -67,18 +83,13 @@ def _voted_plane(points: np.ndarray, disparity: np.ndarray, per_metre: float, he
     height : int
         Of the image, in pixels.
     """
-    # 32 bits are enough for votes, and take half the time.
-    below = (points[:, 1] - _HORIZONS[:, None] * height).astype(np.float32)
-    disparity, best = disparity.astype(np.float32), (-np.inf, None)
-    for slope in (per_metre / _CAMERA_HEIGHTS_M).tolist():
-        plane = slope * below
-        # Tolerance: half a pixel and 5 %. A point below the plane counts against it, less than one on it counts for it.
-        miss = (disparity - plane) / (0.5 + 0.05 * np.abs(plane))
-        score = np.sum((plane > _MIN_ROAD_PX) * (np.exp(-0.5 * miss**2) - np.float32(0.7) * (miss < -2.5)), axis=1)
-        if score.max() > best[0]:
-            horizon = _HORIZONS[score.argmax()] * height
-            best = (score.max(), np.array([0.0, slope, -slope * horizon]))
-    return best[1]
+    slopes, horizons = per_metre / _CAMERA_HEIGHTS_M, _HORIZONS * height
+    few = points[::_FEW], disparity[::_FEW]
+    votes = np.concatenate([_votes(*few, slope, horizons) for slope in slopes])  # all at once do not fit a cache
+    best = np.sort(np.argsort(-votes, kind="stable")[:_FINALISTS])
+    slopes, horizons = slopes[best // len(horizons)], horizons[best % len(horizons)]
+    winner = _votes(points, disparity, slopes, horizons).argmax()
+    return np.array([0.0, slopes[winner], -slopes[winner] * horizons[winner]])
 
 # %% ../../nbs/stages/02_ground.ipynb #6d8ab2cb
 _REFINEMENTS = 8
