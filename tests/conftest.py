@@ -14,18 +14,19 @@ LARGE = ["pytest", "nbformat", "execnb.shell", "ipykernel.kernelapp", "torch", "
          "plotly.graph_objects", "ipywidgets"]  # fmt: skip
 """What the copies of a process need: the module of tests whose function they run is among what they import."""
 
-FIRST = ["test_cluster", "test_jobs", "test_distributed", "test_onnx", "test_cli", "test_faults", "test_tracks",
-         "test_stale_results", "test_semantic_head"]  # fmt: skip
-"""The modules that take longest; a worker that began one of them last would keep the others waiting."""
+LONG = ["test_cluster", "test_jobs", "test_distributed", "test_onnx", "test_cli", "test_faults", "test_tracks",
+        "test_stale_results", "test_semantic_head"]  # fmt: skip
+"""The modules that take longest and start most processes. When they begin, the tests in the browser beside them have
+ended; a worker that began one of them last would keep the others waiting."""
 
 APART = "test_notebooks"
 """A module of many tests that share nothing: they come last and fill what time the workers have left."""
 
 
 def pytest_collection_modifyitems(items):
-    """Begin with what takes longest."""
-    order = {name: number for number, name in enumerate(FIRST)}
-    items.sort(key=lambda item: order.get(item.path.stem, len(order) + (item.path.stem == APART)))
+    """Begin with what is short."""
+    order = {name: number for number, name in enumerate([*LONG, APART])}
+    items.sort(key=lambda item: order.get(item.path.stem, -1))
 
 
 class Modules(LoadScopeScheduling):

@@ -77,7 +77,7 @@ def ended(run):
 
 
 def wait_for(condition, seconds=300):
-    """Wait until a condition holds, and return what it returned. The limit ends what hangs: other tests run meanwhile."""
+    """Wait until a condition holds, and return what it returned. The limit ends what hangs: others run meanwhile."""
     end = time.monotonic() + seconds
     while not (found := condition()):
         assert time.monotonic() < end, "it took too long"
