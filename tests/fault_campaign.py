@@ -144,13 +144,16 @@ def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
 
 
 def spawned(process: subprocess.Popen) -> list[psutil.Process]:
-    """Return the worker processes that a process started."""
+    """Return the worker processes that a process started: `dask worker` anew, `cups` as copies of a process."""
     found = []
     with suppress(psutil.NoSuchProcess):
         for child in psutil.Process(process.pid).children(recursive=True):
             with suppress(psutil.NoSuchProcess):
-                if "spawn_main" in " ".join(child.cmdline()):
+                command = " ".join(child.cmdline())
+                if "spawn_main" in command:
                     found.append(child)
+                elif "forkserver" in command:
+                    found += child.children()
     return alive(found)
 
 

@@ -15,7 +15,7 @@ from shutil import copytree
 import numpy as np
 import psutil
 import pytest
-from fault_campaign import without_progress
+from fault_campaign import spawned, without_progress
 
 from cups.cli import main
 from cups.core.errors import InputError
@@ -142,23 +142,13 @@ def test_a_scheduler_that_is_there_gives_the_same_bytes_and_its_loss_is_said(sce
     assert contents(tmp_path / "lost") == whole
 
 
-def workers(run) -> list[psutil.Process]:
-    """Return the worker processes of a run that live."""
-    living = []
-    for child in psutil.Process(run.pid).children():
-        with suppress(psutil.NoSuchProcess):  # one that was killed before may not have been collected yet
-            if "spawn_main" in " ".join(child.cmdline()):
-                living.append(child)
-    return living
-
-
 def test_a_killed_worker_is_replaced(scenes, whole, tmp_path):
     run = started(scenes, tmp_path / "out", "--workers", 2)
     wait_for(lambda: (tmp_path / "out" / "descriptions").exists() or run.poll() is not None)
     for done in (0, 2):  # one in the first pass, one in the second
         wait_for(lambda done=done: labelled(tmp_path / "out") >= done)
-        wait_for(lambda: workers(run))
-        workers(run)[0].kill()
+        wait_for(lambda: spawned(run))
+        spawned(run)[0].kill()
     assert ended(run)[::2] == (0, "")
     assert contents(tmp_path / "out") == whole
 
@@ -173,6 +163,14 @@ def test_killed_processes_leave_nobody_behind_and_the_next_run_goes_on(scenes, w
     assert labelled(tmp_path / "out") < COUNT
     assert main(["pseudo-labels", *arguments(scenes, tmp_path / "out", "--workers", 1)]) == 0
     assert contents(tmp_path / "out") == whole
+
+
+def test_an_interrupt_while_processes_start_ends_all_of_them_in_one_line(scenes, tmp_path):
+    run = started(scenes, tmp_path / "out", "--workers", 2)
+    children = wait_for(lambda: psutil.Process(run.pid).children())
+    os.killpg(run.pid, signal.SIGINT)  # as a terminal does
+    assert ended(run) == (130, "", "cups: interrupted; the same command goes on from here\n")
+    wait_for(lambda: not any(child.is_running() and child.status() not in GONE for child in children))
 
 
 def test_two_runs_share_a_folder(scenes, whole, tmp_path):
@@ -309,7 +307,7 @@ def die_at(item, deadly):
 
 
 def test_an_item_that_kills_its_workers_is_a_failure_and_the_others_are_done(monkeypatch):
-    monkeypatch.setitem(dask_pool._CONFIG, "distributed.scheduler.allowed-failures", 0)
+    monkeypatch.setattr(dask_pool, "DEATHS", 0)
     with Engine(Workers(2)) as engine:
         found = dict(engine.map_unordered(partial(die_at, deadly=3), range(8)))
     died = found.pop(3)

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import islice
+from multiprocessing import forkserver, get_all_start_methods, resource_tracker
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from time import monotonic
@@ -37,6 +38,7 @@ from distributed import (
     WorkerPlugin,
     get_worker,
 )
+from distributed.utils import get_mp_context
 from fastcore.basics import patch
 
 from ..core.errors import InputError
@@ -94,9 +96,33 @@ def frames_in_flight(free_bytes: int, cores: int) -> int:
     """
     return max(1, min((free_bytes - _NETWORKS_BYTES) // _FRAME_BYTES, cores))
 
+# %% ../../nbs/run/05_dask_pool.ipynb #f3a33e1f
+_COPIES = "forkserver"
+"""Python's name for processes that are copies of one."""
+
+_IMPORTS = ["distributed", "cups.run.generate"]
+
+
+def _import_once() -> None:
+    """Start the process that those on this machine are copies of, and wait until it has imported what they need."""
+    context = get_mp_context()
+    if context.get_start_method() != _COPIES:
+        return
+    context.set_forkserver_preload(_IMPORTS)
+    for name, value in dask.config.get("distributed.nanny.pre-spawn-environ").items():
+        os.environ.setdefault(name, str(value))
+    resource_tracker.ensure_running()  # here, since its start lets signals through again
+    blocked = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT])
+    try:
+        forkserver.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
+    first = context.Process(target=int)  # can be interrupted, unlike the start of Dask's processes
+    first.start()
+    first.join()
+
 # %% ../../nbs/run/05_dask_pool.ipynb #41a62818
 _LOOPBACK = "127.0.0.1"
-
 
 def _process(number: int, workers: Workers) -> dict[str, Any]:
     """Return Dask's description of process `number` on this machine."""
@@ -115,6 +141,7 @@ def _process(number: int, workers: Workers) -> dict[str, Any]:
 def _local_cluster(workers: Workers) -> SpecCluster:
     """Start a scheduler in this process, and processes that work for it."""
     check_guarded()
+    _import_once()
     options = {"host": _LOOPBACK, "port": 0, "dashboard": workers.dashboard, "dashboard_address": f"{_LOOPBACK}:0"}
     cluster = SpecCluster(scheduler={"cls": Scheduler, "options": options}, silence_logs=logging.CRITICAL)
     cluster.worker_spec |= {number: _process(number, workers) for number in range(workers.processes)}
@@ -208,11 +235,16 @@ _FAILED_STARTS = 20
 _TASKS_PER_THREAD = 4
 """Tasks in flight for each thread of the workers: a finished one is replaced before the thread has to wait."""
 
-_CONFIG = {
-    "distributed.scheduler.allowed-failures": DEATHS,
-    "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,  # else each thread keeps its own freed memory
-}
-"""What Dask is told for the scheduler and the processes on this machine."""
+
+def _config(workers: Workers) -> dict[str, Any]:
+    """Return what Dask is told for the scheduler and the processes on this machine."""
+    config = {
+        "distributed.scheduler.allowed-failures": DEATHS,
+        "distributed.nanny.pre-spawn-environ.MALLOC_ARENA_MAX": 1,  # else each thread keeps its own freed memory
+    }
+    if _COPIES in get_all_start_methods() and not workers.devices:
+        config["distributed.worker.multiprocessing-method"] = _COPIES
+    return config
 
 # %% ../../nbs/run/05_dask_pool.ipynb #788b038c
 @contextmanager
@@ -252,7 +284,7 @@ class DaskPool:
     def __init__(self, workers: Workers) -> None:
         self.workers, self._close = workers, ExitStack()
         try:
-            self._close.enter_context(dask.config.set(_CONFIG))
+            self._close.enter_context(dask.config.set(_config(workers)))
             self._close.enter_context(_quiet())
             self.cluster = None
             if not workers.scheduler:
@@ -261,7 +293,7 @@ class DaskPool:
             self.client = self._connect(workers.scheduler)
             self._close.callback(self.client.close, timeout=ANSWER_S)
         except BaseException:
-            self._close.close()
+            self.close(now=True)
             raise
         self.address = workers.scheduler or self.client.scheduler.address
         self._looked, self._threads, self._failed_starts = 0.0, 0, 0
