@@ -16,8 +16,8 @@ LARGE = ["pytest", "nbformat", "execnb.shell", "ipykernel.kernelapp", "torch", "
 
 LONG = ["test_cluster", "test_jobs", "test_distributed", "test_onnx", "test_cli", "test_faults", "test_tracks",
         "test_stale_results", "test_semantic_head"]  # fmt: skip
-"""The modules that take longest and start most processes. When they begin, the tests in the browser beside them have
-ended; a worker that began one of them last would keep the others waiting."""
+"""The modules that take longest and start most processes: late, to leave the tests in the browser beside them alone,
+and not last, since a worker that began one of them then would keep the others waiting."""
 
 APART = "test_notebooks"
 """A module of many tests that share nothing: they come last and fill what time the workers have left."""
