@@ -165,9 +165,12 @@ def test_killed_processes_leave_nobody_behind_and_the_next_run_goes_on(scenes, w
     assert contents(tmp_path / "out") == whole
 
 
-def test_an_interrupt_while_processes_start_ends_all_of_them_in_one_line(scenes, tmp_path):
+@pytest.mark.parametrize("count", [2, 4])  # the process that workers are copies of is importing; workers start
+def test_an_interrupt_while_processes_start_ends_all_of_them_in_one_line(scenes, tmp_path, count):
     run = started(scenes, tmp_path / "out", "--workers", 2)
-    children = wait_for(lambda: psutil.Process(run.pid).children())
+    process = psutil.Process(run.pid)
+    wait_for(lambda: len(process.children(recursive=True)) >= count)
+    children = process.children(recursive=True)
     os.killpg(run.pid, signal.SIGINT)  # as a terminal does
     assert ended(run) == (130, "", "cups: interrupted; the same command goes on from here\n")
     wait_for(lambda: not any(child.is_running() and child.status() not in GONE for child in children))

@@ -100,7 +100,8 @@ def frames_in_flight(free_bytes: int, cores: int) -> int:
 _COPIES = "forkserver"
 """Python's name for processes that are copies of one."""
 
-_IMPORTS = ["distributed", "cups.run.generate"]
+_IMPORTS = ["distributed", "cups.stages.pipeline"]
+"""What takes long to import; the rest of what a task needs takes a fraction of a second."""
 
 
 def _import_once() -> None:
@@ -109,6 +110,7 @@ def _import_once() -> None:
     if context.get_start_method() != _COPIES:
         return
     context.set_forkserver_preload(_IMPORTS)
+    # Dask would set these when it starts the first of its processes: too late for those that are copies.
     for name, value in dask.config.get("distributed.nanny.pre-spawn-environ").items():
         os.environ.setdefault(name, str(value))
     resource_tracker.ensure_running()  # here, since its start lets signals through again
@@ -282,11 +284,10 @@ class DaskPool:
     """
 
     def __init__(self, workers: Workers) -> None:
-        self.workers, self._close = workers, ExitStack()
+        self.workers, self.cluster, self._close = workers, None, ExitStack()
         try:
             self._close.enter_context(dask.config.set(_config(workers)))
             self._close.enter_context(_quiet())
-            self.cluster = None
             if not workers.scheduler:
                 self.cluster = _queue_cluster(workers.cluster) if workers.cluster else _local_cluster(workers)
                 self._close.callback(_close_cluster, self.cluster)
@@ -299,9 +300,12 @@ class DaskPool:
         self._looked, self._threads, self._failed_starts = 0.0, 0, 0
 
     def _connect(self, address: str) -> Client:
-        """Return a client of the scheduler at an address, or of the cluster if that is empty."""
+        """Return a client of the scheduler at an address, or of the cluster's if that is empty."""
+        security = None
+        if not address:  # a client of the cluster would wait for its processes; interrupted, nothing could close these
+            address, security = self.cluster.scheduler_address, self.cluster.security
         try:
-            return Client(address or self.cluster, timeout=ANSWER_S, set_as_default=False)
+            return Client(address, timeout=ANSWER_S, security=security, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
             reason = "no answer" if isinstance(error, TimeoutError) else " ".join(str(error).split())
             raise InputError(f"{address}: no Dask scheduler can be reached ({reason})") from None
@@ -321,8 +325,8 @@ class DaskPool:
 # %% ../../nbs/run/05_dask_pool.ipynb #6d542a0c
 def _kill(cluster: SpecCluster | None) -> None:
     """Kill the processes on this machine."""
-    nannies = cluster.workers.values() if cluster else ()
-    for nanny in [worker for worker in nannies if isinstance(worker, Nanny)]:
+    created = cluster._created if cluster else ()  # `workers` lacks those that are still starting
+    for nanny in [worker for worker in created if isinstance(worker, Nanny)]:
         nanny.close_gracefully()  # lest it starts another process
         if nanny.pid:
             with suppress(OSError):  # it has ended
