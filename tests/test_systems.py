@@ -229,7 +229,7 @@ def test_signals_of_this_system_are_not_needed_to_end_workers(monkeypatch):
         """The processes of a pool."""
 
         def __init__(self) -> None:
-            self.workers = {0: Ended()}
+            self._created = {Ended()}
 
     monkeypatch.delattr(signal, "SIGKILL")
     dask_pool._kill(Cluster())
