@@ -20,6 +20,7 @@ from ..core.files import write_atomically
 from ..core.parallel import one_thread, progress
 from ..core.records import Record
 from ..core.settings import settings_to_dict
+from ..stages.semantics.clusters import joined_centres
 from .checkpoints import steps_done
 from .correlation import correlation, correlation_loss, depth_correlation, farthest_points, shift_for
 from .frozen_features import FrozenFrame
@@ -354,9 +355,6 @@ def train_head(
 _VECTORS_PER_FRAME = 1000
 """Codes that are drawn from each frame to find the centres."""
 
-_VECTORS_PER_CENTRE = 20
-"""Small samples get fewer small clusters."""
-
 
 def draw_codes(frames: Iterable[FrozenFrame], result: HeadResult, seed: int = 0) -> Tensor:
     """Return codes (N, D) of length 1, drawn from all frames."""
@@ -387,19 +385,9 @@ def cosine_centres(codes: Tensor, num_classes: int = 27, seed: int = 0, num_clus
     InputError
         If there are fewer codes than classes.
     """
-    # Imported here, as in cups.stages.semantics.clusters.
-    from sklearn.cluster import AgglomerativeClustering, KMeans
-
     if len(codes) < num_classes:
         raise InputError(f"{num_classes} classes cannot be found in {len(codes)} codes")
-    num_clusters = min(num_clusters, max(num_classes, len(codes) // _VECTORS_PER_CENTRE))
-    with one_thread():
-        kmeans = KMeans(n_clusters=num_clusters, n_init=1, max_iter=50, random_state=seed).fit(codes.numpy())
-        centres = F.normalize(torch.from_numpy(kmeans.cluster_centers_.astype(np.float32)), dim=1)
-        if num_clusters == num_classes:
-            return centres
-        joining = AgglomerativeClustering(n_clusters=num_classes, metric="cosine", linkage="average")
-        classes = torch.from_numpy(joining.fit_predict(centres.numpy()))
+    centres, classes = joined_centres(codes, num_classes, seed, num_clusters)
     return torch.stack([centres[classes == k].mean(dim=0) for k in range(num_classes)])
 
 # %% ../../nbs/training/16_semantic_head.ipynb #15554860

@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor
+from torch.nn import functional as F
 
 from ...core.errors import InputError
 from ...core.files import write_bytes
@@ -27,7 +28,7 @@ from ...core.parallel import one_thread
 from ...core.records import ClassScores, Matches, Record, StereoSample
 
 # %% auto #0
-__all__ = ['FeatureSource', 'sample_features', 'Clusters', 'cuml_fault', 'fit_clusters', 'class_scores']
+__all__ = ['FeatureSource', 'sample_features', 'Clusters', 'cuml_fault', 'joined_centres', 'fit_clusters', 'class_scores']
 
 # %% ../../../nbs/stages/semantics/06_clusters.ipynb #f1dfc727
 class FeatureSource(Protocol):
@@ -154,25 +155,47 @@ def _kmeans() -> Any:
         return KMeans
 
 # %% ../../../nbs/stages/semantics/06_clusters.ipynb #ad713d9d
-def _joined_centres(rows: np.ndarray, num_centres: int, num_classes: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Return centres (M, C) of k-means clusters of rows (N, C), and which of K classes each belongs to, (M,)."""
-    # Imported here, since these packages take memory that processes which only label frames do not need.
-    from sklearn.cluster import AgglomerativeClustering
-
-    # 50 iterations: a few hundred centres need not be exact, since they are joined afterwards.
-    kmeans = _kmeans()(n_clusters=num_centres, n_init=1, max_iter=50, random_state=seed).fit(rows)
-    centres = np.asarray(kmeans.cluster_centers_, dtype=np.float32)
-    if num_centres == num_classes:
-        return centres, np.arange(num_centres)
-    return centres, AgglomerativeClustering(n_clusters=num_classes, linkage="ward").fit_predict(centres)
-
-# %% ../../../nbs/stages/semantics/06_clusters.ipynb #ec875bb5
 _VECTORS_PER_CENTRE = 20
 """Small samples get fewer centres, so that a centre is the mean of at least this many vectors on average."""
 
 
+def joined_centres(vectors: Tensor, num_classes: int, seed: int = 0, num_centres: int = 400) -> tuple[Tensor, Tensor]:
+    """Return the centres of small clusters, and which of K classes each belongs to.
+
+    Parameters
+    ----------
+    vectors : Tensor, (N, C), float32
+        Of length 1, in an order that does not depend on chance.
+    num_classes : int
+        K <= N.
+    seed : int
+        Of the k-means initialisation.
+    num_centres : int
+        Number M >= K of k-means clusters that are joined into K classes; fewer if there are few vectors.
+
+    Returns
+    -------
+    centres : Tensor, (M, C), float32
+        Of length 1.
+    classes : Tensor, (M,), int64
+    """
+    # Imported here, since these packages take memory that processes which only label frames do not need.
+    from sklearn.cluster import AgglomerativeClustering
+
+    num_centres = min(num_centres, max(num_classes, len(vectors) // _VECTORS_PER_CENTRE))
+    with one_thread():
+        # 50 iterations: a few hundred centres need not be exact, since they are joined afterwards.
+        kmeans = _kmeans()(n_clusters=num_centres, n_init=1, max_iter=50, random_state=seed).fit(vectors.numpy())
+        centres = F.normalize(torch.from_numpy(np.asarray(kmeans.cluster_centers_, dtype=np.float32)), dim=1)
+        if num_centres == num_classes:
+            return centres, torch.arange(num_centres)
+        joining = AgglomerativeClustering(n_clusters=num_classes, metric="precomputed", linkage="average")
+        classes = joining.fit_predict(1 - (centres @ centres.T).numpy())
+    return centres, torch.from_numpy(classes.astype(np.int64))
+
+# %% ../../../nbs/stages/semantics/06_clusters.ipynb #ec875bb5
 def fit_clusters(
-    features: Tensor, num_classes: int = 27, seed: int = 0, num_centres: int = 400, alpha: float = 1.0
+    features: Tensor, num_classes: int = 27, seed: int = 0, num_centres: int = 400, sharpness: float = 40.0
 ) -> Clusters:
     """Cluster feature vectors of a whole data set into pseudo-classes.
 
@@ -186,8 +209,8 @@ def fit_clusters(
         Of the k-means initialisation.
     num_centres : int
         Number M >= K of k-means clusters that are joined into K classes; fewer if fewer vectors are distinct.
-    alpha : float
-        Sharpness of the class scores.
+    sharpness : float
+        Of the class scores: by how much the logarithm of a centre's score rises with the cosine, at average length.
 
     Raises
     ------
@@ -198,21 +221,14 @@ def fit_clusters(
     if not np.isfinite(rows).all():
         raise InputError("features to cluster are not all finite")
     rows = rows[np.lexsort(rows.T)]
-    different = min(len(rows), 1) + int((rows[1:] != rows[:-1]).any(axis=1).sum())
+    mean, scale = rows.mean(axis=0), np.maximum(rows.std(axis=0), 1e-6)  # a constant feature is not divided by 0
+    vectors = F.normalize(torch.from_numpy((rows - mean) / scale), dim=1)
+    different = len(vectors.unique(dim=0))
     if different < num_classes:
         raise InputError(f"{num_classes} classes cannot be found in {different} different feature vectors")
-    mean, scale = rows.mean(axis=0), np.maximum(rows.std(axis=0), 1e-6)  # a constant feature is not divided by 0
-    num_centres = min(num_centres, different, max(num_classes, len(rows) // _VECTORS_PER_CENTRE))
-    with one_thread():
-        centres, classes = _joined_centres((rows - mean) / scale, num_centres, num_classes, seed)
-    return Clusters(
-        torch.from_numpy(mean),
-        torch.from_numpy(scale),
-        torch.eye(rows.shape[1]),
-        torch.from_numpy(centres),
-        torch.from_numpy(classes.astype(np.int64)),
-        torch.tensor(alpha),
-    )
+    centres, classes = joined_centres(vectors, num_classes, seed, min(num_centres, different))
+    alpha = torch.tensor(sharpness / (2 * rows.shape[1] ** 0.5))
+    return Clusters(torch.from_numpy(mean), torch.from_numpy(scale), torch.eye(rows.shape[1]), centres, classes, alpha)
 
 # %% ../../../nbs/stages/semantics/06_clusters.ipynb #7fba8fb5
 _MIN_PROBABILITY = 1e-6
@@ -245,10 +261,10 @@ def class_scores(features: Tensor, clusters: Clusters, size: tuple[int, int]) ->
     vectors = (features.flatten(1).T - clusters.mean) / clusters.scale @ clusters.projection
     distances = vectors.square().sum(1, keepdim=True) - 2 * vectors @ clusters.centres.T
     shares = (-clusters.alpha * (distances + clusters.centres.square().sum(1))).softmax(dim=1)
-    member = torch.nn.functional.one_hot(clusters.classes, clusters.num_classes).to(shares)
+    member = F.one_hot(clusters.classes, clusters.num_classes).to(shares)
     log_probs = (shares @ member).clamp(min=_MIN_PROBABILITY).log()
     # Channels last: the classes of a pixel are adjacent in memory, here and in all that follows.
     log_probs = log_probs.view(1, height, width, -1).permute(0, 3, 1, 2)
-    log_probs = torch.nn.functional.interpolate(log_probs, size=size, mode="bilinear", align_corners=False)
+    log_probs = F.interpolate(log_probs, size=size, mode="bilinear", align_corners=False)
     log_probs = log_probs[0].permute(1, 2, 0)
     return ClassScores(torch.log_softmax(log_probs, -1, out=log_probs).permute(2, 0, 1))
