@@ -18,9 +18,10 @@ from torch.nn import functional as F
 from ..core.errors import InputError
 from ..core.files import write_atomically
 from ..core.parallel import one_thread, progress
-from ..core.records import Record
+from ..core.records import ClassScores, Record
 from ..core.settings import settings_to_dict
 from ..stages.semantics.clusters import joined_centres
+from ..stages.semantics.depthg import ClusterProbe
 from .checkpoints import steps_done
 from .correlation import correlation, correlation_loss, depth_correlation, farthest_points, shift_for
 from .frozen_features import FrozenFrame
@@ -28,7 +29,7 @@ from .trainer import LossHistory
 
 # %% auto #0
 __all__ = ['HeadSettings', 'window_of', 'Survey', 'survey', 'SemanticHead', 'draw_batch', 'head_losses', 'HeadResult',
-           'train_head', 'draw_codes', 'cosine_centres', 'head_classes', 'depthg_tensors']
+           'train_head', 'draw_codes', 'cosine_centres', 'head_scores', 'depthg_tensors']
 
 # %% ../../nbs/training/16_semantic_head.ipynb #5a40fbe9
 @dataclass(frozen=True)
@@ -391,8 +392,9 @@ def cosine_centres(codes: Tensor, num_classes: int = 27, seed: int = 0, num_clus
     return torch.stack([centres[classes == k].mean(dim=0) for k in range(num_classes)])
 
 # %% ../../nbs/training/16_semantic_head.ipynb #15554860
-def head_classes(frame: FrozenFrame, result: HeadResult, centres: Tensor, size: tuple[int, int]) -> Tensor:
-    """Return the class (H, W), int64, of every pixel of a frame.
+@torch.inference_mode()
+def head_scores(frame: FrozenFrame, result: HeadResult, centres: Tensor, size: tuple[int, int]) -> ClassScores:
+    """Return log-probabilities of the classes of a frame's pixels, as `DepthG` gives them with the head's file.
 
     Parameters
     ----------
@@ -404,8 +406,10 @@ def head_classes(frame: FrozenFrame, result: HeadResult, centres: Tensor, size: 
     """
     features = (frame.features.permute(1, 2, 0).float() - result.survey.mean) @ result.survey.basis
     code = result.head(features).permute(2, 0, 1)[None]
-    code = F.interpolate(code, size, mode="bilinear", align_corners=False)[0]
-    return torch.einsum("dhw,kd->khw", code, F.normalize(centres, dim=1)).argmax(dim=0)
+    code = F.interpolate(code, size, mode="bilinear", align_corners=False)
+    probe = ClusterProbe(*centres.shape)
+    probe.load_state_dict({"clusters": centres})
+    return ClassScores(probe(code)[0])
 
 # %% ../../nbs/training/16_semantic_head.ipynb #5976568d
 def depthg_tensors(transformer: nn.Module, result: HeadResult, centres: Tensor) -> dict[str, Tensor]:
