@@ -208,14 +208,14 @@ def fit_clusters(
     seed : int
         Of the k-means initialisation.
     num_centres : int
-        Number M >= K of k-means clusters that are joined into K classes; fewer if fewer vectors are distinct.
+        Number M >= K of k-means clusters that are joined into K classes; fewer if vectors are few or alike.
     sharpness : float
         Of the class scores: by how much the logarithm of a centre's score rises with the cosine, at average length.
 
     Raises
     ------
     InputError
-        If there are fewer distinct feature vectors than classes, or a feature is not finite.
+        If feature vectors have fewer directions than there are classes, or a feature is not finite.
     """
     rows = features.detach().cpu().float().numpy()
     if not np.isfinite(rows).all():
@@ -225,7 +225,7 @@ def fit_clusters(
     vectors = F.normalize(torch.from_numpy((rows - mean) / scale), dim=1)
     different = len(vectors.unique(dim=0))
     if different < num_classes:
-        raise InputError(f"{num_classes} classes cannot be found in {different} different feature vectors")
+        raise InputError(f"{num_classes} classes cannot be found in feature vectors of {different} directions")
     centres, classes = joined_centres(vectors, num_classes, seed, min(num_centres, different))
     alpha = torch.tensor(sharpness / (2 * rows.shape[1] ** 0.5))
     return Clusters(torch.from_numpy(mean), torch.from_numpy(scale), torch.eye(rows.shape[1]), centres, classes, alpha)
