@@ -368,7 +368,7 @@ def draw_codes(frames: Iterable[FrozenFrame], result: HeadResult, seed: int = 0)
         return F.normalize(result.head(torch.cat(drawn)), dim=1)
 
 # %% ../../nbs/training/16_semantic_head.ipynb #a6d9a469
-def cosine_centres(codes: Tensor, num_classes: int = 27, seed: int = 0, num_clusters: int = 400) -> Tensor:
+def cosine_centres(codes: Tensor, num_classes: int = 27, seed: int = 0, num_centres: int = 400) -> Tensor:
     """Return centres (K, D) of codes (N, D) of length 1, to be compared with codes by the cosine.
 
     Parameters
@@ -378,8 +378,8 @@ def cosine_centres(codes: Tensor, num_classes: int = 27, seed: int = 0, num_clus
         K.
     seed : int
         Of k-means.
-    num_clusters : int
-        Small clusters that are joined into K; fewer if there are few codes.
+    num_centres : int
+        Of the small clusters that are joined into K classes; fewer if there are few codes.
 
     Raises
     ------
@@ -388,7 +388,7 @@ def cosine_centres(codes: Tensor, num_classes: int = 27, seed: int = 0, num_clus
     """
     if len(codes) < num_classes:
         raise InputError(f"{num_classes} classes cannot be found in {len(codes)} codes")
-    centres, classes = joined_centres(codes, num_classes, seed, num_clusters)
+    centres, classes = joined_centres(codes, num_classes, seed, num_centres)
     return torch.stack([centres[classes == k].mean(dim=0) for k in range(num_classes)])
 
 # %% ../../nbs/training/16_semantic_head.ipynb #15554860
