@@ -229,7 +229,7 @@ def test_a_frame_without_objects_says_why():
 def test_the_explorer_shows_it_above_the_picture(tmp_path):
     write_folder(tmp_path / "video", rendered_clip(0), baseline_m=500.0)
     explorer = FrameExplorer.open("stereo_folder", tmp_path / "video", stages=False)
-    explorer.sensing.join(30)
+    explorer.preparing.join(30)
     assert "baseline_m 500 is implausible" in explorer.view.notice and explorer.view.message == ""
     explorer.close()
 
@@ -238,11 +238,11 @@ def test_nothing_waits_for_the_first_frame_of_a_closed_explorer(tmp_path, monkey
     write_folder(tmp_path / "video", rendered_clip(0), baseline_m=500.0)
     monkeypatch.setenv("JPY_SESSION_NAME", "explore.ipynb")  # a browser is there, and asks for nothing
     explorer = FrameExplorer.open("stereo_folder", tmp_path / "video", stages=False)
-    explorer.sensing.join(0.5)
-    assert explorer.sensing.is_alive()
+    explorer.preparing.join(0.5)
+    assert explorer.preparing.is_alive()
     explorer.close()
-    explorer.sensing.join(30)
-    assert not explorer.sensing.is_alive() and explorer.view.notice == ""
+    explorer.preparing.join(30)
+    assert not explorer.preparing.is_alive() and explorer.view.notice == ""
 
 
 @pytest.mark.parametrize(("size", "words"), [((96, 48), "images are 0.5 times as large"), ((192, 90), "says 192 x 96")])

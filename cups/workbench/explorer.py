@@ -14,6 +14,7 @@ from typing import Any
 
 import mistune
 import numpy as np
+import plotly.graph_objects as go
 from fastcore.basics import patch
 from PIL import Image
 from torch import Tensor
@@ -22,7 +23,6 @@ from ..core.class_colours import named_classes
 from ..core.errors import InputError
 from ..core.memory import release_memory, use_one_heap
 from ..core.pictures import image_rgb, panel
-from ..core.protocols import StereoDataset
 from ..core.records import PanopticLabel, StereoSample
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy
 from ..datasets.sense import sense
@@ -201,11 +201,13 @@ class FrameExplorer:
     ----------
     view : FrameView
         The widget.
-    sensing : Thread, optional
-        Looks at the data set of `open` once the browser has its first frame; `view.notice` is its result.
+    preparing : Thread, optional
+        Once the browser has its first frame, it looks at the data set of `open`, with `view.notice` as the result, and
+        reads what the labs need for plots.
     """
 
-    sensing: threading.Thread | None = None
+    preparing: threading.Thread | None = None
+    _plot: go.FigureWidget | None = None
 
     def __init__(
         self, source: FrameSource | None, taxonomy: Taxonomy = CITYSCAPES_19, max_width: int = 1024,
@@ -242,9 +244,8 @@ def open(
         explorer = cls(open_source(dataset, data_root, store, fps, **options), networks=found)
     except InputError as error:
         return cls(None, message=str(error))
-    if isinstance(explorer.source, DatasetSource):
-        explorer.sensing = threading.Thread(target=explorer._sense, args=[explorer.source.dataset], daemon=True)
-        explorer.sensing.start()
+    explorer.preparing = threading.Thread(target=explorer._prepare, daemon=True)
+    explorer.preparing.start()
     return explorer
 
 
@@ -254,17 +255,19 @@ def close(self: FrameExplorer) -> None:
     self.view.close()
     self._latest, self.source = None, None
     self._served.set()  # nothing waits for a frame any more
+    if self._plot is not None:
+        self._plot.close()
 
 # %% ../../nbs/workbench/14_explorer.ipynb #7c1a0e32
 @patch
-def _sense(self: FrameExplorer, dataset: StereoDataset) -> None:
-    """Say above the picture what is wrong with the data set as a whole, and import what plots in labs need."""
-    if has_front_end():  # which asks for a frame at once; both together would only be slower
+def _prepare(self: FrameExplorer) -> None:
+    """Say above the picture what is wrong with the data set as a whole, and read what the labs need for plots."""
+    if in_browser := has_front_end():  # which asks for a frame at once; both together would only be slower
         self._served.wait()
-    if self.source is not None:  # not closed meanwhile
-        self.view.notice = "\n".join(sense(dataset))
-        if has_front_end():
-            plot_class()
+    if isinstance(self.source, DatasetSource):
+        self.view.notice = "\n".join(sense(self.source.dataset))
+    if in_browser and self.source is not None:  # not closed meanwhile
+        self._plot = plot_class()()  # its model in the page reads plotly there
 
 # %% ../../nbs/workbench/14_explorer.ipynb #75dc14bd
 @patch

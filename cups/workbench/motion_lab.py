@@ -136,6 +136,10 @@ def image_colours(rgb: np.ndarray, pixels: Tensor) -> dict[str, Any]:
 _MAIN_COLOURS = 256
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #309c5a1c
+_SQUARES = {"symbol": "square", "size": 1.6}
+"""Markers of points. At this size they look like circles, which take a page without a GPU twice as long to draw."""
+
+
 def _top(values: Tensor, pixels: Tensor, percent: float, minimum: float) -> float:
     """Return a percentile of some pixels' values, no less than `minimum`."""
     some = values.reshape(-1).cpu()[pixels].numpy()
@@ -145,7 +149,7 @@ def _top(values: Tensor, pixels: Tensor, percent: float, minimum: float) -> floa
 def colour_marker(analysis: FrameAnalysis, pixels: Tensor, colouring: str, fps: float | None = None) -> dict[str, Any]:
     """Return plotly's marker of the points at `pixels` (N,): their values, the scale, and its bar with a unit."""
     if colouring == "image":
-        return {"size": 1.6, "showscale": False} | image_colours(image_rgb(analysis.sample.left_0), pixels)
+        return _SQUARES | {"showscale": False} | image_colours(image_rgb(analysis.sample.left_0), pixels)
     bar = {"thickness": 12, "len": 0.7, "x": 1.0}
     if colouring == "trust":
         values, scale = analysis.flow.trusted.float(), [[0, _COLOURS["not trusted"]], [1, _COLOURS["trusted"]]]
@@ -160,8 +164,8 @@ def colour_marker(analysis: FrameAnalysis, pixels: Tensor, colouring: str, fps: 
         shifts = np.linalg.norm(object_arrows(analysis)[1], axis=-1) * (fps or 1.0)
         high = 1.2 * float(shifts.max()) if len(shifts) else _top(values, pixels, 95, minimum=0.1)
     shown = values.reshape(-1).cpu()[pixels].numpy()
-    return {"size": 1.6, "color": shown, "colorscale": scale, "cmin": low, "cmax": high, "showscale": True,
-            "colorbar": {"title": {"text": title}} | bar}  # fmt: skip
+    return _SQUARES | {"color": shown, "colorscale": scale, "cmin": low, "cmax": high, "showscale": True,
+                       "colorbar": {"title": {"text": title}} | bar}  # fmt: skip
 
 # %% ../../nbs/workbench/20_motion_lab.ipynb #f622773a
 def _points(xyz: np.ndarray, **properties: Any) -> go.Scatter3d:
@@ -267,7 +271,7 @@ def motion_figure(
         _points(plotted(analysis.flow.points_0.reshape(-1, 3).cpu()[pixels]), mode="markers", name="points",
                 marker=colour_marker(analysis, pixels, colouring, fps), hovertemplate=unit, showlegend=False),
         _points(region_points(analysis, region), mode="markers", name="highlighted", hoverinfo="skip",
-                marker={"size": 3, "color": _COLOURS["highlight"]}),
+                marker=_SQUARES | {"size": 3, "color": _COLOURS["highlight"]}),
         *_arrows(analysis, arrow_frames),
     ]  # fmt: skip
     for time, motion in (("t", torch.eye(4)), ("t + 1", analysis.proposals.camera_motion)):

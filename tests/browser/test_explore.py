@@ -75,6 +75,12 @@ def test_first_frame(street, artefacts):
     assert "points are trusted" in page.view.locator(".cups-report").inner_text()
 
 
+def test_the_page_reads_plotly_before_a_lab_is_opened(street):
+    page, _ = street
+    wait_for(lambda: page.page.evaluate("Object.keys(globalThis.cupsPlotly ?? {}).length") == 1, "plotly is not read")
+    assert not page.page.locator(".cups-plot").count()
+
+
 LABS = {"motion-lab": "MotionLab(", "threshold-lab": "ThresholdLab(", "thing-stuff-lab": "ThingStuffLab(",
         "label-fixer": "LabelFixer(",
         "segment-filter": "SegmentFilter(", "run-browser": "RunBrowser("}  # fmt: skip

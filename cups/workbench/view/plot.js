@@ -15,6 +15,9 @@ async function plotlyWidget(version, source) {
   }
 }
 
+/** Return a promise, kept when the page has shown what else is new: a cloud of points takes a second to draw. */
+const nextPicture = () => new Promise((shown) => requestAnimationFrame(() => setTimeout(shown)));
+
 export default () => {
   let plot, state;
   return {
@@ -26,6 +29,7 @@ export default () => {
     async render(parts) {
       parts.el.classList.add("cups-plot");
       await state;
+      await nextPicture();
       return plot.render(parts);
     },
   };
