@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import threading
+import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -87,7 +88,10 @@ class LatestFirst:
 
     def _run(self) -> None:
         while (work := self._next()) is not None:
-            work()
+            try:
+                work()
+            except Exception:  # the thread must go on with the next request, whatever is wrong with this one
+                traceback.print_exc()
 
     def _next(self) -> Callable[[], None] | None:
         """Return what to do next, None when the thread should end."""

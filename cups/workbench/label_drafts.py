@@ -144,12 +144,16 @@ def save_drafts(labels: FixedLabels, drafts: Mapping[str, Draft]) -> None:
     Raises
     ------
     InputError
-        If some cannot be written; all others are.
+        If some cannot be written, or were saved by another one since they were read; all others are written.
     """
     faults = []
     for name in sorted(name for name, draft in drafts.items() if draft.unsaved):
         edits = drafts[name].edits
         try:
+            there = labels.read_fixed(name)[1] if labels.is_fixed(name) else ()
+            if there != drafts[name].saved:
+                fault = "was saved by another one since it was read; undo these edits and open the labels again"
+                raise InputError(f"{labels.folder / f'{name}.json'}: {fault}")
             if edits or labels.is_imported(name):
                 labels.write_fixed(name, replay(labels.start(name), edits), edits)
             else:

@@ -341,9 +341,19 @@ def restore(self: LabelFixer) -> None:
 
 @patch
 def _unusable(self: LabelFixer) -> bool:
-    """Return whether the frame has a saved fix that could not be read."""
+    """Return whether the frame has a saved fix that cannot be read, though the stored label can."""
     name = self.view.names[self.view.frame] if self.places else ""
-    return bool(name) and name not in self._drafts and self.labels.is_fixed(name)
+    if not name or name in self._drafts:
+        return False
+    try:
+        self.labels.store.read(name)
+    except InputError:
+        return False
+    try:
+        saved_draft(self.labels, name, self.labels.start(name))
+    except InputError:
+        return True
+    return False
 
 
 @patch

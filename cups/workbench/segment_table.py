@@ -132,7 +132,10 @@ class SegmentTable:
             with os.scandir(shard) as files:
                 for file in files:
                     if file.name.endswith(".json") and (name := file.name.removesuffix(".json")) in complete:
-                        state = file.stat()
+                        try:
+                            state = file.stat()
+                        except FileNotFoundError:
+                            continue  # it is being replaced
                         found[name] = (state.st_mtime_ns, state.st_size)
         return found
 

@@ -22,7 +22,7 @@ from ..core.errors import InputError
 from ..core.memory import release_memory
 from .view.click_picture import ClickPicture
 from .waiting import Progress, Stopped, Watch
-from .widgets import fault_html
+from .widgets import counted, fault_html
 
 # %% auto #0
 __all__ = ['has_front_end', 'pictures_in', 'Opener', 'shown']
@@ -91,7 +91,11 @@ class Opener(widgets.VBox):
         self.add_class("cups-opener")
 
     def press(self) -> None:
-        """Make the widget, and close the one before."""
+        """Make the widget, and close the one before, unless it holds edits that are not saved."""
+        if unsaved := [name for old in self.children[1:] for name in getattr(old, "unsaved", ())]:
+            frames = counted(len(unsaved), "frame")
+            self.status.value = fault_html(f"edits of {frames} are not saved: save or undo them first")
+            return
         self.button.disabled, self.status.value = True, "working …"
         if not signature(self.make).parameters:
             self._work(self.make)

@@ -337,7 +337,7 @@ class ThresholdLab(widgets.VBox):
     taxonomy : Taxonomy
         Classes of the ground truth.
     known : StageCache, optional
-        Results for the sample that are there already.
+        Results for the sample that are there already; those for another one are not used.
     named : Taxonomy, optional
         Names and colours of the classes, as the explorer has them. If None or of others, they come from the truth of
         this frame; without one the classes are numbers.
@@ -357,7 +357,9 @@ class ThresholdLab(widgets.VBox):
         self._unnamed = not fits and self.truth is not None  # until there is a label
         self.before: tuple[PseudoLabelSettings, FrameAnalysis] | None = None
         self.after: tuple[PseudoLabelSettings, FrameAnalysis] | None = None
-        cache = replace(known or StageCache(sample), classes=classes)
+        if known is None or known.sample.name != sample.name:
+            known = StageCache(sample)
+        cache = replace(known, classes=classes)
         self.recomputer = Recomputer(cache, self._show, self._progress, self._fault)
         parts = [self._tabs(), self._bar(), self._views(), self._numbers()]
         super().__init__(parts, layout={"width": "100%", "max_width": LAB_WIDTH})

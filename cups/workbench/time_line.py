@@ -192,7 +192,6 @@ def show_clip(self: TimeLine, first: str) -> None:
     if not clip.frames:
         raise InputError(f"{self.store.root}: no tracks of a clip that begins with {first}")
     old, self.clip, self.frame = self._parts, clip, 0
-    self.titles = {track.number: track_name(track, self.class_names) for track in clip.tracks}
     self._packets: ByteCache[Packet] = ByteCache(_CACHE_BYTES, lambda packet: sum(map(len, packet.buffers)))
     self._classes: dict[tuple[int, int], int] = {}
     self._unread, self._known = list(range(len(clip.frames))), Event()
@@ -225,6 +224,12 @@ def show_clip(self: TimeLine, first: str) -> None:
 
 
 @patch
+def _titles(self: TimeLine, clip: ClipTracks) -> dict[int, str]:
+    """Return the names of a clip's tracks by number."""
+    return {track.number: track_name(track, self.class_names) for track in clip.tracks}
+
+
+@patch
 def _choose(self: TimeLine, first: str) -> None:
     """Show another clip, or say why it cannot be shown."""
     try:
@@ -236,12 +241,12 @@ def _choose(self: TimeLine, first: str) -> None:
 @patch
 def _find_doubts(self: TimeLine) -> None:
     """Fill the list of doubts, and the bars."""
-    self.doubts = doubts(self.clip, self._classes, self.class_names)
+    self.doubts, titles = doubts(self.clip, self._classes, self.class_names), self._titles(self.clip)
     at: dict[int, list[int]] = {}
     for doubt in self.doubts:
         at.setdefault(doubt.track, []).append(doubt.frame)
     self.bars.rows = [
-        {"track": track.number, "name": self.titles[track.number], "colour": track_colour(track.number),
+        {"track": track.number, "name": titles[track.number], "colour": track_colour(track.number),
          "runs": runs(track), "doubts": at.get(track.number, [])}
         for track in self.clip.tracks
     ]  # fmt: skip
@@ -278,22 +283,21 @@ def _answer(self: TimeLine, request: dict[str, Any]) -> None:
     if request["kind"] == "frame":
         self.frame = request["index"]
         self.view.send_note(request, "ack")
-        self.worker.ask((self.view, request))
+        self.worker.ask((self.view, self.clip, request))
     elif request["kind"] == "select":
         self.bars.selected = self.track_at(request["index"], request["x"], request["y"])
 
 
 @patch
-def _packet(self: TimeLine, frame: int) -> Packet:
-    """Return a frame as a message; raise `InputError` if its files cannot be used."""
-    packets = self._packets
-    if (known := packets.get(frame)) is None:
-        name = self.clip.frames[frame]
+def _packet(self: TimeLine, clip: ClipTracks, frame: int) -> Packet:
+    """Return a frame of a clip as a message; raise `InputError` if its files cannot be used."""
+    packets, name = self._packets, clip.frames[frame]
+    if (known := packets.get(name)) is None:
         label = self.store.read(name)
         image = self.video.left(self._videos[name]) if name in self._videos else None
-        tracks = self.clip.track_map(label.instance, frame)
-        known = track_packet(name, label, tracks, image, self.titles, self.class_names, self.max_width)
-        packets.put(frame, known)
+        tracks = clip.track_map(label.instance, frame)
+        known = track_packet(name, label, tracks, image, self._titles(clip), self.class_names, self.max_width)
+        packets.put(name, known)
     return known
 
 
@@ -308,22 +312,22 @@ def track_at(self: TimeLine, frame: int, x: int, y: int) -> int:
 
 # %% ../../nbs/workbench/31_time_line.ipynb #a57d3521
 @patch
-def _serve(self: TimeLine, asked: tuple[FrameView, dict[str, Any]]) -> None:
-    """Send a frame, or its fault; called by the thread."""
-    view, request = asked
+def _serve(self: TimeLine, asked: tuple[FrameView, ClipTracks, dict[str, Any]]) -> None:
+    """Send a frame, or its fault; called by the thread, while another clip may be chosen."""
+    view, clip, request = asked
     if view is not self.view:
         return  # another clip was opened
     kept = bool(request.get("kept"))
     try:
-        packet = Packet({"parts": [], "legends": {}}, []) if kept else self._packet(request["index"])
+        packet = Packet({"parts": [], "legends": {}}, []) if kept else self._packet(clip, request["index"])
         view.send_frame(request, packet, first=not kept, done=True)
     except InputError as error:
         view.send_note(request, "error", str(error))
     self._tell()
-    if not self.worker.superseded():
-        self._replace(3, frame_trace(self.clip, self.frame))
+    if not self.worker.superseded() and clip is self.clip:
+        self._replace(3, frame_trace(clip, request["index"]))
     for ahead in range(1, _AHEAD + 1):
-        self.worker.add(lambda clip=self.clip, frame=request["index"] + ahead: self._pack_ahead(clip, frame))
+        self.worker.add(lambda frame=request["index"] + ahead: self._pack_ahead(clip, frame))
 
 
 @patch
@@ -331,7 +335,7 @@ def _pack_ahead(self: TimeLine, clip: ClipTracks, frame: int) -> None:
     """Pack a frame that will be asked for if the clip is played on."""
     if clip is self.clip and self.frame < frame < len(clip.frames):
         try:
-            self._packet(frame)
+            self._packet(clip, frame)
         except InputError:
             return  # told where the frame is looked at
 
