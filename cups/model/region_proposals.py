@@ -248,6 +248,7 @@ class RegionProposals(nn.Module):
         ]
         with torch.no_grad():
             scores, offsets = self.rpn_head(features)
+        torch.clear_autocast_cache()  # PyTorch 2.6 goes on with the weights that it cast here, which have no gradient
         scores = [s.permute(0, 2, 3, 1).flatten(1).float() for s in scores]
         offsets = [o.permute(0, 2, 3, 1).reshape(len(o), -1, 4).float() for o in offsets]
         candidates = config.rpn_candidates_train if self.training else config.rpn_candidates_test
