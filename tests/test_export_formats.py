@@ -291,6 +291,19 @@ def test_another_export_is_not_mixed_with_the_one_that_is_there(made):
         exported(made, "png", "b", dataset=StereoFolder(made / "video"))
 
 
+def test_labels_written_since_the_store_was_finished_are_not_taken_for_those_before(made):
+    exported(made, "png")
+    store = PseudoLabelStore(made / "labels")
+    for path in store.paths("000001_0").values():
+        path.unlink()
+    store.write("000001_0", street(9))  # and killed before it was finished
+    with pytest.raises(InputError, match=r"labels: labels were written or removed since .* `cups store merge` finish"):
+        exported(made, "png")
+    PseudoLabelStore(made / "labels").finish()
+    with pytest.raises(InputError, match="its labels are others, or have changed since"):
+        exported(made, "png")
+
+
 def test_two_exports_into_one_folder_do_not_meet(made):
     exported(made, "png")
     with FileLock(made / "out" / "export.lock"), pytest.raises(InputError, match="out: another process exports into"):
