@@ -497,6 +497,23 @@ def test_a_new_store_has_the_same_maps(made, capsys):
     assert len(other.split.things) == len(store.split.things) and len(other) == FRAMES
 
 
+def test_a_new_store_takes_corrections_but_no_other_data_set(made, capsys):
+    path = Path(exported(made, "coco-panoptic")["written"])
+    new_store(path, made / "copy")
+    edit_map(made / "out", "000000_0", lambda numbers, *_: np.put(numbers, 0, 2))  # corrected further
+    new_store(path, made / "copy")
+    new_store(path, made / "fresh")
+    copy, fresh = PseudoLabelStore(made / "copy"), PseudoLabelStore(made / "fresh")
+    assert copy.names == fresh.names and all(bits(copy.read(name)) == bits(fresh.read(name)) for name in copy.names)
+    before, given = contents(made / "copy"), read_json(path)
+    other_data_set(given)
+    write_json(path, given)
+    assert main(["import", str(path), "--out", f"{made}/copy"]) == 2
+    said = capsys.readouterr().err
+    assert "copy: holds a label of 000000_0, which" in said and "--again" not in said and said.count("\n") == 1
+    assert contents(made / "copy") == before
+
+
 def unlisted(given):
     given["annotations"][2]["segments_info"].pop()
 
