@@ -291,6 +291,19 @@ def test_another_export_is_not_mixed_with_the_one_that_is_there(made):
         exported(made, "png", "b", dataset=StereoFolder(made / "video"))
 
 
+def test_labels_written_since_the_store_was_finished_are_not_taken_for_those_before(made):
+    exported(made, "png")
+    store = PseudoLabelStore(made / "labels")
+    for path in store.paths("000001_0").values():
+        path.unlink()
+    store.write("000001_0", street(9))  # and killed before it was finished
+    with pytest.raises(InputError, match=r"labels: labels were written or removed since .* `cups store merge` finish"):
+        exported(made, "png")
+    PseudoLabelStore(made / "labels").finish()
+    with pytest.raises(InputError, match="its labels are others, or have changed since"):
+        exported(made, "png")
+
+
 def test_two_exports_into_one_folder_do_not_meet(made):
     exported(made, "png")
     with FileLock(made / "out" / "export.lock"), pytest.raises(InputError, match="out: another process exports into"):
@@ -482,6 +495,23 @@ def test_a_new_store_has_the_same_maps(made, capsys):
     assert json.loads(capsys.readouterr().out)["frames"] == FRAMES
     other = new_store(as_other_programs_write(made, path), made / "other")  # things by their supercategory
     assert len(other.split.things) == len(store.split.things) and len(other) == FRAMES
+
+
+def test_a_new_store_takes_corrections_but_no_other_data_set(made, capsys):
+    path = Path(exported(made, "coco-panoptic")["written"])
+    new_store(path, made / "copy")
+    edit_map(made / "out", "000000_0", lambda numbers, *_: np.put(numbers, 0, 2))  # corrected further
+    new_store(path, made / "copy")
+    new_store(path, made / "fresh")
+    copy, fresh = PseudoLabelStore(made / "copy"), PseudoLabelStore(made / "fresh")
+    assert copy.names == fresh.names and all(bits(copy.read(name)) == bits(fresh.read(name)) for name in copy.names)
+    before, given = contents(made / "copy"), read_json(path)
+    other_data_set(given)
+    write_json(path, given)
+    assert main(["import", str(path), "--out", f"{made}/copy"]) == 2
+    said = capsys.readouterr().err
+    assert "copy: holds a label of 000000_0, which" in said and "--again" not in said and said.count("\n") == 1
+    assert contents(made / "copy") == before
 
 
 def unlisted(given):

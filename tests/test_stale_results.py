@@ -310,6 +310,33 @@ def test_what_a_person_fixed_is_never_removed(copy):
     assert FixedLabels(store).fixed_names == ["000000_0"] and store.labelled() == set(store.names)
 
 
+def test_a_fixed_label_is_not_left_on_another_image(copy):
+    settings = replace(SETTINGS, clustering_frames=2)
+    store = label(copy, "two", settings)
+    FixedLabels(store).write_fixed("000001_0", store.read("000001_0"), [])
+    before = contents(copy / "two")
+    change_image(copy / "video" / "left" / "000001_0.png")
+    for _ in range(2):
+        with pytest.raises(InputError, match=r"two/fixed: a person made the label of 000001_0 for another image"):
+            label(copy, "two", settings, again=True)
+    assert contents(copy / "two") == before
+
+
+def test_a_run_killed_while_it_clears_a_store_is_gone_on_with(copy, monkeypatch):
+    def killed(*arguments, **options):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("cups.run.inputs.shutil.rmtree", killed)
+        label(copy, settings=replace(SETTINGS, seed=1), again=True)
+    assert list((copy / "labels").glob("frames.removed*"))
+    for seed in (1, 2):
+        label(copy, settings=replace(SETTINGS, seed=seed), again=True)
+        (copy / "labels" / "frames.removed" / "00").mkdir(parents=True)  # as an earlier version left it
+    label(copy, settings=SETTINGS, again=True)
+    assert not list((copy / "labels").glob("frames.removed*"))
+
+
 def without_inputs(copy, *left_out):
     """Take out of a store what its frames were made from, and of its manifest what is named."""
     manifest = read_json(copy / "labels" / "manifest.json")

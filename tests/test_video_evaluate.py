@@ -11,6 +11,7 @@ import torch
 from cups import SegmentationAndTrackingQuality, VideoPanopticQuality, track
 from cups.cli import main
 from cups.core.files import read_json, write_json
+from cups.core.images import to_array
 from cups.core.records import PanopticLabel
 from cups.core.splits import claimed_segments
 from cups.core.taxonomy import CITYSCAPES_19
@@ -122,6 +123,35 @@ def test_every_fifth_frame_of_a_video_is_judged(made, tmp_path, capsys):
     assert code == 0, err
     scores = json.loads(said)
     assert scores["frames"] == 2 and len(scores["windows"]["2"]["vpq_per_class"]) == len(CITYSCAPES_19)
+
+
+def renamed(made: Path, out: Path) -> Path:
+    """Return a copy of the prediction of clip 0002 under the name of another clip."""
+    shutil.copytree(made / "out" / "0002", out)
+    tracks = read_json(out / "tracks.json")
+    tracks["videos"][0]["name"] = out.name
+    write_json(out / "tracks.json", tracks)
+    return out
+
+
+@pytest.mark.parametrize("others", [0, FRAMES])
+def test_a_sequence_without_truth_is_left_out(made, tmp_path, others):
+    """Clip 0003 has no truth; 0002 has it for two frames, and the truth may have a longer clip."""
+    truth, root, labels = KittiStep(made / "step"), tmp_path / "step", tmp_path / "out"
+    for clip, frames in ((2, 2), (7, others)):
+        for k in range(frames):
+            label = truth.truth(truth.names[k])
+            kitti_step.write_step_frame(root, "val", clip, k, to_array(truth.left(k)), label)
+    renamed(made, labels / "0002")
+    alone = score_video(labels, KittiStep(root), windows=(1,))
+    assert alone["frames"] == 2 and alone["not_judged"] == others
+    renamed(made, labels / "0003")
+    assert score_video(labels, KittiStep(root), windows=(1,)) == alone
+
+
+def test_names_of_files_alone_count_where_they_are_unique(made, tmp_path):
+    labels, truth = renamed(made, tmp_path / "drive"), KittiStep(made / "step")
+    assert score_video(labels, truth, windows=(1,))["frames"] == FRAMES
 
 
 def clips_without(truth: KittiStep, root: Path, gone: int | None, parted: bool) -> Path:

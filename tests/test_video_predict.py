@@ -12,13 +12,15 @@ from pycocotools import mask as mask_tools
 
 from cups import Tracker, track
 from cups.cli import main
-from cups.core.files import read_image, write_png
+from cups.core.files import read_image, write_json, write_png
 from cups.core.images import to_array
 from cups.core.records import VOID, PanopticLabel
 from cups.datasets.video_files import VideoFile
+from cups.labels.coco import coco_categories
 from cups.model.files import load, numbered_split, save_network
 from cups.model.network import panoptic_cascade
 from cups.model.tracker import TrackerSettings
+from cups.run.video import write_mots
 from cups.street.scenes import street_clip
 
 HEIGHT, WIDTH = 64, 128
@@ -66,6 +68,16 @@ def test_a_video_file_gets_identities_in_all_formats(made, tmp_path, capsys):
         ids = read_image(out / "panoptic" / f"{int(frame):06d}.png").astype(int) @ [1, 256, 65536]
         mask = mask_tools.decode({"size": [int(height), int(width)], "counts": counts.encode()})
         assert np.array_equal(mask > 0, ids == segment["id"]) and mask.sum() == segment["area"]
+
+
+def test_classes_that_share_a_name_keep_their_number_in_mots(made, tmp_path):
+    segments = [
+        {"track_id": k, "category_id": k + 1, "segmentation": {"size": [2, 2], "counts": "04"}} for k in (1, 2, 3, 4)
+    ]
+    write_json(tmp_path / "annotations" / "0.json", {"segments_info": segments})
+    split, names = numbered_split(1, 4), {0: "road", 1: "car", 2: "car", 3: "person", 4: "bus"}
+    path = write_mots(tmp_path, ["0"], coco_categories(split, names))
+    assert [line.split(" ")[2] for line in path.read_text().splitlines()] == ["1", "1", "2", "104"]
 
 
 def test_an_interrupted_run_goes_on_with_the_same_result(made, tmp_path, monkeypatch):

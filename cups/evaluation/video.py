@@ -173,23 +173,27 @@ def _clips_by_name(truth: TruthFolder) -> list[list[str]]:
     return clips
 
 
-def _names_of_images(truth: LabelledDataset | TruthFolder) -> dict[str, str]:
-    """Return the frame that an image is of, by its file's name, and by that with the folder's name before it."""
+def _names_of_images(truth: LabelledDataset | TruthFolder) -> tuple[dict[str, str], dict[str, str]]:
+    """Return the frame that an image is of: by its own name or those of folder and file; and by the file's alone.
+
+    The latter are empty where two images share one: names that are numbers in a sequence tell no sequence.
+    """
+    files = truth.parts[0].files if hasattr(truth, "parts") else {}
     known: dict[str, set[str]] = {}
-    for name, path in truth.parts[0].files.items() if hasattr(truth, "parts") else ():
-        for key in (path.stem, f"{path.parent.name}_{path.stem}"):
-            known.setdefault(key, set()).add(name)
-    unique = {key: next(iter(names)) for key, names in known.items() if len(names) == 1}
-    return unique | {name: name for name in truth.names}
+    for name, path in files.items():
+        known.setdefault(f"{path.parent.name}_{path.stem}", set()).add(name)
+    full = {key: next(iter(names)) for key, names in known.items() if len(names) == 1}
+    bare = {path.stem: name for name, path in files.items()}
+    return full | {name: name for name in truth.names}, bare if len(bare) == len(files) else {}
 
 # %% ../../nbs/evaluation/14_video.ipynb #e8a59759
 Place = tuple[IdentityClip, int]
 """A frame of labels: their clip, and its index there."""
 
 
-def _places(labels: Sequence[IdentityClip], truth: LabelledDataset | TruthFolder) -> dict[str, Place]:
-    """Return where the label of each frame of a truth is."""
-    known, places = _names_of_images(truth), {}
+def _found(labels: Sequence[IdentityClip], known: dict[str, str]) -> dict[str, Place]:
+    """Return where the label of each frame of a truth is, whose frames are `known` by these names."""
+    places: dict[str, Place] = {}
     for clip in labels:
         for frame, names in enumerate(clip.names):
             if name := next((known[name] for name in names if name in known), None):
@@ -197,6 +201,12 @@ def _places(labels: Sequence[IdentityClip], truth: LabelledDataset | TruthFolder
                     raise InputError(f"{clip.root}: {name} has a label in {places[name][0].root} as well")
                 places[name] = clip, frame
     return places
+
+
+def _places(labels: Sequence[IdentityClip], truth: LabelledDataset | TruthFolder) -> dict[str, Place]:
+    """Return where the label of each frame of a truth is; names of files alone count if no label has a full name."""
+    full, bare = _names_of_images(truth)
+    return _found(labels, full) or _found(labels, bare)
 
 # %% ../../nbs/evaluation/14_video.ipynb #b7c1d2e4
 def _parts(names: Sequence[str], places: dict[str, Place]) -> list[list[tuple[str, Place]]]:
@@ -259,8 +269,8 @@ def score_video(
     Parameters
     ----------
     labels : str or Path
-        As of `identity_clips`. A frame of a predicted video belongs to the image of the same name, or of the same
-        folder and name.
+        As of `identity_clips`. A frame of a predicted video belongs to the image of the same folder and name,
+        or, where no frame has such and no two images share a name, of the same name; other frames are left out.
     truth, taxonomy, without, strict, description
         As of `score_store`.
     windows, ignore_crowds

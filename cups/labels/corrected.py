@@ -5,7 +5,7 @@
 # %% ../../nbs/labels/07_corrected.ipynb #d5c85a17
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -269,6 +269,14 @@ def _new_split(corrected: CorrectedFile) -> ThingStuffSplit:
     return ThingStuffSplit(tuple(things), tuple(stuff), share.argsort(descending=True, stable=True), share)
 
 
+def _check_frames(out: Path, corrected: CorrectedFile, names: Iterable[str]) -> None:
+    """Raise InputError if a store that is there holds frames that the file does not: it was made from another one."""
+    labelled = PseudoLabelStore(out).labelled() if (out / "manifest.json").exists() else set()
+    if others := sorted(labelled - set(names)):
+        fault = f"holds a label of {others[0]}, which {corrected.path} has no image of"
+        raise InputError(f"{out}: {fault}; choose another folder")
+
+
 def new_store(path: str | Path, out: str | Path) -> PseudoLabelStore:
     """Make a store of labels in COCO's panoptic format; return it.
 
@@ -277,12 +285,13 @@ def new_store(path: str | Path, out: str | Path) -> PseudoLabelStore:
     path : str or Path
         The JSON file, or a folder that holds it.
     out : str or Path
-        Folder to write. Frames are called after their images, without folders and suffix.
+        Folder to write. Frames are called after their images, without folders and suffix. Labels that are there of
+        these frames become those of the file.
 
     Raises
     ------
     InputError
-        If a file cannot be used, or two images have the same name.
+        If a file cannot be used, two images have the same name, or the folder holds labels of other frames.
     """
     corrected = read_corrected(path)
     if not corrected.panoptic:
@@ -291,6 +300,7 @@ def new_store(path: str | Path, out: str | Path) -> PseudoLabelStore:
     names = match_images(list(images), [Path(file_name).stem for file_name in images], {}, str(corrected.path))
     classes = {key: k for k, key in enumerate(sorted(corrected.categories))}
     named = [corrected.categories[key]["name"] for key in classes]
+    _check_frames(Path(out), corrected, names.values())
     store = PseudoLabelStore.create(out, {"imported": corrected.path.name, "classes": named}, len(named))
     for file_name, name in progress(names.items(), len(names), "importing"):
         for annotation in corrected.annotations.get(images[file_name]["id"], []):

@@ -573,9 +573,19 @@ def is_finished(self: PseudoLabelStore) -> bool:
 # %% ../../nbs/labels/02_store.ipynb #4d37e6fa
 @patch(as_prop=True)
 def checksum(self: PseudoLabelStore) -> int:
-    """Checksum of all labels, by their pixels of each class; before `finish` of the names alone."""
-    known = self._manifest.get("index")
-    return crc32("\n".join(self.names).encode()) if known is None else known
+    """Checksum of all labels, by their pixels of each class; before `finish` of the names alone.
+
+    Raises
+    ------
+    InputError
+        If labels were written since the store was finished.
+    """
+    if not self.is_finished:
+        return crc32("\n".join(self.names).encode())
+    if not self.is_indexed:
+        fault = "labels were written or removed since it was finished"
+        raise InputError(f"{self.root}: {fault}; `cups store merge` finishes it")
+    return self._manifest["index"]
 
 # %% ../../nbs/labels/02_store.ipynb #48df3183
 @patch(as_prop=True)

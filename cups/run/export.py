@@ -275,8 +275,7 @@ def _export_frame(numbered: tuple[int, str], export: Export) -> dict[str, Any]:
 # %% ../../nbs/run/12_export.ipynb #b9de7019
 def _checksum(labels: FixedLabels, names: Sequence[str]) -> int:
     """Return a checksum of what decides the labels: the store's index, its frames, and what a person corrected."""
-    index = read_json(labels.root / "manifest.json").get("index") or 0
-    total = crc32("\n".join(names).encode(), index)
+    total = crc32("\n".join(names).encode(), labels.store.checksum)
     for name in labels.fixed_names:
         for kind, image in label_maps(labels.read(name)).items():
             total = crc32(image.tobytes(), crc32(f"{name} {kind}".encode(), total))
@@ -381,8 +380,8 @@ def export_labels(
     Raises
     ------
     InputError
-        If the store is not finished, a file is unreadable or does not fit its image, or the folder holds anything else
-        or is written by another process.
+        If the store is not finished, or was written to since; a file is unreadable or does not fit its
+        image; or the folder holds anything else or is written by another process.
     """
     export = _as_asked(labels, kind, out, classes, dataset, images)
     names, notes = export.labels.names, _notes(export)

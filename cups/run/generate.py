@@ -28,6 +28,7 @@ from ..core.protocols import StereoDataset
 from ..core.records import Record
 from ..core.settings import settings_to_dict
 from ..datasets.sense import sense
+from ..labels.fixed import FIXED_FOLDER, FixedLabels
 from ..labels.store import PseudoLabelStore
 from .engine import Engine
 from .features import with_features
@@ -181,8 +182,16 @@ def clear_other(root: Path, settings: dict[str, Any], method: dict[str, Any]) ->
             clear_store(root)
 
 
+def _refuse_fixed(root: Path, names: Iterable[str]) -> None:
+    """Raise InputError if a person made the label of a frame whose automatic label is to be made again."""
+    labels = FixedLabels(PseudoLabelStore(root))
+    if fixed := [name for name in names if labels.is_fixed(name)]:
+        made = f"a person made the label of {fixed[0]} for another image or calibration"
+        raise InputError(f"{root / FIXED_FOLDER}: {made}; choose another folder")
+
+
 def _remove_changed(dataset: StereoDataset, root: Path, map: Mapper, again: bool) -> None:
-    """Remove what was made from other images or another calibration than are there now."""
+    """Remove what was made from other images or another calibration than are there now; never a person's work."""
     if not (changed := changed_frames(dataset, root, map)):
         return
     found_on = classes_inputs(root).keys()
@@ -195,6 +204,7 @@ def _remove_changed(dataset: StereoDataset, root: Path, map: Mapper, again: bool
     if changed.keys() & found_on:
         clear_store(root)
     else:
+        _refuse_fixed(root, changed)
         remove_frames(root, changed)
         keep_states(root, source_states(dataset))
 

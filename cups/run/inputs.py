@@ -14,6 +14,7 @@ from contextlib import suppress
 from functools import partial
 from hashlib import sha256
 from pathlib import Path
+from tempfile import mkdtemp
 from typing import Any
 
 import torch
@@ -173,6 +174,9 @@ def remove_frames(root: Path, names: Iterable[str]) -> None:
         _unlink(facts_file(root, name))
 
 
+_REMOVED = "frames.removed"
+
+
 def clear_store(root: Path) -> None:
     """Remove all that was made in a store.
 
@@ -185,8 +189,9 @@ def clear_store(root: Path) -> None:
         if (root / kept).exists():
             raise InputError(f"{root / kept}: a person made this for the labels that are there; choose another folder")
     _unlink(root / INDEX_FILE)
-    if (root / "frames").exists():
-        gone = (root / "frames").rename(root / "frames.removed")  # at once: what is left of a part would be taken up
+    if (root / "frames").exists():  # moved at once: what is left of a part would be taken up
+        (root / "frames").rename(Path(mkdtemp(prefix=f"{_REMOVED}-", dir=root)) / "frames")
+    for gone in root.glob(f"{_REMOVED}*"):  # also of a run that was killed here
         shutil.rmtree(gone, ignore_errors=True)
     _unlink(root / "classes.safetensors", root / CLASSES_FILE)
     for folder in ("descriptions", TRACKS_FOLDER, LINKS_FOLDER):

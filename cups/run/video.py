@@ -210,7 +210,9 @@ def write_mots(out: Path, names: Sequence[str], categories: Sequence[dict[str, A
     ------
     Voigtlaender et al., MOTS: Multi-Object Tracking and Segmentation, CVPR 2019; the format is that of its web page.
     """
-    named = {c["id"]: _MOTS_CLASSES.get(c["name"], _MOTS_OTHERS + c["id"] - 1) for c in categories}
+    # `coco_categories` adds the class to a name that several share
+    plain = {c["id"]: c["name"].removesuffix(f" (class {c['id'] - 1})") for c in categories}
+    named = {number: _MOTS_CLASSES.get(name, _MOTS_OTHERS + number - 1) for number, name in plain.items()}
     classes = {track: named[category] for track, category in _last_classes(out, names).items()}
 
     def write(path: Path) -> None:
