@@ -139,7 +139,7 @@ class SemanticSettings:
     semantic_channels, semantic_loss_weight : int, float
         Width of the semantic head, and the weight of its loss in the sum.
     semantic_loss_stride : int
-        The loss is computed at every so many-th pixel of each row and column: 1, 2 or 4. 1 as published.
+        There is one score for so many pixels of a row and a column in the semantic loss: 1, 2 or 4. 1 as published.
     """
 
     semantic_channels: int = 128

@@ -161,14 +161,15 @@ def learn(
     losses |= self.roi_heads.losses(features, proposals, sizes, targets, generators, drop_loss)
     stride = self.config.semantic_loss_stride
     scores = self.sem_seg_head(features, stride)
-    labels = [target.semantic[stride // 2 :: stride, stride // 2 :: stride] for target in targets]
-    target = _pad(labels, scores.shape[-2:], VOID)
+    target = _pad([each.semantic for each in targets], batch.shape[-2:], VOID)
     if teacher is None:
         loss = semantic_loss(scores, target)
     else:
         with torch.no_grad():
             taught = teacher.sem_seg_head(teacher.backbone(batch), stride).softmax(1)
-        loss = taught_semantic_loss(scores, target, taught)
+        pixels = [torch.ones_like(each.semantic, dtype=torch.bool) for each in targets]
+        inside = _pad(pixels, batch.shape[-2:], False)
+        loss = taught_semantic_loss(scores, target, taught, inside)
     losses["semantic"] = self.config.semantic_loss_weight * loss
     if min_score is None:
         return losses

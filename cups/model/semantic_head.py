@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -58,31 +57,46 @@ class SemanticHead(nn.Module):
         return F.interpolate(scores, scale_factor=4 / stride, mode="bilinear", align_corners=False)
 
 # %% ../../nbs/model/07_semantic_head.ipynb #263d1dbd
+def _of_squares(pixels: Tensor, scores: Tensor) -> list[Tensor]:
+    """Return maps of pixels (B, k H, k W) as k * k maps (B, H, W): each has one pixel of every score's square."""
+    k = pixels.shape[-1] // scores.shape[-1]
+    return [pixels[:, y::k, x::k] for y in range(k) for x in range(k)]
+
+
 def semantic_loss(scores: Tensor, target: Tensor) -> Tensor:
-    """Return the mean cross entropy of scores (B, 1 + S, H, W) over the labelled pixels of `target` (B, H, W)."""
+    """Return the mean cross entropy of scores with the labelled pixels.
+
+    Parameters
+    ----------
+    scores : Tensor, (B, 1 + S, H, W)
+    target : Tensor, (B, k H, k W)
+        Channels, or `VOID`.
+    """
     labelled = shared_count((target != VOID).sum(), target.device)
     rows = scores.permute(0, 2, 3, 1).flatten(0, 2)  # a view: the network's scores have their channels last
-    return F.cross_entropy(rows, target.flatten(), ignore_index=VOID, reduction="sum") / labelled
+    logarithms, each = rows.log_softmax(1), _of_squares(target, scores)
+    return sum(F.nll_loss(logarithms, t.flatten(), ignore_index=VOID, reduction="sum") for t in each) / labelled
 
 # %% ../../nbs/model/07_semantic_head.ipynb #50f71a02
 TEACHER_SHARE = 0.7
 """Weight of the teacher's probabilities beside the label: measured on street scenes of two seeds, 0.7 and 1 alike."""
 
 
-def taught_semantic_loss(scores: Tensor, target: Tensor, taught: Tensor) -> Tensor:
+def taught_semantic_loss(scores: Tensor, target: Tensor, taught: Tensor, inside: Tensor) -> Tensor:
     """Return the mean cross entropy of scores with a teacher's probabilities and, where there is one, the label.
 
     Parameters
     ----------
     scores : Tensor, (B, 1 + S, H, W)
-    target : Tensor, (B, H, W)
+    target : Tensor, (B, k H, k W)
         Channels; `VOID` where the teacher alone teaches.
     taught : Tensor, (B, 1 + S, H, W)
         The teacher's probabilities.
+    inside : Tensor, (B, k H, k W), bool
+        Pixels of the images; the others, which fill them up to one size, do not count.
     """
     logarithms = scores.log_softmax(1)
-    soft = -(taught * logarithms).sum(1)
-    known = target != VOID
-    hard = F.nll_loss(logarithms, torch.where(known, target, 0), reduction="none")
-    loss = TEACHER_SHARE * soft + (1 - TEACHER_SHARE) * hard * known
-    return loss.sum() / shared_count(target.numel(), target.device)
+    soft = -(taught * logarithms).sum(1) * sum(_of_squares(inside, scores))
+    hard = sum(F.nll_loss(logarithms, t, ignore_index=VOID, reduction="sum") for t in _of_squares(target, scores))
+    loss = TEACHER_SHARE * soft.sum() + (1 - TEACHER_SHARE) * hard
+    return loss / shared_count(inside.sum(), target.device)

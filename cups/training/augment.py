@@ -115,7 +115,7 @@ def flip_and_crop(
         image, maps = image.flip(-1), maps.flip(-1)
     window = top, left, *size
     image = TF.resized_crop(image, *window, [height, width], TF.InterpolationMode.BILINEAR, antialias=True)
-    maps = TF.resized_crop(maps, *window, [height, width], TF.InterpolationMode.NEAREST)
+    maps = TF.resized_crop(maps, *window, [height, width], TF.InterpolationMode.NEAREST_EXACT)
     return image, PanopticLabel(maps[0], maps[1])
 
 # %% ../../nbs/training/02_augment.ipynb #5a173412
@@ -167,7 +167,7 @@ def rescale(
         return image, label
     maps = torch.stack([label.semantic, label.instance])
     image = TF.resize(image, size, TF.InterpolationMode.BILINEAR, antialias=True)
-    maps = TF.resize(maps, size, TF.InterpolationMode.NEAREST)
+    maps = TF.resize(maps, size, TF.InterpolationMode.NEAREST_EXACT)
     return image, PanopticLabel(maps[0], maps[1])
 
 # %% ../../nbs/training/02_augment.ipynb #66758992
