@@ -25,7 +25,7 @@ from cups.datasets.clips import clips_of
 from cups.datasets.kitti_raw import read_calibration
 from cups.datasets.rectification import rectification, vertical_offset
 from cups.datasets.stereo_folder import StereoFolder
-from cups.datasets.stereo_video import StereoVideo
+from cups.datasets.stereo_video import StereoVideo, _first_drop
 from cups.datasets.video_files import VideoFile
 from cups.labels.store import PseudoLabelStore
 from cups.run.rectify import rectify_folder
@@ -752,6 +752,51 @@ def test_no_sample_spans_a_gap_in_time(tmp_path, clip):
     video = StereoVideo(tmp_path)
     assert video.names == ["000000", "000001", "000003", "000004"]
     assert clips_of(video) == [[0, 1], [2, 3]], "objects keep their identity up to the gap"
+
+
+@pytest.mark.parametrize("late, frame", [("right", 3), ("left", 1)])
+def test_a_frame_that_one_side_dropped_is_seen_in_the_times(tmp_path, clip, late, frame):
+    files = {}
+    for side in ("left", "right"):
+        images = [to_array(getattr(s, f"{side}_0")) for s in clip]
+        lengths = [1024] * len(images)
+        if side == late:
+            del images[frame]
+            lengths = [1024 * (1 + (n == frame - 1)) for n in range(len(images))]
+        files[side] = write_video(tmp_path / f"{side}.mp4", images, "mp4v")
+        with_times(files[side], lengths)
+    write_json(tmp_path / "calibration.json", clip[0].calibration.to_dict())
+    refused(lambda: StereoVideo(tmp_path), files[late], f"from frame {frame} on", "100 ms", "one side dropped a frame")
+
+
+class Times:
+    """Times of a video in milliseconds, as a `VideoFile` has them."""
+
+    step_ms, has_times = VideoFile.step_ms, VideoFile.has_times
+
+    def __init__(self, times_ms):
+        self.times_ms = np.asarray(times_ms, float)
+
+    def __len__(self):
+        return len(self.times_ms)
+
+
+def test_times_that_jitter_or_drift_are_no_dropped_frames():
+    rng, frames = np.random.default_rng(0), np.arange(3000)
+    exact, kept = 1000 / 30 * frames, np.delete(frames, 1700)
+    hiccup = exact + 40.0 * (frames == 500) + 31.0 * (frames == 2999)
+    ticks = [1000 / 64 * np.floor(64 / 60 * (frames + phase)) for phase in (0.2, 0.7)]  # of a clock of 64 Hz
+    same = {
+        "offset": (exact, exact + 5000), "milliseconds": (exact.round(), exact), "drift": (exact, 1.001 * exact),
+        "nominal rates": (exact, 40.0 * frames), "hiccup": (exact, hiccup), "ticks": ticks,
+        "jitter": [np.maximum.accumulate(exact + rng.normal(0, 5, 3000)) + 1e-3 * frames for _ in range(2)],
+        "arrival": [np.maximum.accumulate(exact + rng.exponential(12, 3000)) + 1e-3 * frames for _ in range(2)],
+        "both dropped it": (exact[kept], exact[kept]),
+    }  # fmt: skip
+    assert {name: _first_drop(*map(Times, times)) for name, times in same.items()} == dict.fromkeys(same)
+    assert _first_drop(Times(exact), Times(same["jitter"][1][kept]))[0] == 1700
+    frame, jump = _first_drop(Times((1.001 * exact)[kept].round()), Times(exact))
+    assert frame == 1700 and jump == pytest.approx(-1000 / 30, abs=4)
 
 
 def test_threads_that_read_one_video_get_their_frames(tmp_path):
