@@ -15,7 +15,7 @@ from cups.core.images import to_array
 from cups.core.made_from import sample_inputs
 from cups.core.records import METRES, RELATIVE_DEPTH, RELATIVE_INVERSE, Depth
 from cups.datasets.check import check_dataset
-from cups.datasets.depth_folder import NOMINAL_BASELINE_M, DepthFolder, write_depth_sample
+from cups.datasets.depth_folder import NOMINAL_BASELINE_M, DepthFolder, matched_depth, write_depth_sample
 from cups.datasets.registry import open_stereo_dataset
 from cups.datasets.sense import sample_faults
 from cups.stages.matching.classical import ClassicalMatcher, filled_depth
@@ -210,6 +210,21 @@ def test_depth_is_matched_by_time_and_images_without_it_are_left_out(folder):
     assert len(video) == 2 and video.sides["depth"][video.names[0]].stem == "1341846434.711000"
     with pytest.raises(InputError, match="no image has a depth map"):
         DepthFolder(folder, tolerance_s=0.001)
+
+
+def test_one_equal_time_stamp_does_not_switch_matching_by_time_off():
+    images = [f"1403636579.{1000 * ms:06d}" for ms in range(0, 900, 30)]
+    maps = [f"1403636579.{1000 * (ms + 5):06d}" for ms in range(0, 870, 30)] + [images[-1]]
+    assert list(matched_depth(images, maps).items()) == list(zip(images, maps, strict=True))
+    assert matched_depth(images, maps[::2]) == dict(zip(images[::2], maps[::2], strict=True))
+    names = [f"{number:03d}" for number in range(6)]
+    assert matched_depth(names, ["002", "004", "009"]) == {"002": "002", "004": "004"}  # numbers are no times
+
+
+def test_a_map_is_of_one_image():
+    images = [f"1403636579.{1000 * ms:06d}" for ms in range(0, 640, 16)]
+    maps = [f"1403636579.{1000 * (ms + 7):06d}" for ms in range(0, 640, 32)]
+    assert matched_depth(images, maps) == dict(zip(images[::2], maps, strict=True))
 
 
 def test_scans_of_a_lidar(scene, tmp_path):
