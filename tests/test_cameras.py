@@ -586,6 +586,27 @@ def test_rectify_goes_on_and_never_mixes(raw_recording, tmp_path):
 
 
 @pytest.mark.parametrize("raw_recording", ["radtan"], indirect=True)
+def test_rectify_keeps_nothing_of_an_earlier_recording(raw_recording, tmp_path):
+    root, _ = raw_recording
+    raw, out = shutil.copytree(root, tmp_path / "raw"), tmp_path / "video"
+    rectify_folder(raw, out, workers=1)
+    before = {path: path.read_bytes() for path in out.glob("*/*.png")}
+    images = [(raw / side / "000000.png", raw / side / "000001.png") for side in ("left", "right")]
+    for first, second in images:  # another recording is unpacked in its place, with the times of its files
+        first.rename(tmp_path / "kept.png")
+        second.rename(first)
+        (tmp_path / "kept.png").rename(second)
+        for path, time_s in ((first, 10**9), (second, 10**9 + 1)):
+            os.utime(path, (time_s, time_s))
+    rectify_folder(raw, out, workers=1)
+    other = {"000000": "000001", "000001": "000000"}
+    assert all(path.read_bytes() == before[path.with_stem(other[path.stem])] for path in before)
+    for _, second in images:
+        second.unlink()
+    refused(lambda: rectify_folder(raw, out, workers=1), out / "left" / "000001.png", "has no raw image", "--out")
+
+
+@pytest.mark.parametrize("raw_recording", ["radtan"], indirect=True)
 def test_rectify_says_that_a_calibration_is_wrong(raw_recording, tmp_path, capsys):
     root, _ = raw_recording
     chain = yaml.safe_load((root / "camchain.yaml").read_text())
