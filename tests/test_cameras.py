@@ -274,6 +274,22 @@ def test_spellings_of_opencv(tmp_path, names):
         refused(pair.calibration, file, "distort", "cups rectify")
 
 
+@pytest.mark.parametrize("said, fisheye", [
+    ({}, False), ({"fisheye": False}, False), ({"is_fisheye": 0}, False), ({"fisheye": "no"}, False),
+    ({"note": "not a fisheye lens"}, False), ({"model": "pinhole"}, False), ({"fisheye": True}, True),
+    ({"isFisheye": 1}, True), ({"camera_model": "opencv_fisheye"}, True), ({"type": "fisheye"}, True),
+    ({"fisheye_flags": 14}, True), ({"left": {"fisheye": False}}, False), ({"left": {"model": "fisheye"}}, True),
+])  # fmt: skip
+def test_a_fisheye_is_what_is_said_to_be_one(tmp_path, said, fisheye):
+    matrix, bend = [[500.0, 0, 320], [0, 500, 240], [0, 0, 1]], [-0.1, 0.01, 0, 0]
+    pair = {"K1": matrix, "K2": matrix, "D1": bend, "D2": bend, "R": np.eye(3).tolist(), "T": [-0.2, 0, 0]}
+    for file, text in (("pair.json", json.dumps(pair | said)), ("pair.yaml", yaml.safe_dump(pair | said))):
+        assert [lens.fisheye for lens in read_pair(written(tmp_path / file, text)).lenses] == [fisheye] * 2
+    if not any(isinstance(value, dict | bool) for value in said.values()):  # what OpenCV writes
+        values = {name: np.array(value) if isinstance(value, list) else value for name, value in (pair | said).items()}
+        assert read_pair(opencv_file(tmp_path / "cv.yml", values)).lenses[0].fisheye == fisheye
+
+
 EUROC = """\
 %YAML:1.0
 LEFT.height: 480
