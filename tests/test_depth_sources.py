@@ -179,6 +179,26 @@ def test_a_wrong_value_is_said_on_opening(folder, scene, values, words):
         DepthFolder(folder)
 
 
+def test_inverse_depth_with_a_shift_is_signed(folder, scene):
+    inverse = np.where(scene.truth.depth_0 > 0, 1 / scene.truth.depth_0.clamp(0.5), np.nan).astype(np.float32)
+    hole = np.isnan(inverse)
+    hole[60:80, 100:140] = True
+    write_json(folder / "calibration.json", scene.sample.calibration.to_dict() | {"depth": RELATIVE_INVERSE})
+    (folder / "depth" / "000000_0.png").unlink()
+    found = []
+    for shift in (0.0, np.nanmean(inverse)):
+        np.save(folder / "depth" / "000000_0.npy", np.where(hole, np.nan, inverse - np.float32(shift)))
+        depth = DepthFolder(folder)[0].depth_0
+        assert np.array_equal(depth.known.numpy(), ~hole)
+        assert np.allclose(depth.values.numpy()[~hole], inverse[~hole] - shift, atol=1e-6)
+        found.append(given_disparities(DepthFolder(folder)[0]).disparities[0].numpy()[~hole])
+    assert np.allclose(*found, atol=0.01)  # the unknown shift changes nothing
+    # of whole numbers 0 is the farthest, not unknown
+    (folder / "depth" / "000000_0.npy").unlink()
+    write_png(folder / "depth" / "000000_0.png", np.where(hole, 0, 255 * inverse.clip(0, 1)).astype(np.uint8))
+    assert DepthFolder(folder)[0].depth_0.known.all()
+
+
 def test_maps_of_another_resolution(folder):
     path = folder / "depth" / "000000_0.png"
     depth = cv2.imread(str(path), cv2.IMREAD_UNCHANGED)

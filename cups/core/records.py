@@ -170,7 +170,8 @@ class Depth(Record):
     Parameters
     ----------
     values : Tensor, (H, W), float32
-        As `kind` says. Depths are 0 where unknown and infinite where there is nothing in reach (the sky).
+        As `kind` says. Depths are 0 where unknown and infinite where there is nothing in reach (the sky); inverse
+        depths with a shift may be 0 or negative, and are NaN where unknown.
     confidence : Tensor, (H, W), float32
         0 to 1; from 0.5 on a depth counts as known.
     kind : str

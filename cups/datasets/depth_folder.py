@@ -277,7 +277,7 @@ def _confidence(root: Path, path: Path, depth: np.ndarray, camera: Calibration) 
 # %% ../../nbs/datasets/35_depth_folder.ipynb #5c0f1d2e
 @patch
 def depth(self: DepthFolder, name: str) -> Depth:
-    """Read the depth of a frame."""
+    """Read the depth of a frame; NaN is where inverse depth is unknown."""
     path, camera, options = self.path("depth", name), self.calibration, self.options
     if path.suffix.lower() == _SCAN:
         with open_image(self.files[name]) as opened:
@@ -286,7 +286,7 @@ def depth(self: DepthFolder, name: str) -> Depth:
         kind, source = METRES, "LiDAR, filled between its points"
     else:
         scale = options.depth_scale or (None if options.depth == METRES else 1.0)
-        values, kind = _fitted(read_depth(path, scale), path, camera), options.depth
+        values, kind = _fitted(read_depth(path, scale, options.depth == RELATIVE_INVERSE), path, camera), options.depth
         source = {METRES: "depth maps in metres", RELATIVE_DEPTH: "depth maps without scale",
                   RELATIVE_INVERSE: "inverse depth without scale and shift"}[kind]  # fmt: skip
     confidence = _confidence(self.root, path, values, camera)
