@@ -436,6 +436,16 @@ def test_a_file_that_cannot_be_used_ends_in_one_line(tmp_path, capsys, text, wor
     assert line.count("\n") == 1 and str(file) in line and all(word in line for word in words), line
 
 
+def test_damaged_arrays_of_numpy_end_in_one_line(tmp_path):
+    file = tmp_path / "stereo.npz"
+    np.savez(file, K1=np.eye(3), K2=np.eye(3))
+    whole = file.read_bytes()
+    np.save(tmp_path / "bare.npy", np.eye(3))
+    for damaged in (b"", whole[:200], whole[:100] + bytes(60) + whole[160:], (tmp_path / "bare.npy").read_bytes()):
+        file.write_bytes(damaged)
+        refused(lambda: read_pair(file), file, "not readable as arrays of NumPy")
+
+
 # ---- Readers take such files ----
 
 

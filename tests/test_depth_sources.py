@@ -1,5 +1,6 @@
 """One camera and depth from anywhere give what stereo gives, and say what they cannot know."""
 
+import json
 import shutil
 
 import cv2
@@ -171,7 +172,11 @@ def test_a_camera_without_baseline_has_a_nominal_one(folder, scene):
 
 @pytest.mark.parametrize(
     "values, words",
-    [({"depth": "feet"}, "depth must be one of"), ({"depth_scale": "5000"}, "depth_scale must be"), ({"fx": 0}, "fx")],
+    [
+        ({"depth": "feet"}, "depth must be one of"), ({"depth_scale": "5000"}, "depth_scale must be"),
+        ({"fx": 0}, "fx"), ({"depth_scale": 0}, "depth_scale must be a positive"),
+        ({"width": 256.5}, "width must be a whole number"),
+    ],
 )
 def test_a_wrong_value_is_said_on_opening(folder, scene, values, words):
     write_json(folder / "calibration.json", scene.sample.calibration.to_dict() | values)
@@ -207,6 +212,14 @@ def test_maps_of_another_resolution(folder):
     write_png(path, np.ascontiguousarray(depth[:, ::2]))
     with pytest.raises(InputError, match="expected the shape of 256 x 128"):
         DepthFolder(folder)[0]
+
+
+def test_a_size_with_a_point_is_a_size(folder):
+    path = folder / "depth" / "000000_0.png"
+    write_png(path, np.ascontiguousarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[::2, ::2]))
+    values = json.loads((folder / "calibration.json").read_text())
+    write_json(folder / "calibration.json", values | {"width": float(values["width"])})
+    assert DepthFolder(folder)[0].depth_0.values.shape == (128, 256)
 
 
 def test_a_sample_names_every_file_it_is_read_from(folder):

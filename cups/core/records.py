@@ -63,7 +63,8 @@ class Calibration:
     Raises
     ------
     InputError
-        If a value is not a finite number; or a focal length, the baseline or a size is not positive.
+        If a value is not a finite number; a focal length, the baseline or a size is not positive; or a size is not
+        whole.
     """
 
     fx: float
@@ -83,6 +84,10 @@ class Calibration:
                 raise InputError(f"calibration value {name} is not finite: {value}")
             if name not in ("cx", "cy") and value <= 0:
                 raise InputError(f"calibration value {name} must be positive, got {value}")
+        for name in ("width", "height"):
+            if (value := getattr(self, name)) != int(value):
+                raise InputError(f"calibration value {name} must be a whole number, got {value}")
+            object.__setattr__(self, name, int(value))  # JSON of other programs has 640.0
 
     def cropped(self, top: int, left: int, height: int, width: int) -> Calibration:
         """Return the calibration of the window of `height` x `width` pixels at row `top`, column `left`."""

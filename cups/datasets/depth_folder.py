@@ -128,6 +128,8 @@ class DepthOptions:
             value = given.get(name, 1)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise InputError(f"{path}: {name} must be a positive number, got {value!r}")
+        if given.get("depth_scale") == 0:  # a height of 0 is one that is not known
+            raise InputError(f"{path}: depth_scale must be a positive number, got 0")
         return cls(**given)
 
 # %% ../../nbs/datasets/35_depth_folder.ipynb #f2a9644e
