@@ -25,7 +25,7 @@ from cups.datasets.clips import clips_of
 from cups.datasets.kitti_raw import read_calibration
 from cups.datasets.rectification import rectification, vertical_offset
 from cups.datasets.stereo_folder import StereoFolder
-from cups.datasets.stereo_video import StereoVideo
+from cups.datasets.stereo_video import StereoVideo, _first_drop
 from cups.datasets.video_files import VideoFile
 from cups.labels.store import PseudoLabelStore
 from cups.run.rectify import rectify_folder
@@ -274,6 +274,22 @@ def test_spellings_of_opencv(tmp_path, names):
         refused(pair.calibration, file, "distort", "cups rectify")
 
 
+@pytest.mark.parametrize("said, fisheye", [
+    ({}, False), ({"fisheye": False}, False), ({"is_fisheye": 0}, False), ({"fisheye": "no"}, False),
+    ({"note": "not a fisheye lens"}, False), ({"model": "pinhole"}, False), ({"fisheye": True}, True),
+    ({"isFisheye": 1}, True), ({"camera_model": "opencv_fisheye"}, True), ({"type": "fisheye"}, True),
+    ({"fisheye_flags": 14}, True), ({"left": {"fisheye": False}}, False), ({"left": {"model": "fisheye"}}, True),
+])  # fmt: skip
+def test_a_fisheye_is_what_is_said_to_be_one(tmp_path, said, fisheye):
+    matrix, bend = [[500.0, 0, 320], [0, 500, 240], [0, 0, 1]], [-0.1, 0.01, 0, 0]
+    pair = {"K1": matrix, "K2": matrix, "D1": bend, "D2": bend, "R": np.eye(3).tolist(), "T": [-0.2, 0, 0]}
+    for file, text in (("pair.json", json.dumps(pair | said)), ("pair.yaml", yaml.safe_dump(pair | said))):
+        assert [lens.fisheye for lens in read_pair(written(tmp_path / file, text)).lenses] == [fisheye] * 2
+    if not any(isinstance(value, dict | bool) for value in said.values()):  # what OpenCV writes
+        values = {name: np.array(value) if isinstance(value, list) else value for name, value in (pair | said).items()}
+        assert read_pair(opencv_file(tmp_path / "cv.yml", values)).lenses[0].fisheye == fisheye
+
+
 EUROC = """\
 %YAML:1.0
 LEFT.height: 480
@@ -418,6 +434,16 @@ def test_a_file_that_cannot_be_used_ends_in_one_line(tmp_path, capsys, text, wor
     assert main(["calibration", str(file), "--width", "640", "--height", "480"]) == 2
     line = capsys.readouterr().err
     assert line.count("\n") == 1 and str(file) in line and all(word in line for word in words), line
+
+
+def test_damaged_arrays_of_numpy_end_in_one_line(tmp_path):
+    file = tmp_path / "stereo.npz"
+    np.savez(file, K1=np.eye(3), K2=np.eye(3))
+    whole = file.read_bytes()
+    np.save(tmp_path / "bare.npy", np.eye(3))
+    for damaged in (b"", whole[:200], whole[:100] + bytes(60) + whole[160:], (tmp_path / "bare.npy").read_bytes()):
+        file.write_bytes(damaged)
+        refused(lambda: read_pair(file), file, "not readable as arrays of NumPy")
 
 
 # ---- Readers take such files ----
@@ -583,6 +609,27 @@ def test_rectify_goes_on_and_never_mixes(raw_recording, tmp_path):
     refused(lambda: rectify_folder(raw, out, baseline_m=1.0, workers=1), out, "another calibration")
     refused(lambda: rectify_folder(root, out, workers=1), out, "another raw")
     refused(lambda: rectify_folder(raw, raw, workers=1), "holds the raw images")
+
+
+@pytest.mark.parametrize("raw_recording", ["radtan"], indirect=True)
+def test_rectify_keeps_nothing_of_an_earlier_recording(raw_recording, tmp_path):
+    root, _ = raw_recording
+    raw, out = shutil.copytree(root, tmp_path / "raw"), tmp_path / "video"
+    rectify_folder(raw, out, workers=1)
+    before = {path: path.read_bytes() for path in out.glob("*/*.png")}
+    images = [(raw / side / "000000.png", raw / side / "000001.png") for side in ("left", "right")]
+    for first, second in images:  # another recording is unpacked in its place, with the times of its files
+        first.rename(tmp_path / "kept.png")
+        second.rename(first)
+        (tmp_path / "kept.png").rename(second)
+        for path, time_s in ((first, 10**9), (second, 10**9 + 1)):
+            os.utime(path, (time_s, time_s))
+    rectify_folder(raw, out, workers=1)
+    other = {"000000": "000001", "000001": "000000"}
+    assert all(path.read_bytes() == before[path.with_stem(other[path.stem])] for path in before)
+    for _, second in images:
+        second.unlink()
+    refused(lambda: rectify_folder(raw, out, workers=1), out / "left" / "000001.png", "has no raw image", "--out")
 
 
 @pytest.mark.parametrize("raw_recording", ["radtan"], indirect=True)
@@ -752,6 +799,51 @@ def test_no_sample_spans_a_gap_in_time(tmp_path, clip):
     video = StereoVideo(tmp_path)
     assert video.names == ["000000", "000001", "000003", "000004"]
     assert clips_of(video) == [[0, 1], [2, 3]], "objects keep their identity up to the gap"
+
+
+@pytest.mark.parametrize("late, frame", [("right", 3), ("left", 1)])
+def test_a_frame_that_one_side_dropped_is_seen_in_the_times(tmp_path, clip, late, frame):
+    files = {}
+    for side in ("left", "right"):
+        images = [to_array(getattr(s, f"{side}_0")) for s in clip]
+        lengths = [1024] * len(images)
+        if side == late:
+            del images[frame]
+            lengths = [1024 * (1 + (n == frame - 1)) for n in range(len(images))]
+        files[side] = write_video(tmp_path / f"{side}.mp4", images, "mp4v")
+        with_times(files[side], lengths)
+    write_json(tmp_path / "calibration.json", clip[0].calibration.to_dict())
+    refused(lambda: StereoVideo(tmp_path), files[late], f"from frame {frame} on", "100 ms", "one side dropped a frame")
+
+
+class Times:
+    """Times of a video in milliseconds, as a `VideoFile` has them."""
+
+    step_ms, has_times = VideoFile.step_ms, VideoFile.has_times
+
+    def __init__(self, times_ms):
+        self.times_ms = np.asarray(times_ms, float)
+
+    def __len__(self):
+        return len(self.times_ms)
+
+
+def test_times_that_jitter_or_drift_are_no_dropped_frames():
+    rng, frames = np.random.default_rng(0), np.arange(3000)
+    exact, kept = 1000 / 30 * frames, np.delete(frames, 1700)
+    hiccup = exact + 40.0 * (frames == 500) + 31.0 * (frames == 2999)
+    ticks = [1000 / 64 * np.floor(64 / 60 * (frames + phase)) for phase in (0.2, 0.7)]  # of a clock of 64 Hz
+    same = {
+        "offset": (exact, exact + 5000), "milliseconds": (exact.round(), exact), "drift": (exact, 1.001 * exact),
+        "nominal rates": (exact, 40.0 * frames), "hiccup": (exact, hiccup), "ticks": ticks,
+        "jitter": [np.maximum.accumulate(exact + rng.normal(0, 5, 3000)) + 1e-3 * frames for _ in range(2)],
+        "arrival": [np.maximum.accumulate(exact + rng.exponential(12, 3000)) + 1e-3 * frames for _ in range(2)],
+        "both dropped it": (exact[kept], exact[kept]),
+    }  # fmt: skip
+    assert {name: _first_drop(*map(Times, times)) for name, times in same.items()} == dict.fromkeys(same)
+    assert _first_drop(Times(exact), Times(same["jitter"][1][kept]))[0] == 1700
+    frame, jump = _first_drop(Times((1.001 * exact)[kept].round()), Times(exact))
+    assert frame == 1700 and jump == pytest.approx(-1000 / 30, abs=4)
 
 
 def test_threads_that_read_one_video_get_their_frames(tmp_path):

@@ -110,6 +110,23 @@ def test_scenes_are_a_stereo_folder_with_truth(made):
     assert all(sample.truth is not None for sample in folder)
 
 
+def test_scenes_are_not_rendered_into_a_recording(made, tmp_path, fails):
+    root = tmp_path / "recording"
+    for side in ("left", "right"):
+        shutil.copytree(made / "scenes" / side, root / side)
+    (root / "calibration.json").write_text("{}")
+    before = contents(root)
+    fails("scenes", "--out", root, "--count", 1, *SIZE, words=[f"{root}: holds images of something else", "--out"])
+    assert contents(root) == before
+    # a rendering that was interrupted is completed
+    again = shutil.copytree(made / "scenes", tmp_path / "again")
+    whole = contents(again)
+    for path in (*again.glob("*/000001_*"), again / "calibration.json"):
+        path.unlink()
+    assert main(["scenes", "--out", str(again), "--count", "3", "--seed", "1", *SIZE, "--workers", "1"]) == 0
+    assert contents(again) == whole
+
+
 def test_labels_are_stored_with_split_and_settings(made):
     store = PseudoLabelStore(made / "labels")
     assert store.names == StereoFolder(made / "scenes").names

@@ -1,5 +1,6 @@
 """One camera and depth from anywhere give what stereo gives, and say what they cannot know."""
 
+import json
 import shutil
 
 import cv2
@@ -15,7 +16,7 @@ from cups.core.images import to_array
 from cups.core.made_from import sample_inputs
 from cups.core.records import METRES, RELATIVE_DEPTH, RELATIVE_INVERSE, Depth
 from cups.datasets.check import check_dataset
-from cups.datasets.depth_folder import NOMINAL_BASELINE_M, DepthFolder, write_depth_sample
+from cups.datasets.depth_folder import NOMINAL_BASELINE_M, DepthFolder, matched_depth, write_depth_sample
 from cups.datasets.registry import open_stereo_dataset
 from cups.datasets.sense import sample_faults
 from cups.stages.matching.classical import ClassicalMatcher, filled_depth
@@ -171,12 +172,36 @@ def test_a_camera_without_baseline_has_a_nominal_one(folder, scene):
 
 @pytest.mark.parametrize(
     "values, words",
-    [({"depth": "feet"}, "depth must be one of"), ({"depth_scale": "5000"}, "depth_scale must be"), ({"fx": 0}, "fx")],
+    [
+        ({"depth": "feet"}, "depth must be one of"), ({"depth_scale": "5000"}, "depth_scale must be"),
+        ({"fx": 0}, "fx"), ({"depth_scale": 0}, "depth_scale must be a positive"),
+        ({"width": 256.5}, "width must be a whole number"),
+    ],
 )
 def test_a_wrong_value_is_said_on_opening(folder, scene, values, words):
     write_json(folder / "calibration.json", scene.sample.calibration.to_dict() | values)
     with pytest.raises(InputError, match=words):
         DepthFolder(folder)
+
+
+def test_inverse_depth_with_a_shift_is_signed(folder, scene):
+    inverse = np.where(scene.truth.depth_0 > 0, 1 / scene.truth.depth_0.clamp(0.5), np.nan).astype(np.float32)
+    hole = np.isnan(inverse)
+    hole[60:80, 100:140] = True
+    write_json(folder / "calibration.json", scene.sample.calibration.to_dict() | {"depth": RELATIVE_INVERSE})
+    (folder / "depth" / "000000_0.png").unlink()
+    found = []
+    for shift in (0.0, np.nanmean(inverse)):
+        np.save(folder / "depth" / "000000_0.npy", np.where(hole, np.nan, inverse - np.float32(shift)))
+        depth = DepthFolder(folder)[0].depth_0
+        assert np.array_equal(depth.known.numpy(), ~hole)
+        assert np.allclose(depth.values.numpy()[~hole], inverse[~hole] - shift, atol=1e-6)
+        found.append(given_disparities(DepthFolder(folder)[0]).disparities[0].numpy()[~hole])
+    assert np.allclose(*found, atol=0.01)  # the unknown shift changes nothing
+    # of whole numbers 0 is the farthest, not unknown
+    (folder / "depth" / "000000_0.npy").unlink()
+    write_png(folder / "depth" / "000000_0.png", np.where(hole, 0, 255 * inverse.clip(0, 1)).astype(np.uint8))
+    assert DepthFolder(folder)[0].depth_0.known.all()
 
 
 def test_maps_of_another_resolution(folder):
@@ -187,6 +212,14 @@ def test_maps_of_another_resolution(folder):
     write_png(path, np.ascontiguousarray(depth[:, ::2]))
     with pytest.raises(InputError, match="expected the shape of 256 x 128"):
         DepthFolder(folder)[0]
+
+
+def test_a_size_with_a_point_is_a_size(folder):
+    path = folder / "depth" / "000000_0.png"
+    write_png(path, np.ascontiguousarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[::2, ::2]))
+    values = json.loads((folder / "calibration.json").read_text())
+    write_json(folder / "calibration.json", values | {"width": float(values["width"])})
+    assert DepthFolder(folder)[0].depth_0.values.shape == (128, 256)
 
 
 def test_a_sample_names_every_file_it_is_read_from(folder):
@@ -210,6 +243,21 @@ def test_depth_is_matched_by_time_and_images_without_it_are_left_out(folder):
     assert len(video) == 2 and video.sides["depth"][video.names[0]].stem == "1341846434.711000"
     with pytest.raises(InputError, match="no image has a depth map"):
         DepthFolder(folder, tolerance_s=0.001)
+
+
+def test_one_equal_time_stamp_does_not_switch_matching_by_time_off():
+    images = [f"1403636579.{1000 * ms:06d}" for ms in range(0, 900, 30)]
+    maps = [f"1403636579.{1000 * (ms + 5):06d}" for ms in range(0, 870, 30)] + [images[-1]]
+    assert list(matched_depth(images, maps).items()) == list(zip(images, maps, strict=True))
+    assert matched_depth(images, maps[::2]) == dict(zip(images[::2], maps[::2], strict=True))
+    names = [f"{number:03d}" for number in range(6)]
+    assert matched_depth(names, ["002", "004", "009"]) == {"002": "002", "004": "004"}  # numbers are no times
+
+
+def test_a_map_is_of_one_image():
+    images = [f"1403636579.{1000 * ms:06d}" for ms in range(0, 640, 16)]
+    maps = [f"1403636579.{1000 * (ms + 7):06d}" for ms in range(0, 640, 32)]
+    assert matched_depth(images, maps) == dict(zip(images[::2], maps, strict=True))
 
 
 def test_scans_of_a_lidar(scene, tmp_path):

@@ -63,7 +63,8 @@ class Calibration:
     Raises
     ------
     InputError
-        If a value is not a finite number; or a focal length, the baseline or a size is not positive.
+        If a value is not a finite number; a focal length, the baseline or a size is not positive; or a size is not
+        whole.
     """
 
     fx: float
@@ -83,6 +84,10 @@ class Calibration:
                 raise InputError(f"calibration value {name} is not finite: {value}")
             if name not in ("cx", "cy") and value <= 0:
                 raise InputError(f"calibration value {name} must be positive, got {value}")
+        for name in ("width", "height"):
+            if (value := getattr(self, name)) != int(value):
+                raise InputError(f"calibration value {name} must be a whole number, got {value}")
+            object.__setattr__(self, name, int(value))  # JSON of other programs has 640.0
 
     def cropped(self, top: int, left: int, height: int, width: int) -> Calibration:
         """Return the calibration of the window of `height` x `width` pixels at row `top`, column `left`."""
@@ -170,7 +175,8 @@ class Depth(Record):
     Parameters
     ----------
     values : Tensor, (H, W), float32
-        As `kind` says. Depths are 0 where unknown and infinite where there is nothing in reach (the sky).
+        As `kind` says. Depths are 0 where unknown and infinite where there is nothing in reach (the sky); inverse
+        depths with a shift may be 0 or negative, and are NaN where unknown.
     confidence : Tensor, (H, W), float32
         0 to 1; from 0.5 on a depth counts as known.
     kind : str

@@ -144,6 +144,22 @@ def _rectified_pose(
     move = right.T @ np.array([step / projections[1, 0, 0], 0, 0]) if projections[1, 0, 0] else None
     return right.T @ left, move
 
+# %% ../../nbs/datasets/07_calibration_yaml.ipynb #5a0c93de
+_NO = ("", "false", "no", "off", "none", "0", "00")
+"""What a key that asks for fisheyes may say if there are none, in letters and digits: `0.0` among them."""
+
+
+def _is_fisheye(values: Mapping[str, Any]) -> bool:
+    """Return whether a file says that the cameras are fisheyes: in a key of that name, or as their model."""
+    for name, value in values.items():
+        key, said = _short(name), _short(str(value))
+        if isinstance(value, Mapping) and "data" not in value:
+            if _is_fisheye(value):
+                return True
+        elif said not in _NO if "fisheye" in key else said == "fisheye" or ("model" in key and "fisheye" in said):
+            return True
+    return False
+
 # %% ../../nbs/datasets/07_calibration_yaml.ipynb #e2817eed
 def opencv_pair(values: Mapping[str, Any], files: str) -> CameraPair:
     """Read the matrices of OpenCV's `stereoCalibrate` and `stereoRectify`.
@@ -188,7 +204,7 @@ def opencv_pair(values: Mapping[str, Any], files: str) -> CameraPair:
     if "k1" in read:
         if "d1" not in read and projections is None:
             raise InputError(f"{files}: has no distortion (D1, D2); write zeros if the images are rectified")
-        fisheye = any("fisheye" in str(value).lower() or "fisheye" in name.lower() for name, value in values.items())
+        fisheye = _is_fisheye(values)
         lenses = tuple(Lens(read[f"k{n}"], read.get(f"d{n}", np.zeros(5)), fisheye) for n in (1, 2))
     return CameraPair("OpenCV", files, _size(values, names, files), projections, lenses, turn, move)
 

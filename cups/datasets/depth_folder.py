@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import warnings
-from bisect import bisect_left
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -23,7 +22,7 @@ from ..core.images import common_bits, to_array
 from ..core.records import DEPTH_KINDS, METRES, RELATIVE_DEPTH, RELATIVE_INVERSE, Calibration, Depth, StereoSample
 from .calibration_files import folder_calibration_files, read_pair
 from .depth_maps import DEPTH_SUFFIXES, read_depth
-from .frame_names import consecutive_pairs, frame_places
+from .frame_names import consecutive_pairs, frame_places, nearest_times
 from .inventory import Part, list_files
 from .lidar import LIDAR_FILES, densified, lidar_to_camera, read_points, sparse_depth
 from .stereo_folder import StereoFolder
@@ -67,7 +66,7 @@ _NS = 1e-9
 
 
 def matched_depth(images: list[str], maps: list[str], tolerance_s: float = 0.02) -> dict[str, str]:
-    """Return the name of the depth map of each image that has one.
+    """Return the name of the depth map of each image that has one; each map is of one image.
 
     Parameters
     ----------
@@ -81,18 +80,17 @@ def matched_depth(images: list[str], maps: list[str], tolerance_s: float = 0.02)
     InputError
         If names have neither number nor time, or two have the same.
     """
-    if common := set(images) & set(maps):
+    if set(images) <= set(maps):
+        return {name: name for name in images}
+    here, interval = frame_places(images)
+    if not interval and (common := set(images) & set(maps)):
         return {name: name for name in images if name in common}
-    (here, interval), (there, _) = frame_places(images), frame_places(maps)
+    there, _ = frame_places(maps)
+    allowed = (tolerance_s / _NS if "." in images[0] else interval / 2) if interval else 0
     found = {}
     for clip in sorted({clip for clip, _ in here}):
-        times = sorted(place for other, place in there if other == clip)
-        for name, place in ((here[clip, p], p) for c, p in here if c == clip):
-            k = bisect_left(times, place)
-            near = min(times[max(k - 1, 0) : k + 1], key=lambda time: abs(time - place), default=None)
-            allowed = (tolerance_s / _NS if "." in name else interval / 2) if interval else 0
-            if near is not None and abs(near - place) <= allowed:
-                found[name] = there[clip, near]
+        mine, others = (sorted(place for other, place in places if other == clip) for places in (here, there))
+        found |= {here[clip, place]: there[clip, near] for place, near in nearest_times(mine, others, allowed).items()}
     return dict(sorted(found.items()))
 
 # %% ../../nbs/datasets/35_depth_folder.ipynb #baa2b0f4
@@ -130,6 +128,8 @@ class DepthOptions:
             value = given.get(name, 1)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
                 raise InputError(f"{path}: {name} must be a positive number, got {value!r}")
+        if given.get("depth_scale") == 0:  # a height of 0 is one that is not known
+            raise InputError(f"{path}: depth_scale must be a positive number, got 0")
         return cls(**given)
 
 # %% ../../nbs/datasets/35_depth_folder.ipynb #f2a9644e
@@ -279,7 +279,7 @@ def _confidence(root: Path, path: Path, depth: np.ndarray, camera: Calibration) 
 # %% ../../nbs/datasets/35_depth_folder.ipynb #5c0f1d2e
 @patch
 def depth(self: DepthFolder, name: str) -> Depth:
-    """Read the depth of a frame."""
+    """Read the depth of a frame; NaN is where inverse depth is unknown."""
     path, camera, options = self.path("depth", name), self.calibration, self.options
     if path.suffix.lower() == _SCAN:
         with open_image(self.files[name]) as opened:
@@ -288,7 +288,7 @@ def depth(self: DepthFolder, name: str) -> Depth:
         kind, source = METRES, "LiDAR, filled between its points"
     else:
         scale = options.depth_scale or (None if options.depth == METRES else 1.0)
-        values, kind = _fitted(read_depth(path, scale), path, camera), options.depth
+        values, kind = _fitted(read_depth(path, scale, options.depth == RELATIVE_INVERSE), path, camera), options.depth
         source = {METRES: "depth maps in metres", RELATIVE_DEPTH: "depth maps without scale",
                   RELATIVE_INVERSE: "inverse depth without scale and shift"}[kind]  # fmt: skip
     confidence = _confidence(self.root, path, values, camera)

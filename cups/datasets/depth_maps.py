@@ -33,7 +33,7 @@ def _numbers(path: Path) -> np.ndarray | None:
         return None
 
 
-def read_depth(path: str | Path, scale: float | None = None) -> np.ndarray:
+def read_depth(path: str | Path, scale: float | None = None, signed: bool = False) -> np.ndarray:
     """Read a depth map, (H, W), float32; 0 where the file says 0, NaN or a negative number.
 
     Parameters
@@ -42,6 +42,9 @@ def read_depth(path: str | Path, scale: float | None = None) -> np.ndarray:
         A file of one of `DEPTH_SUFFIXES`.
     scale : float, optional
         The number in the file that means a metre; by default 1000 for whole numbers, 1 for floating-point ones.
+    signed : bool
+        True for numbers with an unknown shift, of which 0 and negative ones are as good as others: they stay, and NaN
+        is where the file says NaN or infinity.
 
     Raises
     ------
@@ -65,4 +68,6 @@ def read_depth(path: str | Path, scale: float | None = None) -> np.ndarray:
         raise InputError(f"{path}: {values.dtype} of shape {values.shape}, expected one number a pixel")
     metre = scale or (1.0 if values.dtype.kind == "f" else _WHOLE_SCALE)
     depth = values.astype(np.float32) / np.float32(metre)
+    if signed:
+        return np.where(np.isfinite(depth), depth, np.float32(np.nan))
     return np.where(depth > 0, depth, 0).astype(np.float32)

@@ -17,7 +17,7 @@ from statistics import median
 from ..core.errors import InputError
 
 # %% auto #0
-__all__ = ['frame_number', 'frame_places', 'consecutive_pairs', 'matched_sides']
+__all__ = ['frame_number', 'frame_places', 'consecutive_pairs', 'nearest_times', 'matched_sides']
 
 # %% ../../nbs/datasets/00_frame_names.ipynb #8bb09c0b
 def frame_number(stem: str) -> tuple[str, int]:
@@ -204,8 +204,16 @@ _TOLERANCE = 0.25
 """Of the interval between frames."""
 
 
-def _nearest(left: Sequence[int], right: Sequence[int], longest: float) -> dict[int, int]:
-    """Return the nearest right time of each left one, both ascending; each is taken once, none beyond `longest`."""
+def nearest_times(left: Sequence[int], right: Sequence[int], longest: float) -> dict[int, int]:
+    """Return the nearest right time of each left one; each is taken once.
+
+    Parameters
+    ----------
+    left, right : sequence of int
+        Times in ascending order.
+    longest : float
+        Between two that belong together.
+    """
     taken: dict[int, int] = {}
     for time in left:
         place = bisect_left(right, time)
@@ -248,6 +256,6 @@ def matched_sides(left: Iterable[str], right: Iterable[str]) -> dict[str, str]:
     matched = {}
     for clip, other in _matched_clips((c for c, _ in here), (c for c, _ in there)).items():
         mine, others = (sorted(n for c, n in places if c == name) for places, name in ((here, clip), (there, other)))
-        for number, near in _nearest(mine, others, _TOLERANCE * interval).items():
+        for number, near in nearest_times(mine, others, _TOLERANCE * interval).items():
             matched[here[clip, number]] = there[other, near]
     return matched

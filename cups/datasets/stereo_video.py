@@ -93,14 +93,44 @@ def found_layout(video: VideoFile, camera: tuple[int, int]) -> str:
         "calibration says, are neither side by side nor above each other in it"
     )
 
+# %% ../../nbs/datasets/16_stereo_video.ipynb #7d1e90ab
+_WINDOW = 7
+"""Frames before and after a jump of the times whose medians are compared: single frames that come late are none."""
+_NOISE_SHARE, _NOISE_TIMES = 0.9, 1.5
+"""A jump is more than 1.5 times what 90 % of the times wander from a frame to the next."""
+
+
+def _first_drop(left: VideoFile, right: VideoFile) -> tuple[int, float] | None:
+    """Return the frame from which on right is further ahead of left than before, and by how many ms; None if none is.
+
+    Neither a constant distance counts, as of clocks that start apart, nor a steady drift, as of nominal frame rates.
+    """
+    count = min(len(left), len(right))
+    if count < 3 or not (left.has_times and right.has_times):
+        return None
+    apart = right.times_ms[:count] - left.times_ms[:count]
+    drift = np.median(np.diff(apart))
+    apart = apart - drift * np.arange(count)
+    moves = np.abs(np.diff(apart))
+    least = max(0.5 * left.step_ms, _NOISE_TIMES * np.quantile(moves, _NOISE_SHARE, method="lower"))
+    for at in np.flatnonzero(moves[:-1] > least).tolist():
+        before, after = apart[max(0, at + 1 - _WINDOW) : at + 1], apart[at + 1 : at + 1 + _WINDOW]
+        if abs(jump := float(np.median(after) - np.median(before))) > least:
+            return at + 1, jump
+    return None
+
 # %% ../../nbs/datasets/16_stereo_video.ipynb #0cc56455
 _GAP = 1.5
 """Times the usual time to the next frame, from which on frames were dropped between."""
 
 
 def _checked_length(clip: dict[str, VideoFile]) -> int:
-    """Return the number of frames of a clip; warn if a side has one more, raise InputError if it has more."""
+    """Return the number of frames of a clip; warn if a side has one more, raise InputError if frames are missing."""
     short, *_, long = sorted(clip.values(), key=len) * 2
+    if clip.keys() != {"both"} and (drop := _first_drop(clip["left"], clip["right"])):
+        late, other = (clip["right"], clip["left"]) if drop[1] > 0 else (clip["left"], clip["right"])
+        said = f"from frame {drop[0]} on, it is {abs(drop[1]):.0f} ms ahead of {other.path.name} by its times"
+        raise InputError(f"{late.path}: {said}: one side dropped a frame there; cut both files to match")
     if clip.keys() == {"both"} or len(long) == len(short):
         return len(short)
     said = f"{long.path}: {len(long)} frames, but {short.path.name} has {len(short)}"
@@ -164,7 +194,8 @@ class StereoVideo:
     ------
     InputError
         On opening: a file is missing, no video, cut off or of another size than the calibration says; left and right
-        differ in length by more than a frame; or an option cannot be. On reading: a frame cannot be decoded.
+        differ in length by more than a frame, or one dropped a frame by its times; or an option cannot be. On reading:
+        a frame cannot be decoded.
 
     Warns
     -----

@@ -5,6 +5,7 @@
 # %% ../../nbs/run/11_rectify.ipynb #93a6d93c
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
@@ -55,16 +56,17 @@ def _read_raw(path: Path) -> np.ndarray:
 
 # %% ../../nbs/run/11_rectify.ipynb #a88af9a5
 def _rectify_one(item: tuple[str, str], out: Path, straighten: Rectification) -> None:
-    """Rectify the raw image of a side, unless that is done."""
+    """Rectify the raw image of a side, unless that is done: the result has the time of what it was made from."""
     side, path = item[0], Path(item[1])
-    target = out / side / f"{path.stem}.png"
-    if target.exists() and target.stat().st_mtime >= path.stat().st_mtime:
+    target, made_at = out / side / f"{path.stem}.png", path.stat().st_mtime_ns
+    if target.exists() and target.stat().st_mtime_ns == made_at:
         return
     image, (width, height) = _read_raw(path), straighten.raw_size
     if image.shape[:2] != (height, width):
         there = f"{image.shape[1]} x {image.shape[0]}"
         raise InputError(f"{path}: {there} pixels, but the cameras have {width} x {height}")
     write_bytes(target, cv2.imencode(".png", straighten(side, image))[1].tobytes())
+    os.utime(target, ns=(made_at, made_at))  # killed before: another time, so it is done again
 
 
 def _mean_offset(pairs: Sequence[tuple[Path, Path]]) -> float | None:
@@ -136,7 +138,8 @@ def rectify_folder(
     Raises
     ------
     InputError
-        If an image or the calibration cannot be used, or `out` holds images of another calibration or folder.
+        If an image or the calibration cannot be used, or `out` holds images of another calibration or folder, or some
+        that have no raw image any more.
     """
     raw, out = Path(raw), Path(out)
     sides = {side: _raw_images(raw / side) for side in ("left", "right")}
@@ -149,7 +152,7 @@ def rectify_folder(
     pair = raw_cameras(pair if baseline_m is None else pair.with_baseline(baseline_m))
     height, width = _read_raw(next(iter(sides["left"].values()))).shape[:2]
     straighten = rectification(pair, (width, height))
-    _begin(out, {"raw": str(raw.resolve()), "calibration": straighten.calibration.to_dict()})
+    _begin(out, {"raw": str(raw.resolve()), "calibration": straighten.calibration.to_dict()}, sides)
     items = [(side, str(path)) for side, images in sides.items() for path in images.values()]
     with Engine(Workers(min(Workers(workers).processes, len(items)))) as engine:
         for _ in engine.map(partial(_rectify_one, out=out, straighten=straighten), items, "rectifying"):
@@ -163,8 +166,8 @@ def rectify_folder(
     return {"root": str(out), "images": len(items), "rows_apart_before_px": before, "rows_apart_after_px": after}
 
 # %% ../../nbs/run/11_rectify.ipynb #5b725831
-def _begin(out: Path, made_from: dict[str, Any]) -> None:
-    """Write what a folder is made from; raise InputError if it was begun from something else."""
+def _begin(out: Path, made_from: dict[str, Any], sides: dict[str, dict[str, Path]]) -> None:
+    """Write what a folder is made from; raise InputError if it was begun from something else, or holds other images."""
     path = out / "rectified_from.json"
     if path.exists():
         before = read_json(path)
@@ -173,4 +176,8 @@ def _begin(out: Path, made_from: dict[str, Any]) -> None:
             raise InputError(f"{path}: the folder holds images of another {other[0]}; take another --out, or remove it")
     elif (out / "left").exists() or (out / "calibration.json").exists():
         raise InputError(f"{out}: holds images of something else; take another --out")
+    for side, images in sides.items():
+        for other in sorted((out / side).glob("[!.]*")):
+            if other.suffix.lower() in _RAW_SUFFIXES and (other.suffix != ".png" or other.stem not in images):
+                raise InputError(f"{other}: has no raw image; remove it or take another --out")
     write_json(path, made_from)

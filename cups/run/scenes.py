@@ -74,6 +74,17 @@ def _render_clip(number: int, root: Path, clips: StreetClips) -> None:
             name = write_sample(root, scene.sample, number, frame)
             _write_truth(root / "truth", name, scene.truth)
 
+# %% ../../nbs/run/06_scenes.ipynb #b2c07f15
+def _begin(root: Path, made_of: dict[str, int | float | str]) -> None:
+    """Write what the scenes of a folder are made of; raise InputError if it holds others, or other images."""
+    path = root / "scenes.json"
+    if path.exists():
+        if (before := read_json(path)) != made_of:
+            raise InputError(f"{path}: the folder holds scenes of {before}, asked for {made_of}")
+    elif any((root / name).exists() for name in ("left", "right", "truth", "calibration.json")):
+        raise InputError(f"{root}: holds images of something else; take another --out")
+    write_json(path, made_of)
+
 # %% ../../nbs/run/06_scenes.ipynb #f5a01592
 def render_scenes(
     root: str | Path, count: int, seed: int = 0, height: int = 192, width: int = 384, workers: int = 0,
@@ -108,7 +119,7 @@ def render_scenes(
     ------
     InputError
         If a number is not positive, the folder cannot be written, there is no such traffic, or the folder holds
-        scenes of another kind.
+        scenes of another kind or images of something else.
     """
     root, made_of = Path(root), {"seed": seed, "height": height, "width": width}
     made_of |= {"traffic": traffic} if traffic != "town" else {}  # a folder of the usual kind says nothing of either
@@ -123,9 +134,7 @@ def render_scenes(
     else:
         scenes = StreetScenes(count, seed, height, width, traffic=traffic, grey=grey)
         render = partial(_render_one, root=root, scenes=scenes)
-    if (root / "scenes.json").exists() and (before := read_json(root / "scenes.json")) != made_of:
-        raise InputError(f"{root / 'scenes.json'}: the folder holds scenes of {before}, asked for {made_of}")
-    write_json(root / "scenes.json", made_of)
+    _begin(root, made_of)
     processes = min(Workers(workers).processes, count)
     with Engine(Workers(processes)) as engine:
         for _ in engine.map(render, range(count), "rendering street scenes"):
