@@ -270,6 +270,14 @@ def _quiet() -> Iterator[None]:
                 os.environ[key] = value
 
 # %% ../../nbs/run/05_dask_pool.ipynb #2b12863b
+class _Client(Client):
+    """A client that says nothing when it is collected after an interrupt had come while it was connecting."""
+
+    def __del__(self) -> None:
+        with suppress(Exception):  # there may be no scheduler any more to say goodbye to
+            super().__del__()
+
+
 class DaskPool:
     """Workers under a Dask scheduler.
 
@@ -305,7 +313,7 @@ class DaskPool:
         if not address:  # a client of the cluster would wait for its processes; interrupted, nothing could close these
             address, security = self.cluster.scheduler_address, self.cluster.security
         try:
-            return Client(address, timeout=ANSWER_S, security=security, set_as_default=False)
+            return _Client(address, timeout=ANSWER_S, security=security, set_as_default=False)
         except (OSError, ValueError, TypeError) as error:
             reason = "no answer" if isinstance(error, TimeoutError) else " ".join(str(error).split())
             raise InputError(f"{address}: no Dask scheduler can be reached ({reason})") from None
