@@ -19,7 +19,7 @@ from cups.core.errors import InputError
 from cups.core.files import read_image, write_png
 from cups.core.records import VOID, PanopticLabel
 from cups.core.splits import class_statistics
-from cups.labels.check import check_store
+from cups.labels.check import check_store, merge_store
 from cups.labels.store import INDEX_FILE, PseudoLabelStore, shard_of
 
 SETTINGS = {"seed": 3, "matching": {"sizes": [640, 1280]}}
@@ -410,3 +410,28 @@ def test_shares_that_come_with_the_classes_decide_and_are_kept(tmp_path):
     assert again.split.order.tolist() == [0, 4, 2, 1, 3, 5, 6, 7, 8]
     assert torch.equal(again.split.share[:3], share[[0, 4, 2]])
     assert again.finish(0.05).things == (0, 2, 4)
+
+
+def test_shares_are_those_of_the_classes_also_where_another_command_finishes_the_labels(tmp_path):
+    share = torch.tensor([0.5, 0.0, 0.1, 0.0, 0.3, 0.0, 0.0, 0.0, 0.0])
+    store = PseudoLabelStore.create(tmp_path, SETTINGS, 9, share=share)
+    store.write(NAMES[0], label(0))  # and killed
+    manifest = (tmp_path / "manifest.json").read_bytes()
+    PseudoLabelStore.create(tmp_path, SETTINGS, 9, share=share)
+    assert (tmp_path / "manifest.json").read_bytes() == manifest
+    merge_store(tmp_path)
+    assert PseudoLabelStore(tmp_path).split.things == (0, 2, 4)
+
+
+def test_labels_of_equal_areas_at_other_places_have_another_checksum(tmp_path):
+    """A training or an export that was made from the one is not taken for one made from the other."""
+    checksums = []
+    for folder, flipped in (("a", ()), ("b", (1,)), ("c", ())):
+        store = PseudoLabelStore.create(tmp_path / folder, SETTINGS, 9)
+        for number in range(3):
+            made = label(number)
+            maps = {kind: getattr(made, kind).flip(flipped) for kind in ("semantic", "instance")}
+            store.write(NAMES[number], made.replace(**maps))
+        store.finish()
+        checksums.append(store.checksum)
+    assert checksums[0] == checksums[2] != checksums[1]

@@ -124,11 +124,11 @@ class DepthOptions:
         given = {name: values[name] for name in cls.__annotations__ if isinstance(values, dict) and name in values}
         if given.get("depth", METRES) not in DEPTH_KINDS:
             raise InputError(f"{path}: depth must be one of {', '.join(DEPTH_KINDS)}, got {given['depth']!r}")
-        for name in ("depth_scale", "camera_height_m"):
+        for name, or_zero in (("depth_scale", ""), ("camera_height_m", ", or 0 if it is not known")):
             value = given.get(name, 1)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
-                raise InputError(f"{path}: {name} must be a positive number, got {value!r}")
-        if given.get("depth_scale") == 0:  # a height of 0 is one that is not known
+                raise InputError(f"{path}: {name} must be a positive number{or_zero}, got {value!r}")
+        if given.get("depth_scale") == 0:
             raise InputError(f"{path}: depth_scale must be a positive number, got 0")
         return cls(**given)
 

@@ -136,7 +136,12 @@ def frame_statistics(path: str | Path, num_classes: int) -> ClassStatistics:
     InputError
         If it is missing or something else; the message names it.
     """
-    values = read_frame(path)["statistics"]
+    return _statistics_in(read_frame(path), path, num_classes)
+
+
+def _statistics_in(frame: dict[str, Any], path: str | Path, num_classes: int) -> ClassStatistics:
+    """Return the class statistics in a frame's record, which comes from `path`."""
+    values = frame["statistics"]
     try:
         statistics = ClassStatistics(**{key: torch.tensor(value, dtype=torch.int64) for key, value in values.items()})
     except (AttributeError, TypeError, ValueError, RuntimeError):
@@ -240,7 +245,7 @@ def difference(self: PseudoLabelStore, settings: dict[str, Any], method: dict[st
 @patch(cls_method=True)
 def create(
     cls: PseudoLabelStore, root: str | Path, settings: dict[str, Any], num_classes: int | None = None,
-    method: dict[str, Any] | None = None,
+    method: dict[str, Any] | None = None, share: Tensor | None = None,
 ) -> PseudoLabelStore:  # fmt: skip
     """Make a store, or open the one that is there to go on with it, whether or not others write to it as well.
 
@@ -255,6 +260,8 @@ def create(
         Number K of pseudo-classes; None where it is not known yet. Another call gives it before the first label.
     method : dict, optional
         What else decides it and is no setting: the version of the method, checksums of weights. Not compared if None.
+    share : Tensor, (K,), optional
+        Share of each class inside proposals, which `finish` goes by whoever calls it; see there.
 
     Raises
     ------
@@ -274,9 +281,10 @@ def create(
             raise InputError(f"{path}: made with {difference}; {OR_AGAIN}")
     packages, found = package_versions(), manifest["num_classes"] if num_classes is None else num_classes
     is_told = packages in manifest["packages"] and (not method or "method" in manifest)
-    if not is_told or found != manifest["num_classes"]:
+    news = {"num_classes": found} | ({} if share is None else {"share": share.tolist()})
+    if not is_told or any(manifest.get(key) != value for key, value in news.items()):
         others = [other for other in manifest["packages"] if other != packages]
-        manifest.update(num_classes=found, packages=[*others, packages], **({"method": method} if method else {}))
+        manifest.update(news, packages=[*others, packages], **({"method": method} if method else {}))
         write_json(path, manifest)
     return cls(root)
 
@@ -459,6 +467,8 @@ class MergedShard:
         Of all of them.
     failures : dict of str to str
         Why the others could not be labelled, sorted by name.
+    images : int
+        Checksum of the images of its complete frames, as their records have them.
     """
 
     shard: str
@@ -466,6 +476,7 @@ class MergedShard:
     pixels: Tensor
     statistics: ClassStatistics
     failures: dict[str, str]
+    images: int
 
 
 def merge_shard(folder: str | Path, num_classes: int) -> MergedShard:
@@ -486,13 +497,15 @@ def merge_shard(folder: str | Path, num_classes: int) -> MergedShard:
     folder = Path(folder)
     names, failed = list_shard(folder)
     pixels = torch.zeros(len(names), num_classes, dtype=torch.int32)
-    total = ClassStatistics(*torch.zeros(3, num_classes, dtype=torch.int64))
+    total, images = ClassStatistics(*torch.zeros(3, num_classes, dtype=torch.int64)), 0
     for row, name in enumerate(names):
-        statistics = frame_statistics(folder / f"{name}.json", num_classes)
+        frame = read_frame(path := folder / f"{name}.json")
+        statistics = _statistics_in(frame, path, num_classes)
+        images = crc32(json_bytes(frame["crc32"]), images)
         pixels[row] = statistics.pixels
         total = total + statistics
     failures = {name: read_failure(folder / f"{name}.failure") for name in failed}
-    return MergedShard(folder.name, names, pixels, total, failures)
+    return MergedShard(folder.name, names, pixels, total, failures, images)
 
 # %% ../../nbs/labels/02_store.ipynb #9e4d8e6e
 @dataclass(frozen=True)
@@ -573,7 +586,7 @@ def is_finished(self: PseudoLabelStore) -> bool:
 # %% ../../nbs/labels/02_store.ipynb #4d37e6fa
 @patch(as_prop=True)
 def checksum(self: PseudoLabelStore) -> int:
-    """Checksum of all labels, by their pixels of each class; before `finish` of the names alone.
+    """Checksum of all labels: of their names, images and classes; before `finish` of the names alone.
 
     Raises
     ------
@@ -724,6 +737,7 @@ def _summarise(
         "statistics": {key: value.tolist() for key, value in vars(statistics).items()},
         "counts": {"frames": len(index), "failures": len(failures)},
         "failures": failures,
+        "images": crc32(json_bytes([shards[name].images for name in sorted(shards) if shards[name].names])),
     }
     path = self.root / INDEX_FILE
     checksum = index.write(path, json_bytes(summary))
@@ -767,7 +781,7 @@ def finish(
         Calls `merge_shard` for every shard; results may come in any order.
     share : Tensor, (K,), optional
         Share of each class inside proposals, of fewer than K if the last have no object. By default that of the last
-        time, else the labels' own (`split_things_stuff`).
+        time, or given to `create`; else the labels' own (`split_things_stuff`).
 
     Raises
     ------

@@ -69,7 +69,9 @@ def complete_labels(
     root, settings, model = Path(root), pairs.store.settings, model.eval()
     if again:
         clear_other(root, settings, method)
-    store = PseudoLabelStore.create(root, settings, num_classes, method)
+    is_thing = torch.zeros(num_classes)
+    is_thing[list(split.things)] = 1.0
+    store = PseudoLabelStore.create(root, settings, num_classes, method, is_thing)
     if (classes := pairs.store.root / "classes.safetensors").exists():
         write_bytes(root / classes.name, classes.read_bytes())
     missing = set(store.missing(name for _, name in pairs.places))
@@ -79,7 +81,5 @@ def complete_labels(
         prediction = predict_views(model, image, scales, mirror)
         sure = sure_label(prediction, model, split, min_confidence, semantic_share).to("cpu")
         store.write(pairs.places[number][1], completed(label, sure))
-    is_thing = torch.zeros(num_classes)
-    is_thing[list(split.things)] = 1.0
-    store.finish(0.5, share=is_thing)
+    store.finish(0.5)
     return store

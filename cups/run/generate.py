@@ -437,11 +437,11 @@ def generate(
         _remove_changed(dataset, root, workers.map, again and not shuffled)
         PseudoLabelStore.create(root, made_with, method=method)  # it may have been cleared
         found = _classes(dataset, root, settings, workers, classes, known, strict, shuffled)
-        store = PseudoLabelStore.create(root, made_with, found.num_classes, method)
+        # Without classes of objects, the labels show the shares of all frames.
+        share = found.share if found.objects else None
+        store = PseudoLabelStore.create(root, made_with, found.num_classes, method, share)
         _label_missing(dataset, store, found, settings, workers, strict, shuffled, tracks)
         if tracks:
             link_store(dataset, store, workers.map if workers.is_started else serial_map, found, settings)
-        # Without classes of objects, the labels show the shares of all frames.
-        share = found.share if found.objects else None
-        store.finish(settings.thing_threshold, workers.map if workers.is_started else serial_map, share)
+        store.finish(settings.thing_threshold, workers.map if workers.is_started else serial_map)
     return _checked(PseudoLabelStore(root), settings.thing_threshold)
