@@ -26,7 +26,7 @@ from .facts import LinkFacts, mask_centre, pixel_points
 __all__ = ['LINK_VERSION', 'LinkSettings', 'Anchor', 'LongLook', 'LinkedClip', 'link_clip', 'linked_label']
 
 # %% ../../../nbs/stages/tracking/03_linking.ipynb #e12a7c22
-LINK_VERSION = 3
+LINK_VERSION = 4
 """Count it up when linking comes to other tracks: labels of two versions must not lie in one folder."""
 
 # %% ../../../nbs/stages/tracking/03_linking.ipynb #b650218d
@@ -248,7 +248,7 @@ def _scores(tracks: Sequence[_Live], agreement: Tensor, facts: LinkFacts) -> Ten
     centres, looks = torch.stack([t.centre for t in tracks]), torch.stack([t.looks for t in tracks])
     distance = (centres[:, None] - facts.centres).norm(dim=-1) / (_PLACE_M + _PLACE_SHARE * centres[:, 2:].abs())
     near = torch.exp(-0.5 * distance.square()) * (facts.centres[:, 2] > 0)
-    alike = torch.minimum(looks[:, None], facts.looks).sum(-1) / 3
+    alike = torch.minimum(looks[:, None], facts.looks).sum(-1)
     recent = torch.tensor([_FORGETS**track.hidden for track in tracks])
     return (_MASK_WEIGHT * agreement + (1 - _MASK_WEIGHT) * near * alike) * recent[:, None]
 
