@@ -267,7 +267,8 @@ def test_spellings_of_opencv(tmp_path, names):
     values |= {"R": np.eye(3), "T": np.array([-0.2, 0, 0]), "image_width": 640, "image_height": 480}
     written(tmp_path / "pair.yaml", yaml.safe_dump({k: np.asarray(v).tolist() for k, v in values.items()}))
     np.savez(tmp_path / "pair.npz", **values)
-    for file in ("pair.yaml", "pair.npz"):
+    shutil.copy(tmp_path / "pair.npz", tmp_path / "PAIR.NPZ")
+    for file in ("pair.yaml", "pair.npz", "PAIR.NPZ"):
         pair = read_pair(tmp_path / file)
         assert [lens.matrix[0, 0] for lens in pair.lenses] == [500, 501] and pair.size == (640, 480)
         assert [lens.distortion[0] for lens in pair.lenses] == [0.01, 0.02]

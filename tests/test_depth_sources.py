@@ -17,6 +17,7 @@ from cups.core.made_from import sample_inputs
 from cups.core.records import METRES, RELATIVE_DEPTH, RELATIVE_INVERSE, Depth
 from cups.datasets.check import check_dataset
 from cups.datasets.depth_folder import NOMINAL_BASELINE_M, DepthFolder, matched_depth, write_depth_sample
+from cups.datasets.lidar import lidar_to_camera
 from cups.datasets.registry import open_stereo_dataset
 from cups.datasets.sense import sample_faults
 from cups.stages.matching.classical import ClassicalMatcher, filled_depth
@@ -287,6 +288,13 @@ def test_scans_of_a_lidar(scene, tmp_path):
     assert video.calibration.baseline_m == pytest.approx(camera.baseline_m, rel=1e-4)
     assert known.float().mean() > 0.4 and (wrong > 0.1).float().mean() < 0.02
     assert not depth.known[truth == 0].float().mean() > 0.1  # the sky stays unknown
+
+
+def test_a_note_in_any_encoding_beside_a_scanner_does_no_harm(tmp_path):
+    numbers = "R: 0 -1 0 0 0 -1 1 0 0\nT: 1 2 3\n"
+    for start in ("# Grün\n".encode("latin-1"), b"\xef\xbb\xbf"):
+        (tmp_path / "calib_velo_to_cam.txt").write_bytes(start + numbers.encode())
+        assert np.array_equal(lidar_to_camera(tmp_path)[:3, 3], [1, 2, 3])
 
 
 def test_two_people_before_an_rgbd_sensor():

@@ -61,7 +61,7 @@ def _own_pair(values: dict[str, Any], name: str) -> CameraPair:
 
 def _arrays(path: Path) -> dict[str, Any]:
     """Return the arrays that `numpy.savez` wrote, or what a file of YAML, JSON or OpenCV's XML holds."""
-    if path.suffix != ".npz":
+    if path.suffix.lower() != ".npz":
         return structured_values(_read_text(path), str(path))
     try:
         with np.load(path, allow_pickle=False) as file:
@@ -73,7 +73,7 @@ def _arrays(path: Path) -> dict[str, Any]:
 def _structured_pair(paths: Sequence[Path]) -> CameraPair:
     """Return what files of names and values say."""
     for path in paths if len(paths) > 1 else ():
-        if path.suffix != ".npz" and _text_pair(_read_text(path), str(path), False) is not None:
+        if path.suffix.lower() != ".npz" and _text_pair(_read_text(path), str(path), False) is not None:
             raise InputError(f"{path}: whole by itself; give it alone")
     both = [_arrays(path) for path in paths]
     names = " and ".join(map(str, paths))
@@ -120,7 +120,7 @@ def read_pair(*paths: str | Path, unit_m: float | None = None, grey: bool = Fals
     if len(files) not in (1, 2):
         raise InputError(f"give one calibration file, or the two that belong together; got {len(files)}")
     pair = None
-    if len(files) == 1 and files[0].suffix != ".npz":
+    if len(files) == 1 and files[0].suffix.lower() != ".npz":
         pair = _text_pair(_read_text(files[0]), str(files[0]), grey)
     if pair is None:
         try:

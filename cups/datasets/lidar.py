@@ -47,7 +47,8 @@ LIDAR_FILES = ("calib.txt", "calib_velo_to_cam.txt", "calib_cam_to_cam.txt")
 def _named_numbers(path: Path) -> dict[str, np.ndarray]:
     """Return the numbers of a file of lines `name: numbers`; other lines are left out."""
     found: dict[str, np.ndarray] = {}
-    for line in path.read_text(encoding="utf-8").splitlines() if path.is_file() else ():
+    text = path.read_text(encoding="utf-8-sig", errors="replace") if path.is_file() else ""  # notes are in any encoding
+    for line in text.splitlines():
         name, _, rest = line.partition(":")
         try:
             found[name.strip()] = np.array([float(word) for word in rest.split()])
