@@ -16,6 +16,7 @@ from cups.core.errors import InputError
 from cups.core.files import open_image, read_image, upright_size, write_json, write_png
 from cups.core.images import common_bits, read_rgb
 from cups.datasets.check import check_dataset
+from cups.datasets.depth_folder import single_camera
 from cups.datasets.kitti_raw import KittiRaw, write_miniature
 from cups.datasets.labelled_folder import image_size
 from cups.datasets.stereo_folder import StereoFolder
@@ -178,11 +179,15 @@ def test_sizes_are_measured_upright(tmp_path):
         Image.fromarray(NOISE).save(path, exif=exif)
     assert StereoFolder(root)[0].left_0.shape == (3, 8, 6)
     assert check_dataset("stereo_folder", root, full=True).usable == ["all"]
+    (root / "calibration.json").unlink()
+    (root / "K.txt").write_text("5 0 3 0 5 4 0 0 1 0.5\n")  # says no size
+    assert StereoFolder(root)[0].left_0.shape == (3, 8, 6)
+    assert single_camera(root, root / "left" / "0.jpg").width == 6
     with open_image(root / "left" / "0.jpg") as image:
         assert image.size == (8, 6) and upright_size(image) == (6, 8)
     (root / "left" / "1.jpg").unlink()
     Image.fromarray(NOISE).save(root / "left" / "1.jpg")
-    with pytest.raises(InputError, match=r"1\.jpg: 8 x 6 pixels, but calibration.json says 6 x 8"):
+    with pytest.raises(InputError, match=r"1\.jpg: 8 x 6 pixels, but K.txt says 6 x 8"):
         StereoFolder(root)[0]
 
 

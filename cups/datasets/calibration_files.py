@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ..core.errors import InputError
-from ..core.files import open_image
+from ..core.files import open_image, upright_size
 from ..core.records import Calibration
 from .calibration_text import kitti_odometry, kitti_raw_cameras, middlebury, plain_matrix
 from .calibration_yaml import is_camera_info, kalibr_pair, opencv_pair, ros_pair, structured_values
@@ -190,7 +190,7 @@ def folder_calibration(
     pair, grey = read_pair(*files), False
     if image is not None and (pair.size is None or pair.kind.startswith("KITTI")):
         with open_image(image()) as opened:
-            size, grey = opened.size, opened.mode in ("L", "I;16", "I")
+            size, grey = upright_size(opened), opened.mode in ("L", "I;16", "I")
         pair = read_pair(*files, grey=grey) if grey else pair
     camera = pair.calibration(None if pair.size else size)
     if not all(lens.is_pinhole for lens in pair.lenses or ()):

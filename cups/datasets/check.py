@@ -145,8 +145,8 @@ def frame_faults(name: str, parts: list[Part], dataset: LabelledDataset | None) 
             faults.append(f"{path}: {found[0]} x {found[1]} pixels, but {first} has {size[0]} x {size[1]}")
     camera = getattr(dataset, "calibration", None)
     if first and camera and size != (camera.width, camera.height):
-        here = f"{size[0]} x {size[1]} pixels, but calibration.json says {camera.width} x {camera.height}"
-        faults.append(f"{first}: {here}")
+        said = f"{dataset.calibration_files[0].name} says {camera.width} x {camera.height}"
+        faults.append(f"{first}: {size[0]} x {size[1]} pixels, but {said}")
     if faults or dataset is None or name not in dataset.names:
         return faults
     try:

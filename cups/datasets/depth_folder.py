@@ -17,7 +17,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core.errors import InputError
-from ..core.files import IMAGE_SUFFIXES, name_fault, open_image, read_json, write_json, write_png
+from ..core.files import IMAGE_SUFFIXES, name_fault, open_image, read_json, upright_size, write_json, write_png
 from ..core.images import common_bits, to_array
 from ..core.records import DEPTH_KINDS, METRES, RELATIVE_DEPTH, RELATIVE_INVERSE, Calibration, Depth, StereoSample
 from .calibration_files import folder_calibration_files, read_pair
@@ -160,7 +160,7 @@ def single_camera(root: str | Path, image: Path) -> Calibration:
         except InputError as error:
             raise InputError(f"{path}: {error}") from None
     with open_image(image) as opened:
-        size, grey = opened.size, opened.mode in ("L", "I;16", "I")
+        size, grey = upright_size(opened), opened.mode in ("L", "I;16", "I")
     pair = read_pair(*files, grey=grey)
     alone = pair.projections is None and pair.translation_m is None
     return pair.calibration(None if pair.size else size, NOMINAL_BASELINE_M if alone else None)

@@ -228,7 +228,7 @@ def image(self: StereoFolder, side: str, name: str) -> torch.Tensor:
     image = read_rgb(path, lambda: self.bits)
     if tuple(image.shape[1:]) != (self.calibration.height, self.calibration.width):
         raise InputError(
-            f"{path}: {image.shape[2]} x {image.shape[1]} pixels, but calibration.json says "
+            f"{path}: {image.shape[2]} x {image.shape[1]} pixels, but {self.calibration_files[0].name} says "
             f"{self.calibration.width} x {self.calibration.height}{_scale_hint(self.calibration, *image.shape[1:])}"
         )
     return image
@@ -257,7 +257,7 @@ def truth(self: StereoFolder, name: str) -> PanopticLabel | None:
     if label.semantic.shape != size:
         there, here = (f"{width} x {height}" for height, width in (label.semantic.shape, size))
         path = self.root / "truth" / f"{name}_semantic.png"
-        raise InputError(f"{path}: {there} pixels, but calibration.json says {here}")
+        raise InputError(f"{path}: {there} pixels, but {self.calibration_files[0].name} says {here}")
     return label
 
 
