@@ -606,6 +606,11 @@ def test_rectify_goes_on_and_never_mixes(raw_recording, tmp_path):
     os.utime(raw / "left" / "000000.png", ns=(stamp + 10**9, stamp + 10**9))
     rectify_folder(raw, out, workers=1)
     assert (out / "left" / "000000.png").read_bytes() == before[out / "left" / "000001.png"]
+    # the bits that a person has added to the calibration stay
+    camera = json.loads((out / "calibration.json").read_text())
+    (out / "calibration.json").write_text(json.dumps(camera | {"bits": 12}))
+    rectify_folder(raw, out, workers=1)
+    assert json.loads((out / "calibration.json").read_text()) == camera | {"bits": 12}
     # another calibration, or another recording, is refused
     refused(lambda: rectify_folder(raw, out, baseline_m=1.0, workers=1), out, "another calibration")
     refused(lambda: rectify_folder(root, out, workers=1), out, "another raw")

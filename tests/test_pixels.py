@@ -16,7 +16,7 @@ from cups.core.errors import InputError
 from cups.core.files import open_image, read_image, upright_size, write_json, write_png
 from cups.core.images import common_bits, read_rgb
 from cups.datasets.check import check_dataset
-from cups.datasets.depth_folder import single_camera
+from cups.datasets.depth_folder import DepthFolder, single_camera
 from cups.datasets.kitti_raw import KittiRaw, write_miniature
 from cups.datasets.labelled_folder import image_size
 from cups.datasets.stereo_folder import StereoFolder
@@ -189,6 +189,22 @@ def test_sizes_are_measured_upright(tmp_path):
     Image.fromarray(NOISE).save(root / "left" / "1.jpg")
     with pytest.raises(InputError, match=r"1\.jpg: 8 x 6 pixels, but K.txt says 6 x 8"):
         StereoFolder(root)[0]
+
+
+def test_bits_are_said_beside_any_calibration(tmp_path):
+    root = stereo_folder(tmp_path / "video", [DEEP // 4] * 2)
+    (root / "calibration.json").unlink()
+    (root / "K.txt").write_text("30 0 3.5 0 30 2.5 0 0 1 0.5\n")
+    video = StereoFolder(root)
+    before = video.bits, video.sources(0)
+    write_json(root / "calibration.json", {"bits": 12})
+    video = StereoFolder(root)
+    assert before == (10, video.sources(0)[:-1]) and video.bits == 12 and video.calibration.fx == 30
+    (root / "right").rename(root / "depth")
+    assert DepthFolder(root).bits == 12 and root / "calibration.json" in DepthFolder(root).sources(0)
+    (root / "K.txt").unlink()
+    with pytest.raises(InputError, match=r"calibration\.json: calibration value fx is missing"):
+        DepthFolder(root)
 
 
 def test_damaged_notes_do_no_harm(tmp_path):

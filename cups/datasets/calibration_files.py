@@ -17,7 +17,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from ..core.errors import InputError
-from ..core.files import open_image, upright_size
+from ..core.files import open_image, read_json, upright_size
 from ..core.records import Calibration
 from .calibration_text import kitti_odometry, kitti_raw_cameras, middlebury, plain_matrix
 from .calibration_yaml import is_camera_info, kalibr_pair, opencv_pair, ros_pair, structured_values
@@ -147,14 +147,26 @@ _USUAL_NAMES = (
 _OTHERS = ", nor another calibration file (calib.txt, K.txt, camchain.yaml, left.yaml and right.yaml, stereo.yml)"
 
 
+_BESIDE = {"bits", "depth", "depth_scale", "camera_height_m"}
+"""What `calibration.json` may say of images and depth beside the camera, or alone where another file has that."""
+
+
+def _says_camera(path: Path) -> bool:
+    """Return whether a file is meant to say more than what is `_BESIDE` the camera."""
+    try:
+        values = read_json(path) if path.name == "calibration.json" else None
+    except InputError:
+        return True  # damaged: its reader says so
+    return not (isinstance(values, dict) and values.keys() <= _BESIDE)
+
+
 def folder_calibration_files(folder: str | Path) -> list[Path]:
     """Return the calibration file of a folder, or the two that belong together; none if there is none."""
     folder = Path(folder)
-    for names in _USUAL_NAMES:
-        if all((folder / name).is_file() for name in names):
-            return [folder / name for name in names]
     chains = sorted(path for path in folder.glob("*camchain*.yaml") if not path.name.startswith("."))
-    return chains[:1]
+    known = [*([folder / name for name in names] for names in _USUAL_NAMES), chains[:1]]
+    there = [paths for paths in known if paths and all(path.is_file() for path in paths)]
+    return next((paths for paths in there if _says_camera(paths[0])), there[0] if there else [])
 
 # %% ../../nbs/datasets/08_calibration_files.ipynb #c41f5cc0
 def folder_calibration(

@@ -18,7 +18,7 @@ from fastcore.basics import patch
 
 from ..core.errors import InputError
 from ..core.files import IMAGE_SUFFIXES, name_fault, open_image, read_json, upright_size, write_json, write_png
-from ..core.images import common_bits, to_array
+from ..core.images import to_array
 from ..core.records import DEPTH_KINDS, METRES, RELATIVE_DEPTH, RELATIVE_INVERSE, Calibration, Depth, StereoSample
 from .calibration_files import folder_calibration_files, read_pair
 from .depth_maps import DEPTH_SUFFIXES, read_depth
@@ -295,21 +295,13 @@ def depth(self: DepthFolder, name: str) -> Depth:
     return Depth(torch.from_numpy(values), torch.from_numpy(confidence), kind, source, options.camera_height_m)
 
 # %% ../../nbs/datasets/35_depth_folder.ipynb #12984ab5
-@patch(as_prop=True)
-def bits(self: DepthFolder) -> int:
-    """Bits that white takes in images of more than 8, the same for all."""
-    if "_bits" not in vars(self):
-        vars(self)["_bits"] = common_bits(list(self.files.values()))
-    return self._bits
-
-
 @patch
 def sources(self: DepthFolder, index: int) -> list[Path]:
     """Return the files that a sample is read from, see `cups.core.made_from`."""
     images, maps = ([self.sides[side][name] for name in self.pairs[index]] for side in ("left", "depth"))
     sure = [file for path in maps if (file := _confidence_file(self.root, path))]
-    scanner = [path for name in LIDAR_FILES if (path := self.root / name).is_file()]
-    return [*images, *maps, *sure, *dict.fromkeys((*folder_calibration_files(self.root), *scanner))]
+    beside = [path for name in ("calibration.json", *LIDAR_FILES) if (path := self.root / name).is_file()]
+    return [*images, *maps, *sure, *dict.fromkeys((*self.calibration_files, *beside))]
 
 
 @patch

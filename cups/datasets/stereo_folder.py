@@ -192,7 +192,8 @@ def __len__(self: StereoFolder) -> int:
 def bits(self: StereoFolder) -> int:
     """Bits that white takes in images of more than 8, the same for all: `bits` of calibration.json, or measured."""
     if "_bits" not in vars(self):
-        vars(self)["_bits"] = _bits(self.root, [path for images in self.sides.values() for path in images.values()])
+        images = [path for side in ("left", "right") for path in self.sides.get(side, {}).values()]
+        vars(self)["_bits"] = _bits(self.root, images)
     return self._bits
 
 # %% ../../nbs/datasets/09_stereo_folder.ipynb #7c1a0e42
@@ -245,7 +246,8 @@ def sources(self: StereoFolder, index: int) -> list[Path]:
     """Return the files that a sample is read from, see `cups.core.made_from`."""
     named = [(side, name) for name in self.pairs[index] for side in ("left", "right")]
     images = [self.sides[side].get(name, self.root / side / self.files[name].name) for side, name in named]
-    return [*images, *self.calibration_files]
+    beside = [path for path in [self.root / "calibration.json"] if path.is_file()]  # "bits" are there in any case
+    return [*images, *dict.fromkeys((*self.calibration_files, *beside))]
 
 # %% ../../nbs/datasets/09_stereo_folder.ipynb #d9f3012e
 @patch

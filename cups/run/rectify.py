@@ -153,11 +153,12 @@ def rectify_folder(
     height, width = _read_raw(next(iter(sides["left"].values()))).shape[:2]
     straighten = rectification(pair, (width, height))
     _begin(out, {"raw": str(raw.resolve()), "calibration": straighten.calibration.to_dict()}, sides)
+    bits = _given_bits(out / "calibration.json")
     items = [(side, str(path)) for side, images in sides.items() for path in images.values()]
     with Engine(Workers(min(Workers(workers).processes, len(items)))) as engine:
         for _ in engine.map(partial(_rectify_one, out=out, straighten=straighten), items, "rectifying"):
             pass
-    written_now = write_json(out / "calibration.json", straighten.calibration.to_dict())
+    written_now = write_json(out / "calibration.json", straighten.calibration.to_dict() | bits)
     for side in sides:
         remove_left_over(out / side, written_now)
     chosen = _offset_pairs(sides)
@@ -166,6 +167,12 @@ def rectify_folder(
     return {"root": str(out), "images": len(items), "rows_apart_before_px": before, "rows_apart_after_px": after}
 
 # %% ../../nbs/run/11_rectify.ipynb #5b725831
+def _given_bits(path: Path) -> dict[str, Any]:
+    """Return the `bits` that a person wrote into the calibration of an earlier run, by that name; else nothing."""
+    values = read_json(path) if path.is_file() else {}
+    return {"bits": values["bits"]} if isinstance(values, dict) and "bits" in values else {}
+
+
 def _begin(out: Path, made_from: dict[str, Any], sides: dict[str, dict[str, Path]]) -> None:
     """Write what a folder is made from; raise InputError if it was begun from something else, or holds other images."""
     path = out / "rectified_from.json"
