@@ -617,6 +617,28 @@ def test_rectify_goes_on_and_never_mixes(raw_recording, tmp_path):
     refused(lambda: rectify_folder(raw, raw, workers=1), "holds the raw images")
 
 
+def test_another_calibration_of_a_wide_lens_is_another_though_the_view_is_the_same(tmp_path):
+    raw, out = tmp_path / "raw", tmp_path / "video"
+    for side in ("left", "right"):
+        write_png(raw / side / "0.png", np.random.default_rng(0).integers(0, 256, (120, 160), np.uint8))
+
+    def calibrated(*bends):
+        camera = {"camera_model": "pinhole", "distortion_model": "equidistant", "distortion_coeffs": list(bends),
+                  "intrinsics": [40.0, 40.0, 80.0, 60.0], "resolution": [160, 120]}  # fmt: skip
+        pose = np.eye(4)
+        pose[0, 3] = -0.1
+        written(raw / "camchain.yaml", yaml.safe_dump({"cam0": camera, "cam1": camera | {"T_cn_cnm1": pose.tolist()}}))
+
+    calibrated(0.0, 0.0, 0.0, 0.0)
+    rectify_folder(raw, out, workers=1)
+    made_from = json.loads((out / "rectified_from.json").read_text())
+    calibrated(-0.03, 0.01, 0.0, 0.0)
+    refused(lambda: rectify_folder(raw, out, workers=1), out, "another raw_calibration")
+    del made_from["raw_calibration"]  # of an earlier version
+    (out / "rectified_from.json").write_text(json.dumps(made_from))
+    rectify_folder(raw, out, workers=1)
+
+
 @pytest.mark.parametrize("raw_recording", ["radtan"], indirect=True)
 def test_rectify_keeps_nothing_of_an_earlier_recording(raw_recording, tmp_path):
     root, _ = raw_recording

@@ -17,6 +17,7 @@ import numpy as np
 from ..core.errors import InputError
 from ..core.files import read_json, remove_left_over, write_bytes, write_json
 from ..datasets.calibration_files import folder_calibration_files, read_pair
+from ..datasets.camera_pair import CameraPair
 from ..datasets.rectification import Rectification, raw_cameras, rectification, vertical_offset
 from .engine import Engine
 from .workers import Workers
@@ -152,7 +153,8 @@ def rectify_folder(
     pair = raw_cameras(pair if baseline_m is None else pair.with_baseline(baseline_m))
     height, width = _read_raw(next(iter(sides["left"].values()))).shape[:2]
     straighten = rectification(pair, (width, height))
-    _begin(out, {"raw": str(raw.resolve()), "calibration": straighten.calibration.to_dict()}, sides)
+    made_from = {"raw": str(raw.resolve()), "calibration": straighten.calibration.to_dict()}
+    _begin(out, made_from | {"raw_calibration": _raw_calibration(pair)}, sides)
     bits = _given_bits(out / "calibration.json")
     items = [(side, str(path)) for side, images in sides.items() for path in images.values()]
     with Engine(Workers(min(Workers(workers).processes, len(items)))) as engine:
@@ -167,6 +169,12 @@ def rectify_folder(
     return {"root": str(out), "images": len(items), "rows_apart_before_px": before, "rows_apart_after_px": after}
 
 # %% ../../nbs/run/11_rectify.ipynb #5b725831
+def _raw_calibration(pair: CameraPair) -> list[Any]:
+    """Return the numbers of raw cameras: lenses of wide views may differ and give the same rectified calibration."""
+    lenses = [[lens.matrix.tolist(), lens.distortion.ravel().tolist(), bool(lens.fisheye)] for lens in pair.lenses]
+    return [*lenses, pair.rotation.tolist(), pair.translation_m.tolist()]
+
+
 def _given_bits(path: Path) -> dict[str, Any]:
     """Return the `bits` that a person wrote into the calibration of an earlier run, by that name; else nothing."""
     values = read_json(path) if path.is_file() else {}
@@ -178,7 +186,9 @@ def _begin(out: Path, made_from: dict[str, Any], sides: dict[str, dict[str, Path
     path = out / "rectified_from.json"
     if path.exists():
         before = read_json(path)
-        other = [key for key in made_from if not isinstance(before, dict) or before.get(key) != made_from[key]]
+        said = {"raw_calibration": made_from["raw_calibration"]}  # folders of earlier versions do not say it
+        said |= before if isinstance(before, dict) else {}
+        other = [key for key in made_from if said.get(key) != made_from[key]]
         if other:
             raise InputError(f"{path}: the folder holds images of another {other[0]}; take another --out, or remove it")
     elif (out / "left").exists() or (out / "calibration.json").exists():
