@@ -215,6 +215,16 @@ def test_maps_of_another_resolution(folder):
         DepthFolder(folder)[0]
 
 
+@pytest.mark.parametrize("width", [100, 768])
+def test_maps_of_another_resolution_are_not_shifted(folder, width):
+    columns = np.tile(np.arange(1, width + 1, dtype=np.float32), (width // 2, 1))
+    (folder / "depth" / "000000_0.png").unlink()
+    np.save(folder / "depth" / "000000_0.npy", columns * 256)
+    read = DepthFolder(folder)[0].depth_0.values[0].numpy() - 1
+    meant = (np.arange(256) + 0.5) * width / 256 - 0.5  # where the middles of the pixels lie in the map
+    assert abs((read - meant).mean()) < 0.05
+
+
 def test_a_size_with_a_point_is_a_size(folder):
     path = folder / "depth" / "000000_0.png"
     write_png(path, np.ascontiguousarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[::2, ::2]))

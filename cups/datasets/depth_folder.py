@@ -257,7 +257,7 @@ def _fitted(values: np.ndarray, path: Path, camera: Calibration) -> np.ndarray:
         return values
     if abs(width * camera.height / (height * camera.width) - 1) > 0.02:
         raise InputError(f"{path}: {width} x {height} pixels, expected the shape of {camera.width} x {camera.height}")
-    return cv2.resize(values, (camera.width, camera.height), interpolation=cv2.INTER_NEAREST)
+    return cv2.resize(values, (camera.width, camera.height), interpolation=cv2.INTER_NEAREST_EXACT)
 
 
 _CONFIDENCE = {".png": 255.0, ".npy": 1.0}

@@ -190,8 +190,8 @@ def calibration_lines(camera: Calibration, disparity_px: float = math.nan) -> li
         return [
             *lines,
             f"cx {camera.cx:g} and cy {camera.cy:g} are {factor:.2g} times the middle of {camera.width} x "
-            f"{camera.height} pixels: the calibration is of images {factor:.2g} times as large; divide fx, fy, cx and "
-            f"cy by {factor:.2g}",
+            f"{camera.height} pixels: the calibration is of images {factor:.2g} times as large; divide fx, fy, "
+            f"cx + 0.5 and cy + 0.5 by {factor:.2g}",
         ]
     view = math.degrees(2 * math.atan(camera.width / 2 / camera.fx))
     if not _VIEW_DEG[0] <= view <= _VIEW_DEG[1]:

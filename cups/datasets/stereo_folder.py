@@ -202,7 +202,7 @@ def _scale_hint(camera: Calibration, height: int, width: int) -> str:
     factor = width / camera.width
     if round(factor * camera.height) not in range(height - 1, height + 2):
         return ""
-    return f": the images are {factor:.4g} times as large; multiply fx, fy, cx, cy, width and height by it"
+    return f": the images are {factor:.4g} times as large; multiply fx, fy, width, height, cx + 0.5 and cy + 0.5 by it"
 
 # %% ../../nbs/datasets/09_stereo_folder.ipynb #8c5fd10f
 @patch
