@@ -1002,6 +1002,17 @@ def test_faults_of_video_end_in_one_line(drive, capfd):
     assert capfd.readouterr().err.count("cups: error") == 1
 
 
+def test_the_check_reads_frames(drive):
+    root, _ = drive
+    assert check_dataset("stereo_video", root, full=True).usable == ["all"]
+    path = root / "a b_right.avi"
+    whole = path.read_bytes()
+    start = whole.index(b"movi") + 200
+    path.write_bytes(whole[:start] + bytes(len(whole) // 2) + whole[start + len(whole) // 2 :])
+    report = check_dataset("stereo_video", root)
+    assert not report.usable and str(path) in report.lines[-1]
+
+
 def test_pseudo_labels_and_explore(drive, tmp_path):
     root, _ = drive
     for side in ("left", "right"):

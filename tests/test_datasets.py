@@ -12,7 +12,7 @@ from shared import shared_folder
 
 from cups.cli import main
 from cups.core.errors import InputError
-from cups.core.files import read_json, write_json
+from cups.core.files import read_image, read_json, write_json, write_png
 from cups.core.records import VOID, PanopticLabel
 from cups.core.taxonomy import CITYSCAPES_7, CITYSCAPES_19, CITYSCAPES_27, cityscapes_classes, coarsened, lacking_in
 from cups.datasets.check import check_dataset
@@ -475,6 +475,22 @@ def test_check_of_a_stereo_folder(tmp_path, capsys):
     (tmp_path / "right.png").rename(right)
     (root / "calibration.json").write_text("{")
     assert str(root / "calibration.json") in found(capsys, "stereo_folder", root)
+
+
+def test_check_reads_samples_of_stereo_video(tmp_path, capsys):
+    kitti = tmp_path / "kitti"
+    write_miniature("kitti_raw", kitti, frames=3)
+    assert check(kitti, "kitti_raw") == 0
+    for path in kitti.rglob("*.png"):  # halved, and the calibration forgotten
+        write_png(path, np.ascontiguousarray(read_image(path)[::2, ::2]))
+    assert check(kitti, "kitti_raw") == 2 and "calib_cam_to_cam.txt says" in capsys.readouterr().out
+    cityscapes = tmp_path / "cityscapes"
+    write_miniature("cityscapes_sequences", cityscapes, frames=3)
+    assert check(cityscapes, "cityscapes_sequences") == 0
+    for path in cityscapes.rglob("*_camera.json"):
+        camera = json.loads(path.read_text())
+        path.write_text(json.dumps(camera | {"intrinsic": camera["intrinsic"] | {"u0": 99999.0}}))
+    assert check(cityscapes, "cityscapes_sequences") == 2 and "_camera.json: " in capsys.readouterr().out
 
 
 def test_list_names_every_data_set(capsys):

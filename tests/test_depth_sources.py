@@ -213,6 +213,13 @@ def test_maps_of_another_resolution(folder):
     write_png(path, np.ascontiguousarray(depth[:, ::2]))
     with pytest.raises(InputError, match="expected the shape of 256 x 128"):
         DepthFolder(folder)[0]
+    report = check_dataset("depth_folder", folder)
+    assert not report.usable and "expected the shape of 256 x 128" in report.lines[-1]
+    path.unlink()
+    path.with_suffix(".npy").write_bytes(b"damaged")
+    assert check_dataset("depth_folder", folder).faults["all"] == [
+        f"{path.with_suffix('.npy')}: not readable as a depth map"
+    ]
 
 
 @pytest.mark.parametrize("width", [100, 768])

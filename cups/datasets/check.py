@@ -16,11 +16,11 @@ from ..core.errors import InputError
 from ..core.files import IMAGE_SUFFIXES, open_image, read_json
 from ..core.images import read_rgb
 from ..core.parallel import Mapper, serial_map
-from ..core.protocols import LabelledDataset
+from ..core.protocols import LabelledDataset, StereoDataset
 from ..core.records import VOID
 from .inventory import Part, lonely
 from .registry import DATASETS, dataset_inventory, dataset_reader, kind_of_folder, open_dataset
-from .sense import sense
+from .sense import sense, spread
 
 # %% auto #0
 __all__ = ['CheckReport', 'missing_files', 'frame_faults', 'check_dataset']
@@ -172,19 +172,36 @@ def _reader(name: str, root: str | Path, split: str, incomplete: bool) -> Any:
     return open_dataset(name, root, **{key: value for key, value in wanted.items() if key in known})
 
 # %% ../../nbs/datasets/37_check.ipynb #8f2ed5bb
+_READ = 5
+"""Samples of stereo video that are read unless all are asked for: what is wrong with one is mostly wrong with many."""
+
+
+def _sample_fault(index: int, dataset: StereoDataset) -> str | None:
+    """Return what keeps a sample from being read; None if it can be."""
+    try:
+        dataset[index]
+    except InputError as error:
+        return str(error)
+    return None
+
+
 def _split_faults(name: str, root: str | Path, parts: list[Part], full: bool, map: Mapper) -> list[str]:
     """Return a line for each fault of a split."""
     faults, dataset = missing_files(parts), None
     try:
-        found = _reader(name, root, parts[0].split, incomplete=bool(faults))
-        dataset = found if DATASETS[name].labelled else None
+        dataset = _reader(name, root, parts[0].split, incomplete=bool(faults))
     except InputError as error:
         faults = faults or [str(error)]
     names = sorted({key for part in parts for key in _sampled(list(part.files), full)})
     map = map if full else serial_map  # twenty files are opened before other processes have started
-    task = partial(frame_faults, parts=parts, dataset=dataset)
+    task = partial(frame_faults, parts=parts, dataset=dataset if DATASETS[name].labelled else None)
     found = map(task, names, f"opening {parts[0].split}")
-    return list(dict.fromkeys(faults + [line for lines in found for line in lines]))
+    faults = list(dict.fromkeys(faults + [line for lines in found for line in lines]))
+    if faults or not DATASETS[name].stereo:
+        return faults
+    places = spread(len(dataset), len(dataset) if full else _READ)
+    read = map(partial(_sample_fault, dataset=dataset), places, f"reading {parts[0].split}")
+    return list(dict.fromkeys(filter(None, read)))
 
 
 def _split_warnings(name: str, root: str | Path, split: str) -> list[str]:

@@ -24,7 +24,7 @@ from .matched_points import MIN_POINTS, matched_points
 
 # %% auto #0
 __all__ = ['PairMeasures', 'measure_pair', 'pair_lines', 'calibration_lines', 'is_repeated', 'missing_lines', 'leap',
-           'depth_lines', 'sense', 'sample_faults']
+           'depth_lines', 'spread', 'sense', 'sample_faults']
 
 # %% ../../nbs/datasets/36_sense.ipynb #6054ee11
 @dataclass(frozen=True)
@@ -342,7 +342,7 @@ def _measured(sample: StereoSample) -> PairMeasures:
 _SAMPLES = 5
 _RUNS, _RUN_FRAMES = 3, 8
 
-def _spread(count: int, wanted: int) -> list[int]:
+def spread(count: int, wanted: int) -> list[int]:
     """Return some indices from first to last."""
     return sorted(set(np.linspace(0, count - 1, min(count, wanted)).round().astype(int).tolist()))
 
@@ -361,7 +361,7 @@ def _time_lines(dataset: StereoDataset, samples: Sequence[StereoSample]) -> list
     """Return a line for repeated frames, and one for frames that are missing though their numbers are not."""
     same = {sample.name: is_repeated(sample.left_0, sample.left_1) for sample in samples}
     all_names, times, last_start = dataset.names, {}, max(len(dataset) - _RUN_FRAMES, 0)
-    for start in sorted({min(start, last_start) for start in _spread(len(dataset), _RUNS)}):
+    for start in sorted({min(start, last_start) for start in spread(len(dataset), _RUNS)}):
         indices = _run(dataset, start)
         try:
             frames, last = [dataset.left(index) for index in indices[:-1]], dataset[indices[-1]]
@@ -408,7 +408,7 @@ def sense(dataset: StereoDataset) -> list[str]:
         frames repeated or missing. Empty if there is none, or the images show too little to tell.
     """
     samples = []
-    for index in _spread(len(dataset), _SAMPLES):
+    for index in spread(len(dataset), _SAMPLES):
         try:
             samples.append(dataset[index])
         except InputError:
