@@ -232,6 +232,16 @@ def test_maps_of_another_resolution_are_not_shifted(folder, width):
     assert abs((read - meant).mean()) < 0.05
 
 
+def test_the_check_takes_grey_depth_stored_as_colour(folder):
+    write_json(folder / "calibration.json", json.loads((folder / "calibration.json").read_text()) | {"depth_scale": 10})
+    ramp = np.tile(np.arange(256, dtype=np.uint8)[:, None], (128, 1, 3))
+    for path in (folder / "depth").iterdir():
+        write_png(path, ramp)
+    assert DepthFolder(folder)[0].depth_0.values.max() == 25.5 and check_dataset("depth_folder", folder).usable
+    write_png(path, ramp * np.array([1, 2, 3], np.uint8))  # a picture of depth in colours
+    assert "expected one number a pixel" in check_dataset("depth_folder", folder).faults["all"][0]
+
+
 def test_a_size_with_a_point_is_a_size(folder):
     path = folder / "depth" / "000000_0.png"
     write_png(path, np.ascontiguousarray(cv2.imread(str(path), cv2.IMREAD_UNCHANGED)[::2, ::2]))

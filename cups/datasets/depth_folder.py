@@ -323,7 +323,7 @@ def inventory(cls: DepthFolder, root: str | Path) -> list[Part]:
     root = Path(root)
     calibration = {path.stem: path for path in folder_calibration_files(root)}
     images, maps = _first_folder(root, _IMAGE_FOLDERS), _first_folder(root, _DEPTH_FOLDERS)
-    modes = ("I;16", "I", "L", "F")
+    modes = ("I;16", "I", "L", "F", "RGB", "P")  # the last two may be grey, which reading the depth tells
     return [
         Part("all", "images", images, _files(images, IMAGE_SUFFIXES), _SOURCE),
         Part("all", "depth maps", maps, _files(maps, _DEPTH_FILES), _SOURCE, None, False, modes, any_size=True),
