@@ -225,6 +225,20 @@ def test_photos_taken_now_and_then_are_no_video(per_second):
     assert len(consecutive_pairs([str(int(times[0] * per_second + per_second // 2 * n)) for n in range(9)])) == 8
 
 
+def test_one_frame_that_came_at_once_after_another_ends_no_recording():
+    times = [1_700_000_000_000 + 33 * n for n in range(300)]
+    times[150] = times[149] + 1
+    assert len(consecutive_pairs(map(str, times))) >= 297
+    assert len(matched_sides(map(str, times), [str(time + 2) for time in times])) >= 298
+
+
+def test_each_clip_has_its_own_frame_rate():
+    names = [f"{clip}_{10**18 + n * 10**9 // rate}" for clip, rate in (("a", 30), ("b", 10)) for n in range(60)]
+    pairs = consecutive_pairs(names)
+    assert [sum(first.startswith(clip) for first, _ in pairs) for clip in "ab"] == [59, 59]
+    assert not consecutive_pairs([f"a_{10**18 + n * 10**8}" for n in range(60) if n % 3])[0][1].endswith("300000000")
+
+
 def test_thinned_videos_are_taken_with_a_warning():
     with pytest.warns(UserWarning, match="frames are numbered 5 apart and taken for neighbours in time"):
         assert len(consecutive_pairs([f"{5 * n:04d}" for n in range(8)])) == 7

@@ -118,8 +118,9 @@ def frame_places(stems: Iterable[str]) -> tuple[dict[tuple[str, int], str], int]
     follow = any((clip, number + 1) in numbers for clip, number in numbers)
     if all(fractions) and not follow:
         return _timed(stems, -(-max(len(found[4]) for found in fractions) // 3) * 3)
-    intervals = [] if follow else _intervals(numbers)
-    if intervals and (min(number for _, number in numbers) >= _LEAST_TIME or _is_even(intervals)):
+    intervals = _intervals(numbers)
+    are_times = min((number for _, number in numbers), default=0) >= _LEAST_TIME
+    if intervals and (are_times or (not follow and _is_even(intervals))):
         return numbers, round(median(intervals))
     return numbers, 0
 
@@ -152,9 +153,14 @@ def _runs(times: Sequence[int], longest: float) -> list[list[int]]:
     return runs
 
 # %% ../../nbs/datasets/00_frame_names.ipynb #ae9deab3
-def _check_pace(by_place: Iterable[tuple[str, int]], interval: int) -> None:
+def _pace(times: Sequence[int], interval: int) -> float:
+    """Return the median interval of a clip's ascending times; `interval`, that of all clips, where it has few."""
+    own = [after - before for before, after in pairwise(times)]
+    return median(own) if len(own) >= _FEWEST else interval
+
+
+def _check_pace(first: int, interval: float) -> None:
     """Raise InputError if frames with times since 1970 are too far apart for a video."""
-    first = min((place for _, place in by_place), default=0)
     unit = next((1 / per_s for per_s in (10**3, 10**6, 10**9) if first < 10**10 * per_s), 1e-9)  # a second
     if first >= _LEAST_TIME and interval * unit > _SLOWEST_S:
         raise InputError(f"frames are {interval * unit:.3g} s apart by their time stamps, too far to follow what moves")
@@ -185,14 +191,15 @@ def consecutive_pairs(stems: Iterable[str], frame_step: int = 1) -> list[tuple[s
     if frame_step < 1:
         raise InputError(f"frame_step must be positive, got {frame_step}")
     by_place, interval = frame_places(stems)
-    _check_pace(by_place, interval)
     _warn_of_thinned(by_place, interval)
     clips, pairs = defaultdict(list), []
     for clip, place in sorted(by_place):
         clips[clip].append(place)
     for clip, places in clips.items():
         if interval:
-            used = [run[::frame_step] for run in _runs(places, _GAP * interval)]
+            own = _pace(places, interval)
+            _check_pace(places[0], own)
+            used = [run[::frame_step] for run in _runs(places, _GAP * own)]
             found = [pair for run in used for pair in pairwise(run)]
         else:
             found = _stepped(places, frame_step)
@@ -256,6 +263,6 @@ def matched_sides(left: Iterable[str], right: Iterable[str]) -> dict[str, str]:
     matched = {}
     for clip, other in _matched_clips((c for c, _ in here), (c for c, _ in there)).items():
         mine, others = (sorted(n for c, n in places if c == name) for places, name in ((here, clip), (there, other)))
-        for number, near in nearest_times(mine, others, _TOLERANCE * interval).items():
+        for number, near in nearest_times(mine, others, _TOLERANCE * _pace(mine, interval)).items():
             matched[here[clip, number]] = there[other, near]
     return matched
