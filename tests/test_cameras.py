@@ -28,6 +28,7 @@ from cups.datasets.stereo_folder import StereoFolder
 from cups.datasets.stereo_video import StereoVideo, _first_drop
 from cups.datasets.video_files import VideoFile
 from cups.labels.store import PseudoLabelStore
+from cups.run.inputs import source_states
 from cups.run.rectify import rectify_folder
 from cups.street.scenes import street_clip
 from cups.workbench.sources import open_source
@@ -951,6 +952,8 @@ def test_a_step_is_an_option_or_kept_beside_the_video(drive):
     root, frames = drive
     assert StereoVideo(root, frame_step=2).names == ["a b_000000", "a b_000002"]
     assert clips_of(StereoVideo(root, frame_step=2)) == [[0, 1]]
+    states = [source_states(StereoVideo(root, frame_step=step))["a b_000000"] for step in (1, 2, 1)]
+    assert states[0] == states[2] != states[1]  # so that labels of the one are compared with the frames of the other
     write_json(root / "stereo_video.json", {"frame_step": 3})
     video = StereoVideo(root)
     assert video.names == ["a b_000000"] and StereoVideo(root, frame_step=1).names[1] == "a b_000001"
