@@ -1,7 +1,9 @@
 """What goes to detectron2 and PyTorch3D is right there: read by them where they are installed, by hand elsewhere."""
 
 import json
+import shutil
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -95,11 +97,24 @@ def test_frames_hold_objects_semantics_and_panoptic_maps(store, written):
         numbers = np.asarray(Image.open(frame["pan_seg_file_name"])).astype(int) @ [1, 256, 65536]
         claimed = claimed_segments(label, store.split).semantic.numpy()
         for segment in frame["segments_info"]:
-            assert set(claimed[numbers == segment["id"]]) == {segment["category_id"] - 1}
+            classes = store.split.things if segment["isthing"] else (None, *store.split.stuff)
+            assert set(claimed[numbers == segment["id"]]) == {classes[segment["category_id"]]}
             assert segment["area"] == (numbers == segment["id"]).sum()
         assert np.array_equal(numbers == 0, claimed == VOID)
         objects += len(masks)
     assert objects > 0
+
+
+def test_labels_of_stereo_video_go_with_its_left_images(store, images, written, tmp_path):
+    video = tmp_path / "video"
+    shutil.copytree(images / "left", video / "left")
+    shutil.copytree(images / "left", video / "right")
+    write_detectron2(store.root, video, tmp_path / "out")
+    files = [Path(frame["file_name"]) for frame in detectron2_frames(tmp_path / "out")]
+    assert {file.parent for file in files} == {video / "left"}
+    (video / "left").rename(video / "other")
+    with pytest.raises(InputError, match=r"scene_0\.png and .*scene_0\.png have the name of one frame"):
+        write_detectron2(store.root, video, tmp_path / "out")
 
 
 def test_a_missing_image_and_one_of_another_size_are_named(store, images, tmp_path):

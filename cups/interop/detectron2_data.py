@@ -5,6 +5,7 @@
 # %% ../../nbs/interop/02_detectron2_data.ipynb #d8c76d81
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..core.errors import InputError
-from ..core.files import open_image, read_json, write_json, write_png
+from ..core.files import IMAGE_SUFFIXES, open_image, read_json, write_json, write_png
 from ..core.parallel import progress
 from ..core.records import VOID, PanopticLabel
 from ..core.splits import ThingStuffSplit, claimed_segments
@@ -58,8 +59,6 @@ def detectron2_frame(label: PanopticLabel, split: ThingStuffSplit) -> dict[str, 
     claimed = claimed_segments(label, split)
     listed = label_segments(claimed)
     numbers, segments = coco_segments(claimed, listed)
-    for segment in segments:
-        segment["category_id"] = listed[segment["id"] - 1]["class_id"] + 1
     return {
         "height": label.semantic.shape[0],
         "width": label.semantic.shape[1],
@@ -70,25 +69,31 @@ def detectron2_frame(label: PanopticLabel, split: ThingStuffSplit) -> dict[str, 
     }
 
 # %% ../../nbs/interop/02_detectron2_data.ipynb #2eaaeeae
-def _image_files(images: str | Path | Mapping[str, str | Path]) -> dict[str, Path]:
+def _image_files(images: str | Path | Mapping[str, str | Path]) -> dict[str, list[Path]]:
     """Return image files by the names of their frames."""
     if isinstance(images, Mapping):
-        return {name: Path(file) for name, file in images.items()}
+        return {name: [Path(file)] for name, file in images.items()}
     if not Path(images).is_dir():
         raise InputError(f"{images}: no such folder")
-    seen = (file for file in sorted(Path(images).rglob("*")) if file.suffix.lower() in (".png", ".jpg", ".jpeg"))
-    return {file.stem: file for file in seen if not file.name.startswith(".")}
+    left, files = Path(images) / "left", defaultdict(list)  # right images of stereo video have the names of left ones
+    for file in sorted((left if left.is_dir() else Path(images)).rglob("*")):
+        if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):
+            files[file.stem].append(file)
+    return files
 
 
-def _checked_image(files: dict[str, Path], name: str, size: tuple[int, int]) -> str:
+def _checked_image(files: dict[str, list[Path]], name: str, size: tuple[int, int]) -> str:
     """Return the path of a frame's image, which has the label's height and width."""
-    if name not in files:
+    file, *others = files.get(name) or [None]
+    if file is None:
         raise InputError(f"no image of frame {name}")
-    with open_image(files[name]) as image:
+    if others:
+        raise InputError(f"{file} and {others[0]} have the name of one frame; give the folder that was labelled")
+    with open_image(file) as image:
         width, height = image.size
     if (height, width) != size:
-        raise InputError(f"{files[name]}: {height} x {width} pixels high and wide, its label is {size[0]} x {size[1]}")
-    return str(files[name].resolve())
+        raise InputError(f"{file}: {height} x {width} pixels high and wide, its label is {size[0]} x {size[1]}")
+    return str(file.resolve())
 
 # %% ../../nbs/interop/02_detectron2_data.ipynb #3c9c0ae7
 def _metadata(split: ThingStuffSplit, names: dict[int, str] | None) -> dict[str, Any]:
@@ -135,7 +140,7 @@ def write_detectron2(
     labels : str or Path
         Folder of a finished pseudo-label store.
     images : str, Path, or mapping of str to str or Path
-        Folder with an image of each frame's name, or the image files by the names of the frames.
+        Folder with an image of each frame's name, or of stereo video, or the image files by the names of the frames.
     out : str or Path
         Gets `detectron2.json`, `sem_seg/*.png`, and `panoptic.json` and `panoptic/*.png` in COCO's format.
     classes : str or Path, optional
@@ -166,6 +171,13 @@ def write_detectron2(
     return out
 
 # %% ../../nbs/interop/02_detectron2_data.ipynb #737be960
+def _numbered_on(segment: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
+    """Return a segment with detectron2's own number of its class, among the things or the stuff, as its loaders do."""
+    things, stuff = (dict(metadata[f"{kind}_dataset_id_to_contiguous_id"]) for kind in ("thing", "stuff"))
+    number, is_thing = segment["category_id"], segment["category_id"] in things
+    return segment | {"category_id": (things if is_thing else stuff)[number], "isthing": is_thing}
+
+
 def detectron2_frames(folder: str | Path) -> list[dict[str, Any]]:
     """Return the dictionaries that detectron2 wants, of a folder that `write_detectron2` made.
 
@@ -178,9 +190,12 @@ def detectron2_frames(folder: str | Path) -> list[dict[str, Any]]:
     found = read_json(path)
     if not isinstance(found, dict) or "frames" not in found:
         raise InputError(f"{path}: not written by `write_detectron2`")
-    root = path.parent.resolve()
-    names = "sem_seg_file_name", "pan_seg_file_name"
-    return [frame | {name: str(root / frame[name]) for name in names} for frame in found["frames"]]
+    root, frames = path.parent.resolve(), []
+    for frame in found["frames"]:
+        files = {name: str(root / frame[name]) for name in ("sem_seg_file_name", "pan_seg_file_name")}
+        segments = [_numbered_on(segment, found["metadata"]) for segment in frame["segments_info"]]
+        frames.append(frame | files | {"segments_info": segments})
+    return frames
 
 
 def register_detectron2(name: str, folder: str | Path) -> Any:
