@@ -221,7 +221,7 @@ def fetch(name: str, folder: str | Path | None = None) -> Path:
     Parameters
     ----------
     name : str
-        One of `REGISTRY`.
+        One of `REGISTRY`, or of a network that comes with the package.
     folder : str or Path, optional
         Its folder; `weights_folder()` by default.
 
@@ -231,8 +231,10 @@ def fetch(name: str, folder: str | Path | None = None) -> Path:
         If there are no such weights, they cannot be downloaded, or their content is not as expected: as published, or
         where nothing is published, as it was when the file was fetched first (`FILE.sha256` beside it).
     """
+    if name in _SHIPPED:
+        return _shipped_file(name)
     if name not in REGISTRY:
-        raise InputError(f"weights {name!r} are not known; there are {', '.join(REGISTRY)}")
+        raise InputError(f"weights {name!r} are not known; there are {', '.join([*_SHIPPED, *REGISTRY])}")
     offered = REGISTRY[name]
     path = Path(folder or weights_folder()) / offered.file
     if path.is_file():

@@ -195,6 +195,8 @@ def test_classes_alone_know_no_things_and_count_void_as_wrong():
     assert semantic_scores([(found, truth)], 3, without=["car"])["miou"] == 1
     with pytest.raises(InputError, match=r"outside 0\.\.1"):
         semantic_scores([(found + 1, truth)], 2)
+    with pytest.raises(InputError, match=r"outside 0\.\.0"):  # not void, but the first class that there is not
+        semantic_scores([(found, truth)], 1)
     with pytest.raises(InputError, match="no frame"):
         semantic_scores([], 2)
 

@@ -71,6 +71,10 @@ def offered(tmp_path, monkeypatch) -> Iterator[callable]:
     server.server_close()
 
 
+def test_a_network_that_comes_with_the_package_is_there():
+    assert weights.fetch("street_scenes") == weights.weights_file("street_scenes")
+
+
 def test_a_line_that_breaks_off_is_taken_up(offered, tmp_path):
     offered("breaks_off", sha256(CONTENT).hexdigest())
     path = weights.fetch("here")
@@ -154,7 +158,7 @@ def test_commands(offered, capsys, tmp_path):
     error = capsys.readouterr().err.strip()
     assert error.startswith("cups: error: http://127.0.0.1") and error.endswith("404: the server answers 404 Not Found")
     assert main(["weights", "fetch", "nothing"]) == 2
-    assert "weights 'nothing' are not known; there are raft_smurf" in capsys.readouterr().err
+    assert "weights 'nothing' are not known; there are street_scenes, raft_smurf" in capsys.readouterr().err
     offered("whole")
     assert main(["weights", "fetch", "here"]) == 0 and main(["weights", "list"]) == 0
     said = capsys.readouterr().out

@@ -112,10 +112,11 @@ def class_overlap(
     counts, frames = torch.zeros(num_pseudo_classes + 1, num_classes, dtype=torch.int64), 0
     for frames, (prediction, truth) in enumerate(pairs, 1):
         known = truth != VOID
-        rows = torch.where(prediction == VOID, num_pseudo_classes, prediction)[known]
-        if rows.numel() and (rows.max() > num_pseudo_classes or truth[known].max() >= num_classes):
+        rows = prediction[known]
+        found = (rows[rows != VOID], num_pseudo_classes), (truth[known], num_classes)
+        if any(classes.numel() and classes.max() >= number for classes, number in found):
             raise InputError(f"frame {frames}: a class is outside 0..{num_pseudo_classes - 1}, 0..{num_classes - 1}")
-        index = rows * num_classes + truth[known]
+        index = torch.where(rows == VOID, num_pseudo_classes, rows) * num_classes + truth[known]
         counts += torch.bincount(index, minlength=counts.numel()).view_as(counts)
     if not frames:
         raise InputError("there is no frame to evaluate")
