@@ -476,3 +476,5 @@ def test_predict_fails_in_one_line(made, network_file, tmp_path, fails):
     fails("predict", image, "--weights", network_file, *to, "--classes", names, words=[names, "names class 9"])
     fails("predict", image, "--weights", network_file, *to, "--device", "abacus", words=["abacus", "cannot be used"])
     fails("predict", image, "--weights", network_file, *to, "--scales", "0", words=["scales", "positive"])
+    fails("predict", image, "--weights", network_file, *to, "--scales", "nan", words=["scales", "positive"])
+    fails("predict", image, "--weights", network_file, *to, "--min-confidence", "50", words=["must be in [0, 1]"])

@@ -127,6 +127,27 @@ def test_predictions_of_copied_images_stay_and_those_of_changed_ones_do_not(netw
     assert changed == {str(out / "panoptic" / "1.png")}  # the other one is that of its image
 
 
+def test_images_added_by_a_later_call_are_listed_with_the_others(network, tmp_path):
+    images, out = write_images(tmp_path / "images", 1), tmp_path / "o"
+    run = lambda *arguments: main([str(a) for a in predict(*arguments)])  # noqa: E731
+    assert run(images / "1.png", network, out) == run(images / "0.png", network, out) == 0
+    listed = json.loads((out / "panoptic.json").read_text())
+    assert [image["file_name"] for image in listed["images"]] == ["0.png", "1.png"]
+    (out / "panoptic" / "1.png").unlink()  # as of a folder that was copied in part
+    assert run(images, network, out) == run(images, network, tmp_path / "fresh") == 0
+    assert contents(out) == contents(tmp_path / "fresh")
+
+
+def test_pictures_are_not_left_in_the_colours_of_other_names(network, tmp_path, fails):
+    images, out = write_images(tmp_path / "images", 1), tmp_path / "o"
+    (tmp_path / "names.json").write_text(json.dumps({"4": "sky"}))
+    assert main([str(a) for a in predict(images, network, out)]) == 0
+    named = predict(images, network, out, "--classes", tmp_path / "names.json")
+    assert "made with other settings, colours.4 is [" in fails(*named)
+    assert main([str(a) for a in (*named, "--again")]) == 0
+    assert "[70, 130, 180]" in (out / "panoptic.json").read_text()
+
+
 def test_predictions_of_other_weights_are_made_again(network, tmp_path, fails):
     images, out = write_images(tmp_path / "images", 1), tmp_path / "o"
     torch.manual_seed(1)

@@ -38,9 +38,9 @@ def check_scales(scales: Sequence[float]) -> None:
     Raises
     ------
     InputError
-        If there is no scale, or one is not positive.
+        If there is no scale, or one is not a positive number.
     """
-    if not scales or min(scales) <= 0:
+    if not scales or not all(0 < scale < float("inf") for scale in scales):
         raise InputError(f"scales of test-time augmentation must be positive, got {list(scales)}")
 
 # %% ../../nbs/model/09_test_time_augmentation.ipynb #abd33b36

@@ -30,7 +30,7 @@ from ..model.test_time_augmentation import check_scales
 from ..weights import device_called, weights_file
 
 # %% auto #0
-__all__ = ['start_folder', 'write_maps', 'predict_images']
+__all__ = ['start_folder', 'colours_by_class', 'write_maps', 'predict_images']
 
 # %% ../../nbs/run/10_predict.ipynb #fc513974
 def _image_files(paths: Sequence[str | Path]) -> list[Path]:
@@ -116,6 +116,11 @@ def _remove_others(out: Path, files: Sequence[Path], again: bool) -> None:
         kept[path].unlink()
 
 # %% ../../nbs/run/10_predict.ipynb #6f557296
+def colours_by_class(categories: Sequence[dict[str, Any]]) -> dict[str, list[int]]:
+    """Return the colours of pictures by class, to note them among the settings: names may bring others."""
+    return {str(category["id"] - 1): category["color"] for category in categories}
+
+
 def write_maps(out: Path, name: str, label: PanopticLabel, overlay: np.ndarray) -> list[dict[str, Any]]:
     """Write the map of a label and its picture (H, W, 3), uint8; return its segments as of `coco_segments`."""
     numbers, segments = coco_segments(label, label.diagnostics["segments"])
@@ -139,7 +144,7 @@ def predict_images(
     weights : str or Path
         A network, as for `load`.
     out : str or Path
-        Gets `panoptic.json` and `panoptic/*.png` in COCO's format, and `overlay/*.jpg`.
+        Gets `panoptic.json` and `panoptic/*.png` in COCO's format, and `overlay/*.jpg`; of earlier calls, too.
     classes : str or Path, optional
         JSON file that names the classes.
     scales, mirror
@@ -164,23 +169,27 @@ def predict_images(
         or settings, and not `again`.
     """
     check_scales(scales)
+    if not 0 <= min_confidence <= 1:
+        raise InputError(f"min_confidence must be in [0, 1], got {min_confidence}")
     files, out, weights = _image_files(images), Path(out), weights_file(weights)
     options = {"scales": list(scales), "mirror": mirror, "min_confidence": min_confidence}
     options |= {"version": _VERSION, "weights_sha256": file_digest(weights)}
     network = load(weights, device_called(device), min_confidence=min_confidence)
     categories = coco_categories(network.split, read_names(classes, network.split) if classes else None)
-    start_folder(out, options, again)
+    start_folder(out, options | {"colours": colours_by_class(categories)}, again)
     _remove_others(out, files, again)
     colours = np.array([category["color"] for category in categories], np.uint8)
-    bits, frames = cache(partial(common_bits, files)), []
+    bits = cache(partial(common_bits, files))
     for path in progress(files, len(files), "segmenting"):
         kept = out / "annotations" / f"{path.stem}.json"
-        if not kept.exists():
+        drawn = out / "panoptic" / f"{path.stem}.png", out / "overlay" / f"{path.stem}.jpg"
+        if not all(file.exists() for file in (kept, *drawn)):
             image, made_from = read_rgb(path, bits), _image_state(path) | {"crc32": crc32(path.read_bytes())}
             label = predict(network, image, network.split, scales, mirror).to("cpu")
             segments = write_maps(out, path.stem, label, panoptic_rgb(label, colours, image))
             size = {"height": image.shape[1], "width": image.shape[2]}
             annotation = {"file_name": path.name, **size, "segments_info": segments, "made_from": made_from}
             write_json(kept, annotation)
-        frames.append({"map": f"{path.stem}.png", **read_json(kept)})
+    whole = sorted((out / "annotations").glob("*.json"))  # with the images of earlier calls
+    frames = [{"map": f"{kept.stem}.png", **read_json(kept)} for kept in whole]
     return write_panoptic(out / "panoptic.json", frames, categories)

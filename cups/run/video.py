@@ -35,7 +35,7 @@ from ..model.files import load
 from ..model.network import PanopticCascade
 from ..model.test_time_augmentation import check_scales
 from ..model.tracker import Tracker, TrackerSettings, track_objects
-from .predict import start_folder, write_maps
+from .predict import colours_by_class, start_folder, write_maps
 from ..weights import device_called, weights_file
 
 # %% auto #0
@@ -345,7 +345,8 @@ def predict_video(
     tracker = Tracker(TrackerSettings(start_confidence=min_confidence))
     network = load(weights, device_called(device), min_confidence=min_confidence)
     categories = coco_categories(network.split, read_names(classes, network.split) if classes else None)
-    start_folder(out, options | {"weights_sha256": file_digest(weights), "video_sha256": frames.digest()}, again)
+    options |= {"weights_sha256": file_digest(weights), "video_sha256": frames.digest()}
+    start_folder(out, options | {"colours": colours_by_class(categories)}, again)
     colours = np.array([category["color"] for category in categories], np.uint8)
     done = _resumed(out, tracker)
     segment = partial(_segment_frame, frames=frames, network=network, tracker=tracker, colours=colours, out=out)
