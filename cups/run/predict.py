@@ -190,6 +190,6 @@ def predict_images(
             size = {"height": image.shape[1], "width": image.shape[2]}
             annotation = {"file_name": path.name, **size, "segments_info": segments, "made_from": made_from}
             write_json(kept, annotation)
-    whole = sorted((out / "annotations").glob("*.json"))  # with the images of earlier calls
-    frames = [{"map": f"{kept.stem}.png", **read_json(kept)} for kept in whole]
+    listed = sorted((out / "annotations").glob("[!.]*.json"))  # with the images of earlier calls
+    frames = [{"map": f"{kept.stem}.png", **read_json(kept)} for kept in listed]
     return write_panoptic(out / "panoptic.json", frames, categories)
