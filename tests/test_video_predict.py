@@ -156,3 +156,20 @@ def test_a_track_ends_after_the_images_it_may_be_lost_for():
         for _ in range(gone):
             assert tracker.update(image, nothing) == {}
         assert tracker.update(image, label) == expected
+
+
+def test_a_folder_given_by_a_dot_is_called_by_its_name(made, tmp_path, monkeypatch):
+    monkeypatch.chdir(made / "frames")
+    assert main(arguments(made, Path("."), tmp_path / "out", "--video")) == 0
+    written = json.loads((tmp_path / "out" / "tracks.json").read_text())
+    assert written["videos"] == [{"id": 1, "name": "frames"}]
+
+
+@pytest.mark.parametrize("more", [(), ("--video",)])
+def test_a_folder_that_may_not_be_read_is_named(made, tmp_path, monkeypatch, capsys, more):
+    def refuse(folder: Path):
+        raise PermissionError(13, "Permission denied", str(folder))
+
+    monkeypatch.setattr(Path, "iterdir", refuse)
+    assert main(arguments(made, made / "frames", tmp_path / "out", *more)) == 2
+    assert f"{made / 'frames'}: cannot be read (Permission denied)" in capsys.readouterr().err

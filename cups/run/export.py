@@ -327,6 +327,8 @@ def _alone(out: Path) -> Iterator[None]:
         lock.acquire()
     except Timeout:
         raise InputError(f"{out}: another process exports into this folder") from None
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror})") from None
     try:
         yield
     finally:

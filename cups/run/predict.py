@@ -30,9 +30,23 @@ from ..model.test_time_augmentation import check_scales
 from ..weights import device_called, weights_file
 
 # %% auto #0
-__all__ = ['start_folder', 'colours_by_class', 'write_maps', 'predict_images']
+__all__ = ['images_in', 'start_folder', 'colours_by_class', 'write_maps', 'predict_images']
 
 # %% ../../nbs/run/10_predict.ipynb #fc513974
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files in a folder, sorted.
+
+    Raises
+    ------
+    InputError
+        If the folder cannot be read.
+    """
+    try:
+        return sorted(p for p in folder.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
+    except OSError as error:
+        raise InputError(f"{folder}: cannot be read ({error.strerror})") from None
+
+
 def _image_files(paths: Sequence[str | Path]) -> list[Path]:
     """Return image files, and those in folders, in order.
 
@@ -43,9 +57,7 @@ def _image_files(paths: Sequence[str | Path]) -> list[Path]:
     """
     files: list[Path] = []
     for path in map(Path, paths):
-        inside = [path]
-        if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != ".")
+        inside = images_in(path) if path.is_dir() else [path]
         if not inside:
             raise InputError(f"{path}: holds no image")
         files += inside

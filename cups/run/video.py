@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from pathlib import Path
@@ -22,7 +23,7 @@ from torch import Tensor
 
 from ..core.checkpoints import read_tensors
 from ..core.errors import InputError
-from ..core.files import IMAGE_SUFFIXES, read_json, write_atomically, write_bytes, write_json
+from ..core.files import read_json, write_atomically, write_bytes, write_json
 from ..core.images import common_bits, read_rgb
 from ..core.made_from import file_digest
 from ..core.parallel import progress, progress_bar
@@ -35,7 +36,7 @@ from ..model.files import load
 from ..model.network import PanopticCascade
 from ..model.test_time_augmentation import check_scales
 from ..model.tracker import Tracker, TrackerSettings, track_objects
-from .predict import colours_by_class, start_folder, write_maps
+from .predict import colours_by_class, images_in, start_folder, write_maps
 from ..weights import device_called, weights_file
 
 # %% auto #0
@@ -80,12 +81,11 @@ class Frames:
     def __init__(self, path: str | Path) -> None:
         self.path, self.step_ms = Path(path), _STEP_MS
         if self.path.is_dir():
-            here = [p for p in self.path.iterdir() if p.suffix.lower() in IMAGE_SUFFIXES and p.name[0] != "."]
-            self.files = sorted(here, key=_in_order)
+            self.files = sorted(images_in(self.path), key=_in_order)
             self.names = [file.stem for file in self.files]
-            if not here:
+            if not self.files:
                 raise InputError(f"{path}: holds no image")
-            if twice := [name for name in self.names if self.names.count(name) > 1][:1]:
+            if twice := [name for name, count in Counter(self.names).items() if count > 1]:
                 raise InputError(f"{path}: two images are called {twice[0]}")
             return
         self.video = VideoFile(self.path)
@@ -305,7 +305,7 @@ def _write_whole(out: Path, frames: Frames, categories: list[dict[str, Any]], ch
     write_mots(out, frames.names, categories)
     if changed or not (out / "overlay.mp4").exists():
         write_video(out / "overlay.mp4", [out / "overlay" / f"{name}.jpg" for name in frames.names], frames.step_ms)
-    return _write_tracks_json(out, frames.names, categories, frames.path.name)
+    return _write_tracks_json(out, frames.names, categories, frames.path.absolute().name)
 
 # %% ../../nbs/run/15_video.ipynb #67165ae2
 def predict_video(
