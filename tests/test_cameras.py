@@ -1015,7 +1015,7 @@ def test_the_check_reads_frames(drive):
     assert not report.usable and str(path) in report.lines[-1]
 
 
-def test_pseudo_labels_and_explore(drive, tmp_path):
+def test_pseudo_labels_and_explore(drive, tmp_path, capsys):
     root, _ = drive
     for side in ("left", "right"):
         (root / f"a b_{side}.avi").rename(root / f"ab_{side}.avi")
@@ -1023,8 +1023,13 @@ def test_pseudo_labels_and_explore(drive, tmp_path):
     settings = written(tmp_path / "settings.yaml", "num_classes: 4\n")
     out = tmp_path / "labels"
     options = ["--settings", str(settings), "--workers", "1"]
-    assert main(["pseudo-labels", "--dataset", "stereo_video", "--root", str(root), "--out", str(out), *options]) == 0
+    command = ["pseudo-labels", "--dataset", "stereo_video", "--root", str(root), "--out", str(out), *options]
+    assert main(command) == 0
     assert sorted(PseudoLabelStore(out).names) == ["ab_000000"]
+    capsys.readouterr()
+    # labels of another step are not gone on with: the frame that follows is another one
+    assert main([*command, "--frame-step", "2"]) == 2
+    assert "left_1 and right_1 are others now" in capsys.readouterr().err
     source = open_source("stereo_video", root, stages=False)
     assert source.names == ["ab_000000"] and source.left(0).shape == (3, 96, 192)
     assert [frame.name for frame in source.load(0)] == ["ab_000000"]

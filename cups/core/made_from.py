@@ -62,8 +62,10 @@ def file_digest(path: str | Path) -> str:
 _SHORT = (".json", ".txt", ".yaml", ".yml", ".xml")  # files of calibrations
 
 
-def _state(path: Path, folders: dict[Path, str]) -> str:
-    """Return where a file lies, how long it is and when it was changed, or of a short one what it holds."""
+def _state(path: Path | str, folders: dict[Path, str]) -> str:
+    """Return where a file lies, how long it is and when it was changed, or of a short one what it holds; text stays."""
+    if isinstance(path, str):
+        return path
     try:
         if path.suffix in _SHORT:
             return f"{path.name} {crc32(path.read_bytes())}"
@@ -75,15 +77,16 @@ def _state(path: Path, folders: dict[Path, str]) -> str:
     return f"{folders[path.parent]} {path.name} {found.st_size} {found.st_mtime_ns}"
 
 
-def file_states(sources: Iterable[Sequence[Path]]) -> Iterator[int]:
+def file_states(sources: Iterable[Sequence[Path | str]]) -> Iterator[int]:
     """Yield a number of 64 bits for the files of each sample, which differs when one of them was written again.
 
     Parameters
     ----------
-    sources : iterable of sequence of Path
-        The files that each sample is read from; those it shares with the one before are asked once.
+    sources : iterable of sequence of Path or str
+        The files that each sample is read from, and text that says what is read from them where one file holds many
+        samples. Files that a sample shares with the one before are asked once.
     """
-    known: dict[Path, str] = {}
+    known: dict[Path | str, str] = {}
     folders: dict[Path, str] = {}
     for paths in sources:
         known = {path: known.get(path) or _state(path, folders) for path in paths}

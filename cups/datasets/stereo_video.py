@@ -261,10 +261,12 @@ def pairs(self: StereoVideo) -> list[tuple[str, str]]:
 
 
 @patch
-def sources(self: StereoVideo, index: int) -> list[Path]:
-    """Return the files that a sample is read from: the videos of its clip, and their calibration."""
-    clip, _ = self.places[index]
-    return [*(video.path for video in self.clips[clip].values()), *folder_calibration_files(self.root)]
+def sources(self: StereoVideo, index: int) -> list[Path | str]:
+    """Return the files that a sample is read from, videos and their calibration, and its place in them."""
+    clip, start = self.places[index]
+    videos = self.clips[clip]
+    place = f"frames {start} and {start + self.frame_step} {_layout(videos, self.layout, self.calibration)}"
+    return [*(video.path for video in videos.values()), *folder_calibration_files(self.root), place]
 
 # %% ../../nbs/datasets/16_stereo_video.ipynb #7f2cd008
 @patch

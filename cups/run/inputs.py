@@ -16,7 +16,6 @@ from hashlib import sha256
 from pathlib import Path
 from tempfile import mkdtemp
 from typing import Any
-from zlib import crc32
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -37,15 +36,11 @@ __all__ = ['CLASSES_FILE', 'source_states', 'read_states', 'keep_states', 'class
 
 # %% ../../nbs/run/07_inputs.ipynb #0706e3cf
 def source_states(dataset: StereoDataset) -> dict[str, int]:
-    """Return the state of the samples of a data set by their names; none if it does not know its `sources`.
-
-    It changes with the `file_states`, and with how samples are read from files that hold several.
-    """
+    """Return the `file_states` of the samples of a data set by their names; none if it does not know its `sources`."""
     if not hasattr(dataset, "sources"):
         return {}
     paths = (dataset.sources(index) for index in range(len(dataset)))
-    way = crc32(repr([getattr(dataset, name, None) for name in ("frame_step", "layout")]).encode())
-    return {name: state ^ way for name, state in zip(dataset.names, file_states(paths), strict=True)}
+    return dict(zip(dataset.names, file_states(paths), strict=True))
 
 
 def _states_file(root: Path) -> Path:
