@@ -171,11 +171,13 @@ def write_detectron2(
     return out
 
 # %% ../../nbs/interop/02_detectron2_data.ipynb #737be960
-def _numbered_on(segment: dict[str, Any], metadata: dict[str, Any]) -> dict[str, Any]:
-    """Return a segment with detectron2's own number of its class, among the things or the stuff, as its loaders do."""
-    things, stuff = (dict(metadata[f"{kind}_dataset_id_to_contiguous_id"]) for kind in ("thing", "stuff"))
-    number, is_thing = segment["category_id"], segment["category_id"] in things
-    return segment | {"category_id": (things if is_thing else stuff)[number], "isthing": is_thing}
+def _own_numbers(metadata: dict[str, Any]) -> dict[int, dict[str, Any]]:
+    """Return what detectron2's loaders put into segments by `category_id`: the number among things or stuff."""
+    return {
+        category: {"category_id": number, "isthing": kind == "thing"}
+        for kind in ("thing", "stuff")
+        for category, number in metadata[f"{kind}_dataset_id_to_contiguous_id"]
+    }
 
 
 def detectron2_frames(folder: str | Path) -> list[dict[str, Any]]:
@@ -190,10 +192,10 @@ def detectron2_frames(folder: str | Path) -> list[dict[str, Any]]:
     found = read_json(path)
     if not isinstance(found, dict) or "frames" not in found:
         raise InputError(f"{path}: not written by `write_detectron2`")
-    root, frames = path.parent.resolve(), []
+    root, own, frames = path.parent.resolve(), _own_numbers(found["metadata"]), []
     for frame in found["frames"]:
         files = {name: str(root / frame[name]) for name in ("sem_seg_file_name", "pan_seg_file_name")}
-        segments = [_numbered_on(segment, found["metadata"]) for segment in frame["segments_info"]]
+        segments = [segment | own[segment["category_id"]] for segment in frame["segments_info"]]
         frames.append(frame | files | {"segments_info": segments})
     return frames
 
