@@ -124,6 +124,15 @@ def weights_folder() -> Path:
     """Return the folder of weights: `$CUPS_HOME/weights`, by default under `~/.cache/cups`."""
     return cache_folder() / "weights"
 
+# %% ../nbs/weights.ipynb #0db8cf6d
+_SHIPPED = {"street_scenes": "model/street_scenes.safetensors"}
+"""Networks that come with the package: the start of the small preset, made by `nbs/pretrain.ipynb`."""
+
+
+def _shipped_file(name: str) -> Path:
+    """Return where a network lies that comes with the package."""
+    return Path(str(files("cups"))) / _SHIPPED[name]
+
 # %% ../nbs/weights.ipynb #1915924a
 def _total_length(response: object, start: int) -> int | None:
     """Return the length of the whole file in bytes from a response that begins at byte `start`; None if unknown."""
@@ -264,15 +273,6 @@ def own_file(path: str | Path) -> Path:
     return Path(path, NETWORK_FILE) if Path(path).is_dir() else Path(path)
 
 # %% ../nbs/weights.ipynb #bc20b343
-_SHIPPED = {"street_scenes": "model/street_scenes.safetensors"}
-"""Networks that come with the package: the start of the small preset, made by `nbs/pretrain.ipynb`."""
-
-
-def _shipped_file(name: str) -> Path:
-    """Return where a network lies that comes with the package."""
-    return Path(str(files("cups"))) / _SHIPPED[name]
-
-
 def weights_here(name: str | Path) -> bool:
     """Return whether `own_file(name)` is there, or weights of that name came with the package or were downloaded."""
     if own_file(name).is_file() or str(name) in _SHIPPED:
