@@ -803,6 +803,20 @@ def test_a_trimmed_video_is_what_it_shows(tmp_path):
     assert len(video) < 40 and [shown(video[n]) for n in (20, 3)] == [20, 3]
 
 
+@pytest.mark.parametrize("first", [3, 14, 30])
+def test_a_video_that_was_cut_without_decoding_begins_with_what_it_shows(tmp_path, first):
+    path = write_video(tmp_path / "v.mp4", numbered(60), "mp4v")  # every twelfth frame is stored whole
+    data = bytearray(path.read_bytes())
+    scale, entry = data.index(b"mdhd") + 16, data.index(b"elst") + 12
+    begin = int.from_bytes(data[scale : scale + 4], "big") * first // 10
+    data[entry + 4 : entry + 8] = begin.to_bytes(4, "big")
+    path.write_bytes(data)
+    video = VideoFile(path)
+    assert len(video) == 60 - first
+    for n in (5, len(video) - 1, 0, 7, len(video) - 2):
+        assert shown(video[n]) == first + n
+
+
 def test_frames_at_a_varying_rate(tmp_path):
     path, rng = write_video(tmp_path / "v.mp4", numbered(150), "mp4v"), np.random.default_rng(0)
     lengths = rng.integers(256, 4096, 150).astype(float)

@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -64,11 +65,11 @@ def frame_times_ms(path: str | Path) -> np.ndarray:
 _MP4 = (".mp4", ".m4v", ".mov")
 
 
-def _mp4_is_cut(path: Path) -> bool:
-    """Return whether a file is MP4 (ISO 14496-12) whose last box reaches beyond its end."""
-    end, at = path.stat().st_size, 0
+def _mp4_boxes(path: Path) -> dict[bytes, tuple[int, int]]:
+    """Return start and end of the boxes of an MP4 file (ISO 14496-12) by kind; of another file none."""
+    end, at, boxes = path.stat().st_size, 0, {}
     if path.suffix.lower() not in _MP4:
-        return False
+        return boxes
     with open(path, "rb") as file:
         while at < end:
             file.seek(at)
@@ -76,9 +77,31 @@ def _mp4_is_cut(path: Path) -> bool:
             size = int.from_bytes(head[:4], "big")
             size = int.from_bytes(head[8:], "big") if size == 1 else size or end - at  # 1: of 64 bits, 0: to the end
             if size < 8:
-                return False  # not a box; the decoder will say what is wrong
+                break  # not a box; the decoder will say what is wrong
+            boxes[head[4:8]] = at, at + size
             at += size
-    return at > end
+    return boxes
+
+
+def _mp4_is_cut(path: Path) -> bool:
+    """Return whether the last box of an MP4 file reaches beyond the end of the file."""
+    return max((end for _, end in _mp4_boxes(path).values()), default=0) > path.stat().st_size
+
+
+def _mp4_begins_late(path: Path) -> bool:
+    """Return whether the list of what to show of an MP4 file leaves out a beginning, be it that of the sound alone."""
+    start, end = _mp4_boxes(path).get(b"moov", (0, 0))
+    with open(path, "rb") as file:
+        file.seek(start)
+        head = file.read(end - start)
+    for found in re.finditer(b"elst", head):
+        version, at = head[found.end()], found.end() + 8
+        count, half = int.from_bytes(head[at - 4 : at], "big"), 8 if version == 1 else 4
+        # the first entry may be a pause, whose time is -1
+        begins = (at + n * (2 * half + 4) + half for n in range(min(2, count)))
+        if any(int.from_bytes(head[begin : begin + half], "big", signed=True) > 0 for begin in begins):
+            return True
+    return False
 
 # %% ../../nbs/datasets/15_video_files.ipynb #a06bbe59
 _NEAR = 32
@@ -126,6 +149,8 @@ class VideoFile:
         short = fps > 0 and here_ms < _SHORT * 1000 * promised / fps - self.step_ms
         if self.path.suffix.lower() not in _MP4 and short and len(self) < _SHORT * promised - 1:
             raise InputError(f"{path}: cut off, {len(self)} of {promised:.0f} frames are there")
+        if _mp4_begins_late(self.path):
+            self._leave_out_beginning()
 
     def _forget(self) -> None:
         """Start without an open file."""
@@ -163,6 +188,22 @@ def _opened(self: VideoFile, anew: bool = False) -> cv2.VideoCapture:
     return self._capture
 
 # %% ../../nbs/datasets/15_video_files.ipynb #46c53c40
+@patch
+def _leave_out_beginning(self: VideoFile) -> None:
+    """Leave out the frames that the decoder drops: its times begin with the first one shown, so the last tells."""
+    last_ms = None
+    for back in (_NEAR, 8 * _NEAR, len(self)):
+        capture = self._opened(anew=True)
+        capture.set(cv2.CAP_PROP_POS_FRAMES, max(0, len(self) - back))
+        while capture.grab():
+            last_ms = capture.get(cv2.CAP_PROP_POS_MSEC)
+        if last_ms is not None:
+            dropped = int(np.abs(self.times_ms[-1] - self.times_ms - last_ms).argmin())
+            self.times_ms = self.times_ms[dropped:] - (self.times_ms[dropped] if dropped else 0)
+            break
+    self._opened(anew=True)
+
+
 @patch
 def _jump(self: VideoFile, number: int) -> None:
     """Go to a place at or before a frame, from where it can be reached by decoding on."""
