@@ -92,6 +92,17 @@ def test_times_of_two_clips_are_two_clips():
     assert [pair[0][0] + pair[1][0] for pair in consecutive_pairs(names)] == ["aa", "aa", "bb", "bb"]
 
 
+@pytest.mark.parametrize("digits", [3, 6])
+def test_seconds_since_the_recorder_was_started_go_on(digits):
+    times = [f"cam_{8.55 + n / 10:.{digits}f}" for n in range(40)]
+    assert len(consecutive_pairs(times)) == 39
+    late = [f"cam_{8.56 + n / 10:.{digits}f}" for n in range(40)]
+    assert matched_sides(times, late) == dict(zip(times, late, strict=True))
+    takes = [f"take{take}.{n:04d}" for take in (1, 2) for n in range(0, 90, 7)]  # numbers behind a point
+    with pytest.warns(UserWarning, match="numbered 7 apart"):
+        assert len(consecutive_pairs(takes)) == 24
+
+
 @pytest.mark.parametrize("step", [2, 3])
 def test_every_nth_frame(tmp_path, step):
     expected = neighbours((n, n + step) for n in range(0, 10 - step, step))
@@ -135,6 +146,15 @@ def test_sides_whose_names_differ_are_paired_by_number(tmp_path):
     video = StereoFolder(stereo_folder(tmp_path, [f"left{n:02d}.jpg" for n in (1, 2, 3)], right))
     assert video.names == ["left01", "left02"] and levels(video) == neighbours([(0, 1), (1, 2)])
     assert matched_sides(["b_l_1", "a_l_1"], ["a_r_1", "b_r_1"]) == {"b_l_1": "b_r_1", "a_l_1": "a_r_1"}
+    by_start = matched_sides(["L_1200_1", "L_1300_1"], ["R_1201_1", "R_1301_1"])  # each recorder named its clips
+    assert by_start == {"L_1200_1": "R_1201_1", "L_1300_1": "R_1301_1"}
+
+
+def test_clips_that_one_side_lacks_are_no_others():
+    left = [f"camL_run{clip}_{n:04d}" for clip in (1, 2) for n in range(3)]
+    right = [f"camR_run{clip}_{n:04d}" for clip in (2, 3) for n in range(3)]
+    expected = {f"camL_run2_{n:04d}": f"camR_run2_{n:04d}" for n in range(3)}
+    assert matched_sides(left, right) == matched_sides(left, [*right, "camR_run4_0000"]) == expected
 
 
 @pytest.mark.parametrize("suffix", [".PNG", ".jpg", ".JPEG"])

@@ -11,7 +11,7 @@ from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from functools import partial
-from itertools import pairwise
+from itertools import pairwise, takewhile
 from statistics import median
 
 from ..core.errors import InputError
@@ -75,6 +75,12 @@ def _is_even(intervals: Sequence[int]) -> bool:
     return sum(abs(each - middle) <= middle / 2 for each in intervals) >= _EVEN_SHARE * len(intervals)
 
 # %% ../../nbs/datasets/00_frame_names.ipynb #7e15b607
+_GAP = 1.5
+"""Of median intervals: between the one of two neighbours and the two across a dropped frame."""
+_FRACTION = re.compile(r"(.*?)([0-9]+)\.([0-9]{3,9})", re.DOTALL)
+"""A clip, seconds from any start and a fraction."""
+
+
 def _by_number(stems: Sequence[str], split: Callable[[str], tuple[str, int]]) -> dict[tuple[str, int], str]:
     """Return the names by clip and number; raise InputError if two have the same."""
     found: dict[tuple[str, int], str] = {}
@@ -90,6 +96,20 @@ def _timed(stems: Sequence[str], digits: int) -> tuple[dict[tuple[str, int], str
     return times, round(median(_intervals(times) or [0]))
 
 
+def _counted_seconds(stems: Sequence[str]) -> dict[tuple[str, int], str]:
+    """Return the names by clip and time in nanoseconds if they are seconds from any start; none if they are not."""
+    found = [_FRACTION.fullmatch(stem) for stem in stems]
+    if not all(found) or len({len(each[3]) for each in found}) != 1:
+        return {}
+    places = ((each[1], int(each[2]) * 10**9 + int(each[3].ljust(9, "0"))) for each in found)
+    times = dict(zip(places, stems, strict=True))
+    pace = _intervals(times)
+    # The pace goes on from a second to the next, as from 0.950 to 1.050; the numbers behind a point begin anew.
+    across = [b - a for (clip, a), (other, b) in pairwise(sorted(times)) if clip == other and b // 10**9 > a // 10**9]
+    goes_on = len(times) == len(stems) and _is_even(pace) and any(each < _GAP * median(pace) for each in across)
+    return times if goes_on else {}
+
+# %% ../../nbs/datasets/00_frame_names.ipynb #8a71abca
 def frame_places(stems: Iterable[str]) -> tuple[dict[tuple[str, int], str], int]:
     """Return the names of frames by their place in time, and how far it is from one frame to the next.
 
@@ -118,6 +138,8 @@ def frame_places(stems: Iterable[str]) -> tuple[dict[tuple[str, int], str], int]
     follow = any((clip, number + 1) in numbers for clip, number in numbers)
     if all(fractions) and not follow:
         return _timed(stems, -(-max(len(found[4]) for found in fractions) // 3) * 3)
+    if not follow and (times := _counted_seconds(stems)):
+        return times, round(median(_intervals(times)))
     intervals = _intervals(numbers)
     are_times = min((number for _, number in numbers), default=0) >= _LEAST_TIME
     if intervals and (are_times or (not follow and _is_even(intervals))):
@@ -125,8 +147,6 @@ def frame_places(stems: Iterable[str]) -> tuple[dict[tuple[str, int], str], int]
     return numbers, 0
 
 # %% ../../nbs/datasets/00_frame_names.ipynb #e66d50d2
-_GAP = 1.5
-"""Of median intervals: between the one of two neighbours and the two across a dropped frame."""
 _SLOWEST_S = 2.0
 """Between frames of a video: at half of it, a car in town has driven on by its length and more."""
 _LEAST_PACE = 1000
@@ -232,14 +252,33 @@ def nearest_times(left: Sequence[int], right: Sequence[int], longest: float) -> 
     return {time: near for near, time in taken.items()}
 
 
-def _matched_clips(left: Iterable[str], right: Iterable[str]) -> dict[str, str]:
-    """Return the right clip of each left one: of the same name, else, if there are as many, in the same order."""
-    left, right = sorted(set(left)), sorted(set(right))
-    if set(left) & set(right) or len(left) != len(right):
-        return {clip: clip for clip in left if clip in set(right)}
-    return dict(zip(left, right, strict=True))
+def _count_alike(lists: Sequence[Sequence[str]]) -> int:
+    """Return how many elements all lists begin with."""
+    return sum(1 for _ in takewhile(lambda column: len(set(column)) == 1, zip(*lists, strict=False)))
+
+
+def _told_apart(clips: Sequence[str]) -> dict[tuple[str, ...], str]:
+    """Return clips by their words but for those that all of them begin with, or end with, as with that of the side."""
+    words = [re.split(r"[_\-. ]+", clip) for clip in clips]
+    begin = _count_alike(words)
+    end = _count_alike([each[begin:][::-1] for each in words])
+    return {tuple(each[begin : len(each) - end]): clip for each, clip in zip(words, clips, strict=True)}
 
 # %% ../../nbs/datasets/00_frame_names.ipynb #b3f997d1
+def _matched_clips(left: Iterable[str], right: Iterable[str]) -> dict[str, str]:
+    """Return the right clip of each left one: of the same name, with or without the word of the side, else in order.
+
+    In order only if there are as many.
+    """
+    left, right = sorted(set(left)), sorted(set(right))
+    if same := set(left) & set(right):
+        return {clip: clip for clip in left if clip in same}
+    here, there = _told_apart(left), _told_apart(right)
+    if here.keys() & there.keys():
+        return {clip: there[words] for words, clip in here.items() if words in there}
+    return dict(zip(left, right, strict=True)) if len(left) == len(right) else {}
+
+
 def matched_sides(left: Iterable[str], right: Iterable[str]) -> dict[str, str]:
     """Return the right name of each left one that has one.
 
