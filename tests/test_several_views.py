@@ -86,7 +86,7 @@ def test_the_second_fixer_of_a_store_does_not_overwrite_what_the_first_saved(sto
     edits = first.labels.read_fixed(video.names[0])[1]
     second.click(5, 5)
     second.relabel(3)
-    with pytest.raises(InputError, match=f"{video.names[0]}.json: was saved by another one"):
+    with pytest.raises(InputError, match=f"{video.names[0]}.json: was saved or imported by another one"):
         second.save()
     assert first.labels.read_fixed(video.names[0])[1] == edits and second.unsaved == [video.names[0]]
 

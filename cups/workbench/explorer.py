@@ -144,7 +144,7 @@ def segment_panel(
     segment, facts = found
     if segment.class_id < len(classes):
         facts["class"] = classes.names[segment.class_id]
-    near = neighbours(source.names, index, reach)
+    near = neighbours(source, index, reach)
     rows = history(frame, segment, index, near, lambda i: _label_at_hand(source, i))
     seen = [(source.names[i], f"object {number}, {area} px") for i, number, area in rows if i != index]
     return [*facts.items(), *seen]
@@ -385,7 +385,8 @@ def _load(self: FrameExplorer, request: dict[str, Any]) -> None:
         self.view.report = self._reports[index] = report_html(frame.diagnostics)
         if self._click and self._click["index"] == index:
             self._show_segment(frame)
-        if self.worker.superseded(self.patience_seconds if frame.label is None else 0):
+        stages_are_left = self.source.stages and frame.semantic is None
+        if self.worker.superseded(self.patience_seconds if stages_are_left else 0):
             return
     self.view.send_frame(request, Packet({**packet.content, "parts": []}, []), first=False, done=True)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from zlib import crc32
 
 import torch
 from torch import Tensor
@@ -28,9 +29,12 @@ class Draft:
     ----------
     saved : tuple of Edit
         Those on disk.
+    start : int, optional
+        Checksum of the label that they begin with, to notice another one in its place.
     """
 
     saved: tuple[Edit, ...] = ()
+    start: int | None = None
     steps: list[tuple[Edit, ...]] = field(init=False)
     place: int = field(init=False)
 
@@ -111,6 +115,11 @@ class OpenFrame:
         self.label = self.automatic
 
 # %% ../../nbs/workbench/18_label_drafts.ipynb #3e2f7965
+def _checksum(label: PanopticLabel) -> int:
+    """Return a checksum of the classes and instances of a label."""
+    return crc32(label.stacked().contiguous().numpy())
+
+
 def saved_draft(labels: FixedLabels, name: str, automatic: PanopticLabel) -> Draft:
     """Return the draft of a frame as it was saved; an empty one if it was not.
 
@@ -120,7 +129,7 @@ def saved_draft(labels: FixedLabels, name: str, automatic: PanopticLabel) -> Dra
         If a file of it cannot be used, or its edits do not lead from the automatic label to the fixed one.
     """
     if not labels.is_fixed(name):
-        return Draft()
+        return Draft(start=_checksum(automatic))
     fixed, edits = labels.read_fixed(name)
     try:
         same = torch.equal(replay(automatic, edits).stacked(), fixed.stacked())
@@ -129,7 +138,7 @@ def saved_draft(labels: FixedLabels, name: str, automatic: PanopticLabel) -> Dra
     if not same:
         path = labels.folder / f"{name}.json"
         raise InputError(f"{path}: these edits do not lead from the automatic label to the fixed one")
-    return Draft(edits)
+    return Draft(edits, _checksum(automatic))
 
 # %% ../../nbs/workbench/18_label_drafts.ipynb #c48b113d
 def save_drafts(labels: FixedLabels, drafts: Mapping[str, Draft]) -> None:
@@ -144,18 +153,21 @@ def save_drafts(labels: FixedLabels, drafts: Mapping[str, Draft]) -> None:
     Raises
     ------
     InputError
-        If some cannot be written, or were saved by another one since they were read; all others are written.
+        If some cannot be written, or were saved or imported by another one since they were read; all others are
+        written.
     """
     faults = []
     for name in sorted(name for name, draft in drafts.items() if draft.unsaved):
         edits = drafts[name].edits
         try:
             there = labels.read_fixed(name)[1] if labels.is_fixed(name) else ()
-            if there != drafts[name].saved:
-                fault = "was saved by another one since it was read; undo these edits and open the labels again"
-                raise InputError(f"{labels.folder / f'{name}.json'}: {fault}")
+            start = labels.start(name)
+            if there != drafts[name].saved or drafts[name].start not in (None, _checksum(start)):
+                fault = "was saved or imported by another one since it was read"
+                advice = "undo these edits and open the labels again"
+                raise InputError(f"{labels.folder / f'{name}.json'}: {fault}; {advice}")
             if edits or labels.is_imported(name):
-                labels.write_fixed(name, replay(labels.start(name), edits), edits)
+                labels.write_fixed(name, replay(start, edits), edits)
             else:
                 labels.remove_fixed(name)
             drafts[name].saved = edits

@@ -204,8 +204,8 @@ def _open(self: LabelFixer, index: int) -> OpenFrame:
 @patch
 def _draft(self: LabelFixer, name: str, automatic: PanopticLabel) -> Draft:
     """Return the draft of a frame; raise `InputError` if a saved one cannot be used."""
-    if name not in self._drafts:
-        self._drafts[name] = saved_draft(self.labels, name, automatic)
+    if name not in self._drafts:  # the thread that carries edits asks, too: whoever is first has the draft of both
+        self._drafts.setdefault(name, saved_draft(self.labels, name, automatic))
     return self._drafts[name]
 
 

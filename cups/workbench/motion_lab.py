@@ -351,7 +351,7 @@ class MotionLab(widgets.VBox):
         self.about = widgets.HTML(escape(region_about(analysis, None)))
         for control in (self.colouring, self.arrow_frames):
             control.observe(self._update, "value")
-        self.dropped.observe(lambda change: self.select(change["new"]), "value")
+        self.dropped.observe(lambda change: self._choose(change["new"]), "value")
         moving, dropped = counted(len(analysis.proposals.motions), "object"), counted(len(rows), "proposal")
         why = analysis.proposals.diagnostics.get("why_empty", f"{moving} on the move")
         heading = widgets.Label(f"{why}; {dropped} dropped (region, pixels, reason):")
@@ -368,11 +368,23 @@ class MotionLab(widgets.VBox):
 def select(self: MotionLab, region: int | None) -> None:
     """Highlight a region, dropped or not, in the cloud, the picture and the list."""
     self.region = region
-    self.dropped.value = region if region in [value for _, value in self.dropped.options[1:]] else None
-    if self.region == region:  # else the list has called already
-        self._update()
+    self.dropped.value = self._listed(region)
+    self._update()
 
 
+@patch
+def _listed(self: MotionLab, region: int | None) -> int | None:
+    """Return a region if the list of dropped ones has it, else None."""
+    return region if region in [value for _, value in self.dropped.options[1:]] else None
+
+
+@patch
+def _choose(self: MotionLab, region: int | None) -> None:
+    """Highlight the region of a line of the list, unless it shows already what was clicked elsewhere."""
+    if region != self._listed(self.region):
+        self.select(region)
+
+# %% ../../nbs/workbench/20_motion_lab.ipynb #175529d7
 @patch
 def _figure(self: MotionLab) -> go.Figure:
     """Return the figure for the values of the controls."""

@@ -178,8 +178,8 @@ def _assignments(result: Any) -> list[int] | None:
 
 
 @lru_cache(maxsize=2)
-def _network(path: Path) -> nn.Module:
-    """Return the network of a file, on the CPU; those of the two runs that are compared stay in memory."""
+def _network(path: Path, changed_ns: int) -> nn.Module:
+    """Return the network of a file of a time, on the CPU; those of the two runs that are compared stay in memory."""
     from cups.model.files import load  # with torchvision, which takes seconds and 100 MB: only a network needs it
 
     return load(path, "cpu")
@@ -198,7 +198,7 @@ def run_label(run: Run, name: str, image: Tensor) -> tuple[PanopticLabel, list[i
     """
     for path in (own_file(run.path), _given_network(run)):
         if path is not None and path.is_file():
-            network = _network(path)
+            network = _network(path, path.stat().st_mtime_ns)
             learnt = "stage3" if "stage3" in run.metrics else "stage2"
             result = run.metrics.get(str(run.parameters.get("name", learnt)))
             from cups.model.inference import predict
@@ -235,7 +235,7 @@ def _fits(classes: Taxonomy | None, label: PanopticLabel, assignments: Sequence[
 
 def label_picture(
     label: PanopticLabel, assignments: Sequence[int] | None, image: Tensor, truth: PanopticLabel | None = None,
-    classes: Taxonomy | None = None,
+    classes: Taxonomy | None = None, true_classes: Taxonomy = CITYSCAPES_19,
 ) -> np.ndarray:  # fmt: skip
     """Return a label in the colours of its classes (H, W, 3), uint8; with `truth`, only what is wrong has any.
 
@@ -248,8 +248,10 @@ def label_picture(
     truth : PanopticLabel, optional
     classes : Taxonomy, optional
         As from `run_classes`; if None, a class has the colour of the true one that it was matched to.
+    true_classes : Taxonomy
+        What it was matched to.
     """
-    matched = None if assignments is None else matched_colours(assignments, CITYSCAPES_19)
+    matched = None if assignments is None else matched_colours(assignments, true_classes)
     rgb = panoptic_rgb(label, classes.colours if _fits(classes, label, assignments) else matched)
     if truth is None or assignments is None:
         return rgb
@@ -308,12 +310,14 @@ def compared_pictures(
     for run in runs:
         if (found := run_label(run, name, image)) is None:
             raise InputError(f"{run.path}: neither its network nor its labels are there")
-        (label, assignments), named, right = found, classes.get(run.name), truth
-        if truth is None and named is not None and (right := stored_label(run, name)) is not None:
+        (label, assignments), named = found, classes.get(run.name)
+        right, scored = true_map(run, name, video)  # runs may be scored in different classes
+        if right is None and named is not None and (right := stored_label(run, name)) is not None:
             pictures[f"label of {run.name}"] = panoptic_rgb(right, named.colours)
             assignments = range(len(named))  # label and network have the same classes
-        pictures[_title(run, name)] = label_picture(label, assignments, image, right if only_wrong else None, named)
+        known = named, scored or CITYSCAPES_19
+        pictures[_title(run, name)] = label_picture(label, assignments, image, right if only_wrong else None, *known)
     if len(runs) == 1 and right is not None and assignments is not None:
         title = "where it is not as labelled" if truth is None else "where it is wrong"
-        pictures[title] = label_picture(label, assignments, image, right, named)
+        pictures[title] = label_picture(label, assignments, image, right, *known)
     return pictures

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
 
-from ..core.taxonomy import CITYSCAPES_19, Taxonomy
+from ..core.errors import InputError
+from ..core.taxonomy import Taxonomy, cityscapes_classes
 from ..evaluation.tables import percent
 
 # %% auto #0
-__all__ = ['result_name', 'results_of', 'html_table', 'score_html', 'class_changes', 'points', 'change_bar', 'class_html']
+__all__ = ['result_name', 'results_of', 'html_table', 'score_html', 'scored_classes', 'class_changes', 'points', 'change_bar',
+           'class_html']
 
 # %% ../../nbs/workbench/16_run_scores.ipynb #ffd61259
 _WORDS = {
@@ -95,14 +97,23 @@ def score_html(runs: Mapping[str, Mapping[str, Any]]) -> str:
     return html_table(["run, in %", "of", *columns, "frames"], body)
 
 # %% ../../nbs/workbench/16_run_scores.ipynb #5146cd0e
+def scored_classes(*results: Mapping[str, Any]) -> Taxonomy | None:
+    """Return the classes that results were scored in; None where they differ, or no result has the PQ of each."""
+    counts = {len(values) for scores in results if (values := scores.get("pq_per_class"))}
+    try:
+        return cityscapes_classes(counts.pop()) if len(counts) == 1 else None
+    except InputError:  # a data set of other classes
+        return None
+
+
 def class_changes(
-    before: Mapping[str, Any], after: Mapping[str, Any], taxonomy: Taxonomy = CITYSCAPES_19
+    before: Mapping[str, Any], after: Mapping[str, Any]
 ) -> list[tuple[str, float | None, float | None]]:
     """Return the PQ of every class in two results, those that differ most first; None where one has no such class."""
-    pairs = [scores.get("pq_per_class") or [] for scores in (before, after)]
-    known = [
-        (name, *(values[k] if k < len(values) else None for values in pairs)) for k, name in enumerate(taxonomy.names)
-    ]
+    if (taxonomy := scored_classes(before, after)) is None:
+        return []
+    pairs = [scores.get("pq_per_class") or [None] * len(taxonomy) for scores in (before, after)]
+    known = list(zip(taxonomy.names, *pairs, strict=True))
 
     def change(row: tuple[str, float | None, float | None]) -> float:
         return -1.0 if None in row[1:] else abs(row[2] - row[1])
@@ -132,9 +143,7 @@ def change_bar(change: float, largest: float) -> str:
     )
 
 
-def class_html(
-    titles: tuple[str, str], before: Mapping[str, Any], after: Mapping[str, Any], taxonomy: Taxonomy = CITYSCAPES_19
-) -> str:
+def class_html(titles: tuple[str, str], before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
     """Return the PQ of every class in two results in percent as HTML, those that differ most first.
 
     Parameters
@@ -143,12 +152,11 @@ def class_html(
         Names of the two results.
     before, after : mapping
         Results with `pq_per_class`.
-    taxonomy : Taxonomy
-        Its classes.
     """
-    changes = class_changes(before, after, taxonomy)
-    if not changes:
-        return "no result has the PQ of every class"
+    taxonomy, changes = scored_classes(before, after), class_changes(before, after)
+    if taxonomy is None:
+        scored = before.get("pq_per_class") and after.get("pq_per_class")
+        return "these results are in different classes" if scored else "no result has the PQ of every class"
     largest = max((abs(b - a) for _, a, b in changes if None not in (a, b)), default=0.0)
     things = dict(zip(taxonomy.names, taxonomy.things, strict=True))
     body = []

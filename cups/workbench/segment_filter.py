@@ -99,9 +99,9 @@ def segment_thumbnail(label: PanopticLabel, row: np.void, image: Tensor | None =
     return file.getvalue()
 
 # %% ../../nbs/workbench/28_segment_filter.ipynb #bd6ff18f
-def _speed_text(metres: float, fps: float | None) -> str:
-    """Return a speed in metres per second, or per frame where the frames per second are not known."""
-    return f"{metres * fps:.1f} m/s" if fps else f"{metres:.2f} m per frame"
+def _speed_text(speed: float, per_second: bool) -> str:
+    """Return a speed in metres per second, or per frame."""
+    return f"{speed:.1f} m/s" if per_second else f"{speed:.2f} m per frame"
 
 
 def segment_caption(row: np.void, class_names: list[str]) -> str:
@@ -115,14 +115,17 @@ def segment_caption(row: np.void, class_names: list[str]) -> str:
 
 
 def segment_sentence(row: np.void, name: str, class_names: list[str], dropped: list[dict[str, Any]],
-                     fps: float | None = None) -> str:  # fmt: skip
-    """Return all that is known of a segment of frame `name`; `dropped` are that frame's dropped regions."""
+                     per_second: bool = False) -> str:  # fmt: skip
+    """Return all that is known of a segment of frame `name`; `dropped` are that frame's dropped regions.
+
+    Its speed is in metres per frame or `per_second`.
+    """
     parts = [f"{row['pixels']:,} px ({row['share']:.1%} of the image)"]
     if row["kind"] == DROPPED:
         entry = dropped[row["number"]]
         return f"{name}, region {entry['region']}, {parts[0]}, dropped: {drop_reason(entry)}"
     if not np.isnan(row["speed"]):
-        parts.append(f"moves {_speed_text(float(row['speed']), fps)}")
+        parts.append(f"moves {_speed_text(float(row['speed']), per_second)}")
     if not np.isnan(row["confidence"]):
         parts.append(f"confidence {row['confidence']:.2f}")
     kind = f"object {row['number']}" if row["kind"] == OBJECT else "parts of a class"
@@ -169,11 +172,11 @@ def _stops(values: tuple[float, ...], unit: str, description: str) -> widgets.Se
     )  # fmt: skip
 
 
-def _asked(slider: Any, unit: float = 1.0) -> tuple[float, float] | None:
-    """Return the span of a slider in other units; None at both ends."""
+def _asked(slider: Any) -> tuple[float, float] | None:
+    """Return the span of a slider; None at both ends."""
     low, high = slider.value
     whole = slider.index == (0, len(slider.options) - 1) if hasattr(slider, "options") else (low, high) == (0.0, 1.0)
-    return None if whole else (low / unit, high / unit)
+    return None if whole else (low, high)
 
 # %% ../../nbs/workbench/28_segment_filter.ipynb #321356c0
 _PAGE = 24  # thumbnails
@@ -191,7 +194,8 @@ class SegmentFilter(widgets.VBox):
     explorer : FrameExplorer, optional
         A click shows the frame there.
     fps : float, optional
-        Frames per second of the video, for speeds in metres per second.
+        Frames per second of the video, for speeds in metres per second; a video that has `seconds` of each frame
+        tells better.
     """
 
     def __init__(
@@ -202,6 +206,7 @@ class SegmentFilter(widgets.VBox):
         self.table, self.places, self.page = SegmentTable(store), np.zeros(0, np.int64), 0
         self._videos = {} if video is None else {name: index for index, name in enumerate(video.names)}
         self.class_names = list(store_classes(store, video).names) if store.num_classes else []
+        self.shown: list[tuple[str, np.void]] = []
         self.worker = LatestFirst(self._serve)
         self._filling, self._asked_for, self._served, self._served_one = False, 0, 0, Condition()
         super().__init__([*self._controls(), self._pager(), self._grid()], layout={"width": "100%"})
@@ -278,7 +283,7 @@ def query(self: SegmentFilter) -> Query:
     return Query(
         kinds=_KINDS.get(what, (DROPPED,)), rules=(what,) if what in RULES else None,
         classes=None if self.class_id.value in (None, -1) else (self.class_id.value,),
-        pixels=_asked(self.pixels), speed=_asked(self.speed, self.fps or 1.0), confidence=_asked(self.confidence),
+        pixels=_asked(self.pixels), speed=_asked(self.speed), confidence=_asked(self.confidence),
         order=self.order.value,
     )  # fmt: skip
 
@@ -352,22 +357,45 @@ def _counts(self: SegmentFilter) -> str:
 
 # %% ../../nbs/workbench/28_segment_filter.ipynb #2448147e
 @patch
+def _rows(self: SegmentFilter) -> np.ndarray:
+    """Return the rows of the table, with speeds in metres per second where the frames per second are known."""
+    rows = self.table.rows
+    if not self.fps:
+        return rows
+    own = getattr(self.video, "seconds", lambda _: None)
+    seconds = [own(self._videos[name]) if name in self._videos else None for name in self.table.names]
+    per_second = np.array([1 / each if each else self.fps for each in seconds], np.float32)
+    rows = rows.copy()
+    rows["speed"] *= per_second[rows["frame"]]
+    return rows
+
+
+@patch
 def _show(self: SegmentFilter, page: int) -> None:
     """Filter, and show a page of thumbnails."""
-    rows = self.table.rows
+    rows = self._rows()
     self.places = select(rows, self.query)
     self.page = min(page, self.pages - 1)
-    self.shown = [(self.table.names[row["frame"]], row) for row in rows[self._page_places()]]
+    page_rows = [(self.table.names[row["frame"]], row) for row in rows[self._page_places()]]
     pictures, labels, images = [], {}, {}
-    for name, row in self.shown:
+    for name, row in page_rows:
         if name not in labels:
-            labels[name] = self.store.read(name)
-            images[name] = self.video.left(self._videos[name]) if name in self._videos else None
+            labels[name], images[name] = self.store.read(name), self._image(name)
         pictures.append(segment_thumbnail(labels[name], row, images[name]))
         if self.worker.superseded():
             return
-    self.grid.show(pictures, [segment_caption(row, self.class_names) for _, row in self.shown])
+    self.shown = page_rows  # with their pictures: a click asks for what is seen
+    self.grid.show(pictures, [segment_caption(row, self.class_names) for _, row in page_rows])
     self.back.disabled, self.next.disabled = self.page == 0, self.page == self.pages - 1
+
+# %% ../../nbs/workbench/28_segment_filter.ipynb #7be5ef5c
+@patch
+def _image(self: SegmentFilter, name: str) -> Tensor | None:
+    """Return the left image of a frame; None if there is none, or it cannot be read."""
+    try:
+        return self.video.left(self._videos[name]) if name in self._videos else None
+    except InputError:
+        return None
 
 
 @patch
@@ -375,7 +403,7 @@ def _page_places(self: SegmentFilter) -> np.ndarray:
     """Return the rows of the page."""
     return self.places[self.page * _PAGE : (self.page + 1) * _PAGE]
 
-
+# %% ../../nbs/workbench/28_segment_filter.ipynb #d4bd982d
 @patch
 def _clicked(self: SegmentFilter) -> None:
     """Tell what is known of the segment that was clicked, and show its frame in the explorer."""
@@ -385,7 +413,7 @@ def _clicked(self: SegmentFilter) -> None:
     try:
         label = self.store.read(name)
         dropped = read_frame(self.store.paths(name)["json"])["diagnostics"].get("proposals", {}).get("dropped", [])
-        text = escape(segment_sentence(row, name, self.class_names, dropped, self.fps))
+        text = escape(segment_sentence(row, name, self.class_names, dropped, bool(self.fps)))
         if self.explorer is not None and not look_at(self.explorer, name, *middle_pixel(_segment_mask(label, row))):
             text += ". The explorer shows other frames"
         self.facts.value = text

@@ -8,7 +8,7 @@ from __future__ import annotations
 import io
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from html import escape
 from inspect import signature
 from typing import Any
@@ -67,6 +67,13 @@ def _close_tree(widget: widgets.Widget) -> None:
     widget.close()
 
 
+def _unsaved_fault(opened: Sequence[widgets.Widget]) -> str:
+    """Return the line of HTML that keeps widgets open which hold edits that are not saved; empty if none does."""
+    frames = [name for widget in opened for name in getattr(widget, "unsaved", ())]
+    fault = f"edits of {counted(len(frames), 'frame')} are not saved: save or undo them first"
+    return fault_html(fault) if frames else ""
+
+
 class Opener(widgets.VBox):
     """A button that makes a widget below it; pressed again, it makes a new one in its place.
 
@@ -92,9 +99,8 @@ class Opener(widgets.VBox):
 
     def press(self) -> None:
         """Make the widget, and close the one before, unless it holds edits that are not saved."""
-        if unsaved := [name for old in self.children[1:] for name in getattr(old, "unsaved", ())]:
-            frames = counted(len(unsaved), "frame")
-            self.status.value = fault_html(f"edits of {frames} are not saved: save or undo them first")
+        if fault := _unsaved_fault(self.children[1:]):
+            self.status.value = fault
             return
         self.button.disabled, self.status.value = True, "working …"
         if not signature(self.make).parameters:
@@ -147,6 +153,8 @@ def _work(self: Opener, make: Callable[[], widgets.Widget]) -> None:
     finally:
         self.button.disabled = False
         self._show_waiting(False)
+    if fault := _unsaved_fault(old):  # a person went on with the old one meanwhile
+        new, old, line = old, new, line or fault
     self.status.value, self.children = line, (bar, *new)
     for widget in old:
         _close_tree(widget)

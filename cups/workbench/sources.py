@@ -28,7 +28,8 @@ from ..core.rigid import transform
 from ..core.settings import settings_from_dict
 from ..datasets.labelled_images import LabelledImages
 from ..datasets.registry import open_dataset
-from ..datasets.frame_names import frame_number
+from ..datasets.clips import clips_of
+from ..datasets.frame_names import consecutive_pairs
 from ..labels.store import PseudoLabelStore
 from ..run.features import with_features
 from ..stages.labels.pseudo_classes import PseudoClasses
@@ -207,8 +208,10 @@ class FrameSource(Protocol):
     """Frames by number, made when asked for."""
 
     names: Sequence[str]
+    pairs: Sequence[tuple[str, str]]
     num_classes: int
     things: tuple[int, ...]
+    stages: bool
 
     def load(self, index: int) -> Iterator[Frame]:
         """Yield frame `index` again after each group of stages; raise InputError if its files cannot be used."""
@@ -223,12 +226,11 @@ class FrameSource(Protocol):
         ...
 
 # %% ../../nbs/workbench/09_sources.ipynb #e8ebef95
-def neighbours(names: Sequence[str], index: int, reach: int) -> list[int]:
-    """Return the numbers of the frames up to `reach` before and after frame `index` in the same clip, ascending."""
-    number = {place: frame_number(names[place]) for place in range(max(0, index - reach), index + reach + 1)
-              if place < len(names)}  # fmt: skip
-    here = number[index]
-    return [p for p, (clip, time) in number.items() if clip == here[0] and time - here[1] == p - index]
+def neighbours(source: FrameSource, index: int, reach: int) -> list[int]:
+    """Return the numbers of the frames up to `reach` before and after frame `index` in its clip, in order of time."""
+    clip = next(clip for clip in clips_of(source) if index in clip)
+    place = clip.index(index)
+    return clip[max(place - reach, 0) : place + reach + 1]
 
 # %% ../../nbs/workbench/09_sources.ipynb #3569e1d6
 def evenly_spaced(count: int, maximum: int) -> list[int]:
@@ -484,7 +486,9 @@ class StreetSource(StageSource):
         self.calibration = street_calibration(height, width)
         kind = ("street" if traffic == "town" else traffic) + ("_grey" if grey else "")  # labels are kept by name
         self.names = [f"{kind}_{seed:06d}_{k:06d}_{f:06d}" for k in range(drives) for f in range(frames)]
+        self.pairs = consecutive_pairs(self.names)
         self._worlds: ByteCache[StreetWorld] = ByteCache(2, lambda world: 1)
+        self._steps_s: dict[int, float] = {}
 
     def world(self, drive: int) -> StreetWorld:
         """Return the street of a drive; the last two stay."""
@@ -504,7 +508,10 @@ class StreetSource(StageSource):
 
     def seconds(self, index: int) -> float:
         """Return the time to the next frame."""
-        return self.world(index // self.frames).step_s
+        drive = index // self.frames
+        if drive not in self._steps_s:
+            self._steps_s[drive] = self.world(drive).step_s
+        return self._steps_s[drive]
 
     def left(self, index: int) -> Tensor:
         """Return the left image alone, (3, H, W), uint8."""
@@ -553,6 +560,7 @@ class DatasetSource(StageSource):
             self._places = [index for index, _ in LabelledImages(dataset, store).places]
             self._use(store)
         self.names = [dataset.names[place] for place in self._places]
+        self.pairs = getattr(dataset, "pairs", [])
 
     def _use(self, store: PseudoLabelStore) -> None:
         """Take the number of classes, the things and the classes themselves from a store, as far as it has them."""

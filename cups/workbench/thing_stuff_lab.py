@@ -331,7 +331,7 @@ def show_class(self: ThingStuffLab, number: int) -> None:
         strip = class_examples(self.store, best, number, self.video)
     except InputError as error:
         self.status.value = fault_html(error)
-        return
+        strip = np.full((_SIDE_PX, _SIDE_PX, 3), 255, np.uint8)  # those of another class must not stay
     self.examples.value = png_bytes(strip)
 
 

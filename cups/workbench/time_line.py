@@ -231,10 +231,13 @@ def _titles(self: TimeLine, clip: ClipTracks) -> dict[int, str]:
 
 @patch
 def _choose(self: TimeLine, first: str) -> None:
-    """Show another clip, or say why it cannot be shown."""
+    """Show another clip, or say why it cannot be shown; the one before stays, also in the list."""
+    if first == self.clip.frames[0]:
+        return
     try:
         self.show_clip(first)
     except InputError as error:
+        self.choice.value = self.clip.frames[0]
         self.about.value = fault_html(error)
 
 # %% ../../nbs/workbench/31_time_line.ipynb #2be65416
