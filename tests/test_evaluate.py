@@ -247,6 +247,8 @@ def test_what_has_no_number_may_be_found_or_not():
     assert detection_scores([(objects(alone, *rest, scores=scores), truth)])["ap"] == pytest.approx(1, abs=1e-6)
     on_road = objects(alone, (50, 70, 60, 80), scores=[0.5, 0.9])
     assert detection_scores([(on_road, truth)])["ap"] == pytest.approx(0.5, abs=1e-6)
+    missed = detection_scores([((masks[:0], torch.zeros(0)), truth)])
+    assert missed["ar_small"] == 0 and missed["ar_medium"] is missed["ar_large"] is None
     nothing = truth_of()
     assert detection_scores([(objects(alone), nothing)])["ap"] is None
     assert detection_scores([(objects(), truth)])["ap"] == 0

@@ -283,6 +283,9 @@ def test_another_export_is_not_mixed_with_the_one_that_is_there(made):
     FixedLabels(PseudoLabelStore(made / "labels")).write_imported("000001_0", street(9))
     with pytest.raises(InputError, match="its labels are others, or have changed since"):
         exported(made, "png")
+    (made / "rest").mkdir()
+    (made / "rest" / ".writing-here-1-abc.json").touch()  # by a process that was killed in its first write
+    exported(made, "png", "rest")
     with pytest.raises(InputError, match=r"holds other files \(labels\); choose another folder"):
         exported(made, "png", ".")
     with pytest.raises(InputError, match=r"has no frame '000002_0', which .* holds a label of; another data set\?"):

@@ -28,6 +28,7 @@ from cups.interop.detectron2_network import (
     to_detectron2,
 )
 from cups.interop.pytorch3d import PYTORCH3D_LINE, moving_points, to_pointclouds
+from cups.labels.fixed import Edit, FixedLabels
 from cups.labels.store import PseudoLabelStore
 from cups.model.config import PanopticCascadeConfig, VisionTransformerSettings
 from cups.model.files import load, numbered_split
@@ -115,6 +116,23 @@ def test_labels_of_stereo_video_go_with_its_left_images(store, images, written, 
     (video / "left").rename(video / "other")
     with pytest.raises(InputError, match=r"scene_0\.png and .*scene_0\.png have the name of one frame"):
         write_detectron2(store.root, video, tmp_path / "out")
+
+
+def test_labels_that_a_person_fixed_and_photos_held_upright_are_taken(tmp_path):
+    stored, semantic = np.zeros((24, 40, 3), np.uint8), torch.zeros(40, 24, dtype=torch.long)  # seen turned by 90°
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    (tmp_path / "images").mkdir()
+    Image.fromarray(stored).save(tmp_path / "images" / "a.jpg", exif=exif)
+    semantic[:, :10] = 2
+    store = PseudoLabelStore.create(tmp_path / "labels", {}, 3)
+    store.write("a", PanopticLabel(semantic, (semantic == 2).long()))
+    store.finish(threshold=0.0)
+    fixed = PanopticLabel(torch.ones_like(semantic), torch.zeros_like(semantic))
+    for objects in (1, 0):
+        (frame,) = detectron2_frames(write_detectron2(store.root, tmp_path / "images", tmp_path / "out"))
+        assert (frame["height"], frame["width"]) == (40, 24) and len(frame["annotations"]) == objects
+        FixedLabels(store).write_fixed("a", fixed, [Edit("delete", ((0, 0),))])
 
 
 def test_a_missing_image_and_one_of_another_size_are_named(store, images, tmp_path):

@@ -16,6 +16,7 @@ from cups.core.records import PanopticLabel
 from cups.core.splits import claimed_segments
 from cups.core.taxonomy import CITYSCAPES_19
 from cups.datasets import cityscapes_vps, kitti_step
+from cups.datasets.clips import clips_of
 from cups.datasets.kitti_step import KITTI_STEP_CLASSES, KittiStep
 from cups.evaluation.identity_switches import identity_switches
 from cups.evaluation.overlaps import count_overlaps
@@ -25,6 +26,7 @@ from cups.labels.tracks import ClipTracks, Sighting, Track, read_tracks, write_t
 from cups.model.files import load, numbered_split, save_network
 from cups.model.network import panoptic_cascade
 from cups.model.tracker import TrackerSettings
+from cups.run.scenes import render_scenes
 
 FRAMES = 4
 
@@ -185,6 +187,30 @@ def test_a_clip_with_a_gap_is_scored_in_parts(made, tmp_path, capsys, gone, part
     assert scores["not_judged"] == (gone is not None)
     code, out, err = evaluated(capsys, *options, "--strict")
     assert (code == 0) == (gone is None) and (code == 0 or f"no label of 1 of {FRAMES} frames" in err)
+
+
+def test_a_clip_ends_at_a_frame_without_truth(tmp_path):
+    folder = render_scenes(tmp_path / "video", 2, 3, 48, 96, workers=1, frames=5)
+    store = store_of_truth(folder, tmp_path / "labels", len(folder))
+    (tmp_path / "labels" / "tracks").rename(tmp_path / "tracks")
+    for clip in clips_of(folder):  # one file a clip, with other identities after its third frame
+        seen: dict[tuple[int, int, int], list[Sighting]] = {}
+        for frame, index in enumerate(clip):
+            label = store.read(folder.names[index])
+            for number in label.instance[label.instance > 0].unique().tolist():
+                code = int(folder.truth(folder.names[index]).instance[label.instance == number][0])
+                kind = int(label.semantic[label.instance == number][0])
+                seen.setdefault((code, kind, frame > 2), []).append(Sighting(frame, number, "moving", 1.0))
+        tracks = [Track(n, kind, tuple(each)) for n, ((_, kind, _), each) in enumerate(sorted(seen.items()), 1)]
+        names = tuple(folder.names[index] for index in clip)
+        write_tracks(store.root, ClipTracks(names, (None,) * len(names), tuple(tracks)))
+        for path in (folder.root / "truth").glob(f"{names[2]}*"):
+            path.unlink()
+    scores = score_video(store.root, folder, windows=(2,))
+    assert scores["clips"] == 4 and scores["frames"] == 8 and scores["windows"]["2"]["vpq"] == 1
+    for path in (folder.root / "truth").glob(f"{folder.names[-1].rsplit('_', 1)[0]}*"):
+        path.unlink()
+    assert score_video(store.root, folder, windows=(2,))["clips"] == 2
 
 
 def damaged(made: Path, folder: Path, fault: str) -> list[str]:

@@ -139,6 +139,15 @@ def square(left: int, score: float) -> tuple[torch.Tensor, PanopticLabel]:
     return image, PanopticLabel(torch.where(instance > 0, 3, VOID), instance, {"segments": segments})
 
 
+def test_an_object_between_the_pixels_that_are_looked_at_has_no_track():
+    instance = torch.zeros(4 * HEIGHT, 4 * WIDTH + 1280, dtype=torch.long)
+    instance[101, 101], instance[150:200, 300:360] = 1, 2  # every third pixel is looked at, from 1 on
+    segments = [{"class_id": 3, "instance": number, "score": 0.9} for number in (1, 2)]
+    label = PanopticLabel(torch.where(instance > 0, 3, VOID), instance, {"segments": segments})
+    tracker, image = Tracker(), torch.zeros(3, *instance.shape, dtype=torch.uint8)
+    assert [tracker.update(image, label) for _ in range(3)] == [{2: 1}] * 3
+
+
 def test_an_unsure_detection_continues_a_track_and_starts_none():
     tracker = Tracker()
     assert tracker.update(*square(10, 0.3)) == {}

@@ -84,6 +84,9 @@ _SCORES = {
 }
 """The scores, and the names that torchmetrics gives them."""
 
+_AREAS = {"small": (0, 32**2), "medium": (32**2, 96**2), "large": (96**2, 1e10)}
+"""Pixels of objects of each size, both ends included, as COCO's program has them."""
+
 
 def detection_scores(
     frames: Iterable[tuple[tuple[Tensor, Tensor], PanopticLabel]], taxonomy: Taxonomy = CITYSCAPES_19
@@ -112,7 +115,7 @@ def detection_scores(
     """
     thresholds = np.linspace(0.5, 0.95, 10).tolist()  # as COCO's program has them, to the last bit
     metric = MeanAveragePrecision(iou_type="segm", iou_thresholds=thresholds, backend="pycocotools")
-    objects, number = 0, 0
+    objects, number, sizes = 0, 0, set()
     metric.warn_on_many_detections = False
     for number, ((masks, scores), truth) in enumerate(frames, 1):
         if masks.shape[1:] != truth.semantic.shape:
@@ -123,12 +126,15 @@ def detection_scores(
         targets = {"masks": true, "labels": torch.zeros(len(true), dtype=torch.int64), "iscrowd": crowd.long()}
         metric.update([detections], [targets])
         objects += int((~crowd).sum())
+        sizes |= {size for area in true[~crowd].sum((1, 2)).tolist() for size, (least, most) in _AREAS.items()
+                  if least <= area <= most}  # fmt: skip
     if not number:
         raise InputError("there is no frame to evaluate")
     computed = metric.compute()
     values: dict[str, Any] = {name: float(computed[key]) for name, key in _SCORES.items()}
-    if objects:  # where no frame has a detection, torchmetrics says -1
-        values |= {name: max(values[name], 0.0) for name in ("ap", "ap50", "ap75", "ar100")}
+    # Where no frame has a detection, torchmetrics says -1, as where there is nothing to detect.
+    scored = {*(("ap", "ap50", "ap75", "ar100") if objects else ()), *(f"ar_{size}" for size in sizes)}
+    values |= {name: max(values[name], 0.0) for name in scored}
     values = {name: None if value < 0 else value for name, value in values.items()}
     return {**values, "objects": objects, "frames": number}
 

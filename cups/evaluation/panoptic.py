@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from cups.model.network import PanopticCascade
 
 # %% auto #0
-__all__ = ['class_mask', 'panoptic_scores', 'scores_of', 'frames_not_judged', 'score_store']
+__all__ = ['class_mask', 'panoptic_scores', 'scores_of', 'frames_not_judged', 'has_truth', 'score_store']
 
 # %% ../../nbs/evaluation/03_panoptic.ipynb #1496311f
 def class_mask(taxonomy: Taxonomy, without: Sequence[str]) -> list[bool]:
@@ -157,14 +157,14 @@ def frames_not_judged(
     InputError
         If there is one and `strict`.
     """
-    left = [name for name in truth.names if name not in judged and _has_truth(truth, name)]
+    left = [name for name in truth.names if name not in judged and has_truth(truth, name)]
     if left and strict:
         count = f"{len(left)} of {len(left) + len(judged)} frames with ground truth"
         raise InputError(f"{labels}: no label of {count}, {left[0]} for one")
     return left
 
 
-def _has_truth(truth: LabelledDataset | TruthFolder, name: str) -> bool:
+def has_truth(truth: LabelledDataset | TruthFolder, name: str) -> bool:
     """Return whether a frame has a ground truth, readable or not."""
     try:
         return truth.truth(name) is not None

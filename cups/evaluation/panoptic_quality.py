@@ -50,7 +50,7 @@ class SegmentOverlaps(Metric):
         prediction, target : Tensor, (B, H, W, 2), integers
             Pseudo-class (prediction) or class (target) and instance number of every pixel. Class 255 is void. The
             instance number of stuff is of no meaning. Pixels of a thing class with the same number, 0 included, are
-            one segment.
+            one segment, as published also if they are of two pseudo-classes that become one class.
 
         Raises
         ------

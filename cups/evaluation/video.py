@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Collection, Iterable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from ..datasets.clips import clips_of
 from ..datasets.frame_names import consecutive_pairs
 from .identity_switches import identity_switches
 from .overlaps import plain_scores
-from .panoptic import class_mask, frames_not_judged
+from .panoptic import class_mask, frames_not_judged, has_truth
 from .tables import percent, text_table
 from .tracking_quality import SegmentationAndTrackingQuality
 from .truth import TruthFolder, true_label
@@ -173,6 +174,12 @@ def _clips_by_name(truth: TruthFolder) -> list[list[str]]:
     return clips
 
 
+def _with_truth(truth: LabelledDataset | TruthFolder, clips: Sequence[Sequence[str]]) -> list[list[str]]:
+    """Return clips parted at frames without ground truth, which are left out."""
+    parts = [groupby(clip, lambda name: has_truth(truth, name)) for clip in clips]
+    return [list(names) for groups in parts for there, names in groups if there]
+
+# %% ../../nbs/evaluation/14_video.ipynb #96d7afa3
 def _names_of_images(truth: LabelledDataset | TruthFolder) -> tuple[dict[str, str], dict[str, str]]:
     """Return the frame that an image is of: by its own name or those of folder and file; and by the file's alone.
 
@@ -244,10 +251,10 @@ def _judged(
 # %% ../../nbs/evaluation/14_video.ipynb #d16f3bc4
 def _true_frame(
     truth: LabelledDataset | TruthFolder, name: str, size: tuple[int, int], taxonomy: Taxonomy
-) -> PanopticLabel | None:
-    """Read the truth of a frame in other classes, identities kept; None if it has none."""
+) -> PanopticLabel:
+    """Read the truth of a frame, which has one, in other classes, identities kept."""
     true = true_label(truth, name, size)
-    if true is None or len(taxonomy) == len(truth.taxonomy):
+    if len(taxonomy) == len(truth.taxonomy):
         return true
     coarse = coarsened(true, truth.taxonomy, taxonomy)
     identity = true.instance * len(truth.taxonomy) + true.semantic
@@ -293,7 +300,7 @@ def score_video(
     UserWarning
         If a clip is scored in parts, each like a clip, for a frame amid it has no label; names the first.
     """
-    found, clips, taxonomy = identity_clips(labels), _true_clips(truth), taxonomy or truth.taxonomy
+    found, clips, taxonomy = identity_clips(labels), _with_truth(truth, _true_clips(truth)), taxonomy or truth.taxonomy
     places = _places(found, truth)
     if not places:
         first, *_ = found[0].names[0]
@@ -306,9 +313,7 @@ def score_video(
         for name, (clip, frame) in frames:
             next(bar)
             prediction = clip.read(frame)
-            true = _true_frame(truth, name, tuple(prediction.semantic.shape), taxonomy)
-            if true is not None:
-                yield prediction, true
+            yield prediction, _true_frame(truth, name, tuple(prediction.semantic.shape), taxonomy)
 
     left_out = sorted({*without, *lacking_in(truth.lacking, truth.taxonomy, taxonomy)})
     scores = video_scores(map(pairs, judged), found[0].split, taxonomy, windows, left_out, ignore_crowds)

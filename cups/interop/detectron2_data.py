@@ -14,12 +14,13 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..core.errors import InputError
-from ..core.files import IMAGE_SUFFIXES, open_image, read_json, write_json, write_png
+from ..core.files import IMAGE_SUFFIXES, open_image, read_json, upright_size, write_json, write_png
 from ..core.parallel import progress
 from ..core.records import VOID, PanopticLabel
 from ..core.splits import ThingStuffSplit, claimed_segments
 from .detectron2_network import detectron2_module
 from ..labels.coco import coco_categories, coco_segments, label_segments, read_names
+from ..labels.fixed import FixedLabels
 from ..labels.store import PseudoLabelStore
 from ..training.targets import training_target
 
@@ -90,7 +91,7 @@ def _checked_image(files: dict[str, list[Path]], name: str, size: tuple[int, int
     if others:
         raise InputError(f"{file} and {others[0]} have the name of one frame; give the folder that was labelled")
     with open_image(file) as image:
-        width, height = image.size
+        width, height = upright_size(image)  # as detectron2 reads it
     if (height, width) != size:
         raise InputError(f"{file}: {height} x {width} pixels high and wide, its label is {size[0]} x {size[1]}")
     return str(file.resolve())
@@ -133,7 +134,7 @@ def write_detectron2(
     labels: str | Path, images: str | Path | Mapping[str, str | Path], out: str | Path,
     classes: str | Path | None = None,
 ) -> Path:  # fmt: skip
-    """Write the pseudo-labels of a store as detectron2 reads them.
+    """Write the pseudo-labels of a store, as a person fixed them, as detectron2 reads them.
 
     Parameters
     ----------
@@ -157,7 +158,7 @@ def write_detectron2(
         If the store is not finished, an image is missing or of another size than its label, or the folder cannot be
         written.
     """
-    store, out, files, frames = PseudoLabelStore(labels), Path(out), _image_files(images), []
+    store, out, files, frames = FixedLabels(PseudoLabelStore(labels)), Path(out), _image_files(images), []
     metadata = _metadata(store.split, read_names(classes, store.split) if classes else None)
     for name in progress(store.names, len(store.names), "writing"):
         frame = detectron2_frame(store.read(name), store.split)

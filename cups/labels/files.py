@@ -30,8 +30,16 @@ def label_maps(label: PanopticLabel) -> dict[str, np.ndarray]:
     -------
     dict of str to ndarray, (H, W)
         `instance`, uint8, or uint16 if a number is above 255, and `semantic`, uint8.
+
+    Raises
+    ------
+    InputError
+        If a class or a number does not fit.
     """
     instance = label.instance.cpu().numpy()
+    for what, values, most in (("object", instance, 0xFFFF), ("class", label.semantic.cpu().numpy(), 0xFF)):
+        if values.max(initial=0) > most or values.min(initial=0) < 0:
+            raise InputError(f"a label holds {what} {values.min()} to {values.max()}, files hold 0 to {most}")
     depth = np.uint8 if instance.max(initial=0) <= 255 else np.uint16
     return {"instance": instance.astype(depth), "semantic": label.semantic.cpu().numpy().astype(np.uint8)}
 

@@ -327,6 +327,7 @@ class Tracker:
         rgb, instance = _reduced(image, label.instance)
         grey, lab = (torch.from_numpy(cv2.cvtColor(rgb, code)) for code in (cv2.COLOR_RGB2GRAY, cv2.COLOR_RGB2LAB))
         objects = object_views(instance, lab, len(found))
+        scores = torch.where(objects.area > 0, scores, 0.0)  # what no pixel was read of cannot be found again
         warped = self._warped(grey)
         place, before = self._indices(warped), self.tracks.number
         overlap = mask_agreement(place, instance, len(before), len(found))

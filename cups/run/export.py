@@ -298,7 +298,7 @@ def _start(export: Export, names: Sequence[str]) -> None:
             if difference.startswith("labels."):
                 difference = "its labels are others, or have changed since"
             raise InputError(f"{path}: another export, {difference}; choose another folder")
-    elif export.out.is_dir() and (others := sorted(os.listdir(export.out))):
+    elif export.out.is_dir() and (others := sorted(each for each in os.listdir(export.out) if each[0] != ".")):
         raise InputError(f"{export.out}: holds other files ({others[0]}); choose another folder")
     else:
         write_json(path, about)

@@ -104,6 +104,8 @@ def _flow(points: np.ndarray, calibration: Calibration) -> Tensor:
 # %% ../../nbs/street/08_scenes.ipynb #31276fa0
 _NEAREST_M = 0.1  # points closer to the camera are not visible
 
+_ROUNDING_PX = 1e-6  # a point of the first or last row of pixels may come back this far outside
+
 _SAME_DEPTH = 0.999, 0.005  # a ray that ends this close to the point (share of its depth, metres) has reached it
 
 
@@ -141,7 +143,10 @@ class _Pixels:
         """Return which points (H, W, 3), given in the other camera's coordinates, that camera sees, (H, W) bool."""
         c = other.calibration
         x, y = _image_position(points, c)
-        inside = (points[..., 2] > _NEAREST_M) & (x >= 0) & (x <= c.width - 1) & (y >= 0) & (y <= c.height - 1)
+        last_x, last_y, at_edge = c.width - 1, c.height - 1, _ROUNDING_PX
+        inside = (points[..., 2] > _NEAREST_M) & (x >= -at_edge) & (x <= last_x + at_edge)
+        inside &= (y >= -at_edge) & (y <= last_y + at_edge)
+        x, y = x.clip(0, last_x), y.clip(0, last_y)
         place = np.flatnonzero(inside)
         x, y, own = x[inside], y[inside], self.view.triangle[inside]
         corner = np.minimum(y, c.height - 2).astype(int) * c.width + np.minimum(x, c.width - 2).astype(int)
