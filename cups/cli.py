@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 import warnings
 from collections.abc import Iterator, Sequence
@@ -120,6 +121,8 @@ def _run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
     from cups.run.workers import Workers
     from cups.stages.pipeline import PseudoLabelSettings
 
+    if options.overlays < 0:
+        raise InputError(f"--overlays must not be negative, got {options.overlays}")
     given = load_settings(PseudoLabelSettings, options.settings) if options.settings else PseudoLabelSettings()
     settings = with_features(given, options.out)
     if settings != given:
@@ -194,7 +197,7 @@ def _add_evaluate(commands: _Commands) -> None:
     evaluate.add_argument("--dataset", default="stereo_folder", metavar="NAME", help="kind of data set")
     evaluate.add_argument("--classes", type=int, metavar="N", help="27, 19 or 7 to judge in; else those of the truth")
     evaluate.add_argument("--truth-classes", type=int, metavar="N", help="classes the ground truth is read in")
-    evaluate.add_argument("--height", type=int, metavar="PX", help="resize the ground truth to this height")
+    evaluate.add_argument("--height", type=int, metavar="PX", help="resize the ground truth to this height; 0: not")
     evaluate.add_argument("--without", nargs="+", default=[], metavar="NAME", help="classes left out of the scores")
     evaluate.add_argument("--strict", action="store_true", help="fail if a frame with ground truth has no label")
     evaluate.add_argument("--void-missed", action="store_true", help="count what the labels leave void as missed")
@@ -285,6 +288,8 @@ def _run_import(options: argparse.Namespace) -> dict[str, Any]:
     from cups.labels.corrected import import_labels, new_store
 
     if options.out:
+        if options.classes or options.root:
+            raise InputError("--classes and --root are for --labels; a new store takes its classes from the file")
         store = new_store(options.file, options.out)
         return {"root": str(store.root), "frames": len(store), "things": store.split.things}
     files = left_files(open_stereo_dataset(options.dataset, options.root)) if options.root else {}
@@ -554,14 +559,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
     -------
     int
         0: done. 2: the input cannot be used, said in one line. 3: done but for some frames, whose number is said in
-        one line. 130: interrupted; the same command goes on.
+        one line. 130: interrupted; the same command goes on. 141: nobody reads the result any more.
     """
     options = parser().parse_args(arguments)
     _, run = _COMMANDS[options.command]
     try:
+        if getattr(options, "out", None) == "":  # a variable of the shell that is not set
+            raise InputError("--out is empty")
         with _plain_warnings():
             said = run(options)
-        print(said if isinstance(said, str) else json.dumps(said, indent=1))
+        print(said if isinstance(said, str) else json.dumps(said, indent=1), flush=True)
+    except BrokenPipeError:  # who reads the result, head for one, has enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
     except InputError as error:
         print(f"cups: error: {error}", file=sys.stderr)
         return 2

@@ -312,6 +312,8 @@ def device_called(name: str) -> str:
         torch.empty(0, device=name)
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device {name!r} cannot be used ({str(error).splitlines()[0]})") from None
+    if torch.device(name).type == "meta":
+        raise InputError(f"device {name!r} cannot be used: it holds no values")
     return name
 
 # %% ../nbs/weights.ipynb #978a7191

@@ -116,7 +116,8 @@ def test_scenes_are_not_rendered_into_a_recording(made, tmp_path, fails):
         shutil.copytree(made / "scenes" / side, root / side)
     (root / "calibration.json").write_text("{}")
     before = contents(root)
-    fails("scenes", "--out", root, "--count", 1, *SIZE, words=[f"{root}: holds images of something else", "--out"])
+    fault = f"{root}: holds images or labels of something else"
+    fails("scenes", "--out", root, "--count", 1, *SIZE, words=[fault, "--out"])
     assert contents(root) == before
     # a rendering that was interrupted is completed
     again = shutil.copytree(made / "scenes", tmp_path / "again")
@@ -478,3 +479,49 @@ def test_predict_fails_in_one_line(made, network_file, tmp_path, fails):
     fails("predict", image, "--weights", network_file, *to, "--scales", "0", words=["scales", "positive"])
     fails("predict", image, "--weights", network_file, *to, "--scales", "nan", words=["scales", "positive"])
     fails("predict", image, "--weights", network_file, *to, "--min-confidence", "50", words=["must be in [0, 1]"])
+
+
+def test_a_refused_call_leaves_the_folder_for_the_right_one(tmp_path, fails, made):
+    root = tmp_path / "scenes"
+    fails("scenes", "--out", root, "--height", 10, "--width", 10, words=["at least 16 pixels"])
+    fails("scenes", "--out", root, "--seed", -1, *SIZE, words=["seed must not be negative"])
+    fails("scenes", "--out", made / "labels", *SIZE, words=["holds images or labels of something else"])
+    assert main(["scenes", "--out", str(root), "--count", "1", *SIZE, "--workers", "1"]) == 0
+    (tmp_path / "bad.png").write_bytes(b"")
+    call = "predict", tmp_path / "bad.png", "--network", "street_scenes", "--out", tmp_path / "predicted"
+    fails(*call, words=["bad.png"])
+    fails(*call, "--mirror", words=["bad.png"])
+
+
+def test_another_number_of_classes_uses_the_descriptions_again(made, tmp_path, fails):
+    settings, out = tmp_path / "s.yaml", tmp_path / "labels"
+    settings.write_text("num_classes: 250\n")
+    call = "pseudo-labels", "--root", made / "scenes", "--out", out, "--settings", settings, "--workers", 1
+    fails(*call, words=["num_classes must be", "got 250"])
+    described = {path: path.stat().st_mtime_ns for path in (out / "descriptions").iterdir()}
+    assert len(described) == 3
+    settings.write_text("num_classes: 8\nmotion: {min_confidence: 0.5}\n")
+    fails(*call, words=["motion.min_confidence is 0.9 there, 0.5 here"])
+    settings.write_text("num_classes: 249\n")
+    fails(*call, words=["num_classes must be", "got 249"])
+    assert {path: path.stat().st_mtime_ns for path in described} == described
+
+
+def test_values_out_of_range_are_refused_before_any_work(made, tmp_path, fails):
+    settings = tmp_path / "s.yaml"
+    labels = "pseudo-labels", "--root", made / "scenes", "--out", tmp_path / "out"
+    for text, word in (("motion: {min_confidence: 90}", "min_confidence"), ("thing_threshold: -3", "thing_threshold")):
+        settings.write_text(text)
+        fails(*labels, "--settings", settings, words=[f"{word} must lie in [0, 1"])
+    fails(*labels, "--overlays", -1, words=["--overlays must not be negative, got -1"])
+    fails("pseudo-labels", "--root", made / "scenes", "--out", "", words=["--out is empty"])
+    fails("import", tmp_path, "--out", tmp_path / "out", "--root", "nowhere", words=["--root are for --labels"])
+    calibration = made / "scenes" / "calibration.json"
+    fails("calibration", calibration, "--baseline", -1, words=["the baseline must be positive, got -1 m"])
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_reader_that_has_enough_is_no_fault(tmp_path):
+    command = f"{Path(sys.executable).with_name('cups')} data list | true; echo ${{PIPESTATUS[0]}}"
+    ended = subprocess.run(["bash", "-c", command], capture_output=True, text=True, check=True)
+    assert ended.stdout.strip() == "141" and not ended.stderr

@@ -197,7 +197,7 @@ def test_every_sentence_about_an_empty_instance_map_is_explained():
     cases = [
         (moving, MotionSettings(min_trusted_points=10**6)),
         (static, MotionSettings()),
-        (moving, MotionSettings(min_confidence=2.0)),
+        (moving, MotionSettings(min_confidence=1.0)),
     ]
     for (scene, settings), pattern in zip(cases, patterns, strict=True):
         flow = scene_flow(scene.sample, exact_matches(scene))

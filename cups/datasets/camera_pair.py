@@ -180,6 +180,8 @@ def calibration(
     InputError
         If the files are not those of rectified images, the size is not known or is another one, or a value is wrong.
     """
+    if baseline_m is not None and not baseline_m > 0:
+        raise InputError(f"the baseline must be positive, got {baseline_m:g} m")
     pair = self if baseline_m is None else self.with_baseline(baseline_m)
     left, right = _rectified_projections(pair)
     found_m = _checked_baseline(self.files, left, right, known=baseline_m is not None)

@@ -181,7 +181,24 @@ def clear_other(root: Path, settings: dict[str, Any], method: dict[str, Any]) ->
                 raise InputError(f"{root}: another run labels into this folder")
             clear_store(root)
 
+# %% ../../nbs/run/09_generate.ipynb #2905aa65
+_OF_CLASSES = ("num_classes", "min_classes", "max_classes", "num_object_classes", "token_weight", "thing_threshold",
+               "movable_lift", "crf")  # fmt: skip
+"""Settings that the descriptions of frames do not depend on."""
 
+
+def _take_settings(root: Path, settings: dict[str, Any], method: dict[str, Any]) -> None:
+    """Let a store that holds no more than descriptions of frames have other settings of its classes."""
+    if not (root / "manifest.json").exists() or (root / "classes.safetensors").exists():
+        return
+    store = PseudoLabelStore(root)
+    others = settings | {name: store.settings[name] for name in _OF_CLASSES if name in store.settings}
+    if not store.labelled() and store.difference(settings, method) and not store.difference(others, method):
+        with _locked_folder(root) as is_second:
+            if not is_second:
+                (root / "manifest.json").unlink(missing_ok=True)
+
+# %% ../../nbs/run/09_generate.ipynb #56317e00
 def _refuse_fixed(root: Path, names: Iterable[str]) -> None:
     """Raise InputError if a person made the label of a frame whose automatic label is to be made again."""
     labels = FixedLabels(PseudoLabelStore(root))
@@ -429,8 +446,7 @@ def generate(
     _check_networks(settings, here=not workers.workers.elsewhere)
     _look_at(dataset, root)
     made_with, method = settings_to_dict(settings), _method(settings, classes, tracks)
-    if again:
-        clear_other(root, made_with, method)
+    (clear_other if again else _take_settings)(root, made_with, method)
     known = None if classes or (root / "classes.safetensors").exists() else known_clusters(settings)
     PseudoLabelStore.create(root, made_with, method=method)
     with _locked_folder(root) as shuffled:

@@ -86,10 +86,10 @@ def _clear(out: Path) -> None:
 
 
 def start_folder(out: Path, settings: dict[str, Any], again: bool = False) -> None:
-    """Note the settings of a run in its folder; clear it `again`, or fail, if it was started with others."""
+    """Note the settings of a run in its folder; clear it `again`, or fail, if it holds what others made."""
     path = out / "settings.json"
     if path.exists() and (difference := first_difference(read_json(path), settings)):
-        if not again:
+        if not again and any((out / "annotations").glob("[!.]*.json")):
             fault = f"made with other settings, {difference}; {OR_AGAIN}"
             raise InputError(f"{path}: {fault}")
         _clear(out)

@@ -24,7 +24,7 @@ from ..datasets.stereo_folder import StereoFolder, write_sample
 from .engine import Engine
 from .workers import Workers
 from ..street.clips import StreetClips
-from ..street.scenes import StreetScenes, StreetTruth
+from ..street.scenes import StreetScenes, StreetTruth, street_calibration
 
 # %% auto #0
 __all__ = ['VIDEO_LAYOUTS', 'render_scenes', 'write_video_truth']
@@ -81,8 +81,8 @@ def _begin(root: Path, made_of: dict[str, int | float | str]) -> None:
     if path.exists():
         if (before := read_json(path)) != made_of:
             raise InputError(f"{path}: the folder holds scenes of {before}, asked for {made_of}")
-    elif any((root / name).exists() for name in ("left", "right", "truth", "calibration.json")):
-        raise InputError(f"{root}: holds images of something else; take another --out")
+    elif any((root / name).exists() for name in ("left", "right", "truth", "calibration.json", "manifest.json")):
+        raise InputError(f"{root}: holds images or labels of something else; take another --out")
     write_json(path, made_of)
 
 # %% ../../nbs/run/06_scenes.ipynb #f5a01592
@@ -134,8 +134,11 @@ def render_scenes(
     else:
         scenes = StreetScenes(count, seed, height, width, traffic=traffic, grey=grey)
         render = partial(_render_one, root=root, scenes=scenes)
-    _begin(root, made_of)
+    street_calibration(height, width)  # refuses small images, before anything is written
+    if seed < 0:
+        raise InputError(f"seed must not be negative, got {seed}")
     processes = min(Workers(workers).processes, count)
+    _begin(root, made_of)
     with Engine(Workers(processes)) as engine:
         for _ in engine.map(render, range(count), "rendering street scenes"):
             pass

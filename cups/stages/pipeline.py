@@ -137,6 +137,8 @@ def _check_settings(settings: PseudoLabelSettings) -> None:
     if not 1 <= settings.min_classes <= settings.max_classes <= most:
         given = f"{settings.min_classes} to {settings.max_classes}"
         raise InputError(f"settings min_classes to max_classes must lie in 1..{most}, got {given}")
+    if not 0 <= settings.thing_threshold < 1:
+        raise InputError(f"setting thing_threshold must lie in [0, 1), got {settings.thing_threshold}")
     if not 0 <= settings.stable_share <= 1:
         raise InputError(f"setting stable_share must lie in [0, 1], got {settings.stable_share}")
     for name in ("movable_lift", "token_weight"):

@@ -5,8 +5,13 @@
 # %% ../../../nbs/stages/motion/00_settings.ipynb #465fe699
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
+
+from fastcore.basics import patch
+
+from ...core.errors import InputError
 
 # %% auto #0
 __all__ = ['MotionSettings']
@@ -66,6 +71,11 @@ class MotionSettings:
     max_overlap : float
         Share of an object's pixels, 0 to 1, with more votes for objects that have more tracked points: a turning
         wheel is part of its car.
+
+    Raises
+    ------
+    InputError
+        If a value is out of its range.
     """
 
     min_trusted_points: int = 512
@@ -86,6 +96,26 @@ class MotionSettings:
     MOVED: ClassVar[dict[str, str]] = _MOVED
     REMOVED: ClassVar[dict[str, str]] = _REMOVED
 
-    def smallest_px(self, image_px: int) -> int:
-        """Return the area in pixels of the smallest region in an image of `image_px` pixels."""
-        return max(self.min_area_px, int(self.min_area_share * image_px))
+    def __post_init__(self) -> None:
+        _check_spans(self)
+
+# %% ../../../nbs/stages/motion/00_settings.ipynb #7e9d7c8f
+_SPANS = {
+    "min_evidence": (-1, 1),
+    **dict.fromkeys(("min_agreement", "min_confidence", "max_overlap", "smoothing_share", "min_area_share"), (0, 1)),
+}
+"""Lowest and highest value; all others are not negative."""
+
+
+def _check_spans(settings: MotionSettings) -> None:
+    """Raise InputError if a value is out of its range."""
+    for name, value in vars(settings).items():
+        low, high = _SPANS.get(name, (0, math.inf))
+        if not low <= value <= high:
+            raise InputError(f"motion setting {name} must lie in [{low}, {high}], got {value}")
+
+
+@patch
+def smallest_px(self: MotionSettings, image_px: int) -> int:
+    """Return the area in pixels of the smallest region in an image of `image_px` pixels."""
+    return max(self.min_area_px, int(self.min_area_share * image_px))

@@ -160,7 +160,7 @@ def regrouped(self: RegionClasses, num_classes: int) -> RegionClasses:
     """
     count, least = len(self.centres), len(self.kinds.unique())
     if not least <= num_classes <= count:
-        raise InputError(f"the number of classes must be {least} to {count} on these frames, got {num_classes}")
+        raise InputError(f"num_classes must be {least} to {count} on these frames, got {num_classes}")
     parts = (part.cpu().double().numpy() for part in (self.centres, self.mass))
     centres, mass = parts
     classes, _ = _grouped(centres, self.kinds.cpu().numpy(), mass, num_classes)
