@@ -10,6 +10,7 @@ from io import BytesIO
 import numpy as np
 import pytest
 import torch
+from fixing import in_object, write_fixable
 from PIL import Image
 
 from cups.core.class_colours import named_classes
@@ -529,19 +530,7 @@ def small_label():
 
 @pytest.fixture
 def fixable(tmp_path):
-    """Return a store of three street scenes with their true labels, and their video."""
-    store = PseudoLabelStore.create(tmp_path / "labels", {}, num_classes=20)
-    for number in range(3):
-        sample = street_scene(number, 64, 128).sample
-        store.write(write_sample(tmp_path / "video", sample, number), sample.truth)
-    store.finish()
-    return PseudoLabelStore(store.root), StereoFolder(tmp_path / "video")
-
-
-def in_object(label: PanopticLabel) -> tuple[int, int]:
-    """Return a pixel (x, y) of the largest object."""
-    y, x = (label.instance == label.instance[label.instance > 0].mode().values).nonzero()[0].tolist()
-    return x, y
+    return write_fixable(tmp_path)
 
 
 def test_segments_are_relabelled_deleted_merged_and_split(small_label):

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from fixing import in_object, write_fixable
 
 import cups.workbench.label_fixer as label_fixer
 import cups.workbench.run_frames as run_frames
@@ -13,12 +14,10 @@ import cups.workbench.sources as sources
 from cups.core.errors import InputError
 from cups.core.records import PanopticLabel
 from cups.core.taxonomy import CITYSCAPES_19, CITYSCAPES_27
-from cups.datasets.stereo_folder import StereoFolder, write_sample
 from cups.labels.fixed import FixedLabels
 from cups.labels.store import PseudoLabelStore
 from cups.labels.tracks import write_tracks
 from cups.stages.pipeline import PseudoLabelSettings
-from cups.street.scenes import street_scene
 from cups.workbench.explorer import FrameExplorer
 from cups.workbench.label_fixer import LabelFixer
 from cups.workbench.motion_lab import MotionLab
@@ -32,28 +31,17 @@ from cups.workbench.track_paths import true_tracks
 
 
 @pytest.fixture
-def labelled(tmp_path):
-    """Return a store with the truth of three frames, and their video."""
-    store = PseudoLabelStore.create(tmp_path / "labels", {}, num_classes=20)
-    for number in range(3):
-        sample = street_scene(number, 64, 128).sample
-        store.write(write_sample(tmp_path / "video", sample, number), sample.truth)
-    store.finish()
-    return PseudoLabelStore(store.root), StereoFolder(tmp_path / "video")
+def fixable(tmp_path):
+    return write_fixable(tmp_path)
 
 
-def largest_object(label):
-    y, x = (label.instance == label.instance[label.instance > 0].mode().values).nonzero()[0].tolist()
-    return x, y
-
-
-def test_edits_made_while_another_widget_is_made_are_kept(labelled):
+def test_edits_made_while_another_widget_is_made_are_kept(fixable):
     may_go_on = threading.Event()
     may_go_on.set()
 
     def make(watch):
         may_go_on.wait()
-        return LabelFixer(*labelled)
+        return LabelFixer(*fixable)
 
     opener = Opener(make, "Open")
     opener.press()
@@ -62,7 +50,7 @@ def test_edits_made_while_another_widget_is_made_are_kept(labelled):
     may_go_on.clear()
     opener.press()
     fixer.show(0)
-    fixer.click(*largest_object(fixer.label))
+    fixer.click(*in_object(fixer.label))
     fixer.delete()
     may_go_on.set()
     opener.wait()
@@ -70,11 +58,11 @@ def test_edits_made_while_another_widget_is_made_are_kept(labelled):
     assert "edits of 1 frame are not saved" in opener.status.value
 
 
-def test_edits_are_not_saved_on_a_label_that_was_imported_meanwhile(labelled):
-    store, video = labelled
+def test_edits_are_not_saved_on_a_label_that_was_imported_meanwhile(fixable):
+    store, video = fixable
     fixer, name = LabelFixer(store, video), store.names[0]
     fixer.show(0)
-    fixer.click(*largest_object(fixer.label))
+    fixer.click(*in_object(fixer.label))
     fixer.relabel(11)
     imported = store.read(name)
     FixedLabels(store).write_imported(name, imported.replace(instance=torch.zeros_like(imported.instance)))
@@ -83,8 +71,8 @@ def test_edits_are_not_saved_on_a_label_that_was_imported_meanwhile(labelled):
     assert fixer.unsaved == [name] and not FixedLabels(store).read(name).instance.any()
 
 
-def test_the_thread_that_carries_edits_and_the_person_have_one_draft(labelled, monkeypatch):
-    fixer = LabelFixer(*labelled)
+def test_the_thread_that_carries_edits_and_the_person_have_one_draft(fixable, monkeypatch):
+    fixer = LabelFixer(*fixable)
     fixer._flows = type("Flows", (), {"between": lambda *_: None})()
     entered, may_go_on, saved_draft = threading.Event(), threading.Event(), label_fixer.saved_draft
 
@@ -97,14 +85,14 @@ def test_the_thread_that_carries_edits_and_the_person_have_one_draft(labelled, m
 
     monkeypatch.setattr(label_fixer, "saved_draft", slow)
     fixer.show(0)
-    fixer.click(*largest_object(fixer.label))
+    fixer.click(*in_object(fixer.label))
     fixer.delete()
     fixer.carry(1, 1)
     entered.wait()
     fixer.show(1)
     may_go_on.set()
     fixer.wait()
-    fixer.click(*largest_object(fixer.label))
+    fixer.click(*in_object(fixer.label))
     fixer.delete()
     assert fixer.opened.name in fixer.unsaved
     fixer.save()
@@ -156,8 +144,8 @@ def test_a_network_that_was_trained_again_is_read_again(tmp_path, monkeypatch):
         time.sleep(0.02)  # so that the file has another time
 
 
-def test_thumbnails_and_what_a_click_tells_are_of_the_same_segments(labelled):
-    store, video = labelled
+def test_thumbnails_and_what_a_click_tells_are_of_the_same_segments(fixable):
+    store, video = fixable
     (video.root / "left" / f"{video.names[2]}.png").write_bytes(b"no image")
     segments = SegmentFilter(store, video)
     segments.wait()
@@ -170,8 +158,8 @@ def test_thumbnails_and_what_a_click_tells_are_of_the_same_segments(labelled):
     assert segments.page == segments.pages - 1 and segments.status.value.startswith(f"{len(segments.places)} of")
 
 
-def test_speeds_are_those_of_each_drive(labelled):
-    store, _ = labelled
+def test_speeds_are_those_of_each_drive(fixable):
+    store, _ = fixable
     video = StreetSource(drives=2, frames=1, height=64, width=128, stages=False)
     video.names = store.names[:2]
     fps = [1 / video.seconds(index) for index in range(2)]
@@ -200,8 +188,8 @@ def test_a_clip_whose_tracks_cannot_be_read_is_not_the_one_that_is_chosen(tmp_pa
     assert firsts[1] in line.about.value and line.choice.value == line.view.names[0] == firsts[0]
 
 
-def test_examples_of_another_class_do_not_stay(labelled):
-    store, video = labelled
+def test_examples_of_another_class_do_not_stay(fixable):
+    store, video = fixable
     lab = ThingStuffLab(store, video)
     lab.show_class(0)
     before = lab.examples.value
@@ -230,8 +218,8 @@ def test_a_click_on_an_object_highlights_it_although_a_line_of_the_list_is_chose
     assert lab.region is None
 
 
-def test_stages_do_not_begin_on_frames_that_are_stepped_over(labelled, monkeypatch):
-    store, video = labelled
+def test_stages_do_not_begin_on_frames_that_are_stepped_over(fixable, monkeypatch):
+    store, video = fixable
     begun = []
 
     def records(self, index, *_):
