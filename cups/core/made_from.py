@@ -18,7 +18,7 @@ from .errors import InputError
 from .records import StereoSample
 
 # %% auto #0
-__all__ = ['OR_AGAIN', 'sample_inputs', 'file_digest', 'file_states']
+__all__ = ['OR_AGAIN', 'checksum', 'sample_inputs', 'file_digest', 'file_states']
 
 # %% ../../nbs/core/16_made_from.ipynb #c01e2055
 OR_AGAIN = "choose another folder, or start afresh (--again; in Python and jobs, again=True)"
@@ -27,7 +27,7 @@ OR_AGAIN = "choose another folder, or start afresh (--again; in Python and jobs,
 _VIEWS = ("left_0", "right_0", "left_1", "right_1")
 
 
-def _checksum(values: Tensor) -> int:
+def checksum(values: Tensor) -> int:
     """Return a checksum of the bytes of a tensor."""
     return crc32(values.cpu().contiguous().numpy())
 
@@ -37,10 +37,10 @@ def sample_inputs(sample: StereoSample) -> dict[str, Any]:
 
     Of depth these are checksums of values and confidence, with its kind and the height of the camera.
     """
-    images = {view: _checksum(image) for view in _VIEWS if (image := getattr(sample, view)) is not None}
+    images = {view: checksum(image) for view in _VIEWS if (image := getattr(sample, view)) is not None}
     for view, depth in {"depth_0": sample.depth_0, "depth_1": sample.depth_1}.items():
         if depth is not None:
-            images[view] = [_checksum(depth.values), _checksum(depth.confidence), depth.kind, depth.camera_height_m]
+            images[view] = [checksum(depth.values), checksum(depth.confidence), depth.kind, depth.camera_height_m]
     return {"images": images, "calibration": sample.calibration.to_dict()}
 
 

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from zlib import crc32
 
 import torch
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.made_from import checksum
 from ..core.records import PanopticLabel
 from ..labels.fixed import Edit, FixedLabels
 from .label_edits import apply_edit, replay
@@ -115,11 +115,6 @@ class OpenFrame:
         self.label = self.automatic
 
 # %% ../../nbs/workbench/18_label_drafts.ipynb #3e2f7965
-def _checksum(label: PanopticLabel) -> int:
-    """Return a checksum of the classes and instances of a label."""
-    return crc32(label.stacked().contiguous().numpy())
-
-
 def saved_draft(labels: FixedLabels, name: str, automatic: PanopticLabel) -> Draft:
     """Return the draft of a frame as it was saved; an empty one if it was not.
 
@@ -129,7 +124,7 @@ def saved_draft(labels: FixedLabels, name: str, automatic: PanopticLabel) -> Dra
         If a file of it cannot be used, or its edits do not lead from the automatic label to the fixed one.
     """
     if not labels.is_fixed(name):
-        return Draft(start=_checksum(automatic))
+        return Draft(start=checksum(automatic.stacked()))
     fixed, edits = labels.read_fixed(name)
     try:
         same = torch.equal(replay(automatic, edits).stacked(), fixed.stacked())
@@ -138,7 +133,7 @@ def saved_draft(labels: FixedLabels, name: str, automatic: PanopticLabel) -> Dra
     if not same:
         path = labels.folder / f"{name}.json"
         raise InputError(f"{path}: these edits do not lead from the automatic label to the fixed one")
-    return Draft(edits, _checksum(automatic))
+    return Draft(edits, checksum(automatic.stacked()))
 
 # %% ../../nbs/workbench/18_label_drafts.ipynb #c48b113d
 def save_drafts(labels: FixedLabels, drafts: Mapping[str, Draft]) -> None:
@@ -162,7 +157,7 @@ def save_drafts(labels: FixedLabels, drafts: Mapping[str, Draft]) -> None:
         try:
             there = labels.read_fixed(name)[1] if labels.is_fixed(name) else ()
             start = labels.start(name)
-            if there != drafts[name].saved or drafts[name].start not in (None, _checksum(start)):
+            if there != drafts[name].saved or drafts[name].start not in (None, checksum(start.stacked())):
                 fault = "was saved or imported by another one since it was read"
                 advice = "undo these edits and open the labels again"
                 raise InputError(f"{labels.folder / f'{name}.json'}: {fault}; {advice}")
