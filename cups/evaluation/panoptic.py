@@ -21,14 +21,14 @@ from ..core.splits import ThingStuffSplit, claimed_segments
 from ..core.taxonomy import CITYSCAPES_19, Taxonomy, coarsened, lacking_in
 from ..datasets.labelled_frames import LabelledFrames
 from .overlaps import SegmentScorer, plain_scores
-from .truth import TruthFolder, true_label
+from .truth import TruthFolder, has_truth, true_label
 from ..labels.store import PseudoLabelStore
 
 if TYPE_CHECKING:
     from cups.model.network import PanopticCascade
 
 # %% auto #0
-__all__ = ['class_mask', 'panoptic_scores', 'scores_of', 'frames_not_judged', 'has_truth', 'score_store']
+__all__ = ['class_mask', 'panoptic_scores', 'scores_of', 'frames_not_judged', 'score_store']
 
 # %% ../../nbs/evaluation/03_panoptic.ipynb #1496311f
 def class_mask(taxonomy: Taxonomy, without: Sequence[str]) -> list[bool]:
@@ -162,14 +162,6 @@ def frames_not_judged(
         count = f"{len(left)} of {len(left) + len(judged)} frames with ground truth"
         raise InputError(f"{labels}: no label of {count}, {left[0]} for one")
     return left
-
-
-def has_truth(truth: LabelledDataset | TruthFolder, name: str) -> bool:
-    """Return whether a frame has a ground truth, readable or not."""
-    try:
-        return truth.truth(name) is not None
-    except InputError:
-        return True
 
 # %% ../../nbs/evaluation/03_panoptic.ipynb #d00776a6
 def score_store(

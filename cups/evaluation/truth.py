@@ -19,7 +19,7 @@ from ..datasets.registry import open_labelled_dataset
 from ..labels.files import read_label
 
 # %% auto #0
-__all__ = ['TruthFolder', 'open_truth', 'evaluated_classes', 'true_label', 'KeptLabels', 'TrueLabels']
+__all__ = ['TruthFolder', 'open_truth', 'evaluated_classes', 'true_label', 'has_truth', 'KeptLabels', 'TrueLabels']
 
 # %% ../../nbs/evaluation/02_truth.ipynb #139e26fd
 class TruthFolder:
@@ -122,6 +122,14 @@ def true_label(
         known = f"0..{len(dataset.taxonomy) - 1} or {VOID}"
         raise InputError(f"{dataset.root}: the ground truth of {name} holds class {classes.max()}, expected {known}")
     return label
+
+
+def has_truth(truth: LabelledDataset | TruthFolder, name: str) -> bool:
+    """Return whether a frame has a ground truth, readable or not."""
+    try:
+        return truth.truth(name) is not None
+    except InputError:
+        return True
 
 # %% ../../nbs/evaluation/02_truth.ipynb #d5d5eb80
 class KeptLabels(MutableMapping[int, PanopticLabel]):

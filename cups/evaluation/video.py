@@ -25,10 +25,10 @@ from ..datasets.clips import clips_of
 from ..datasets.frame_names import consecutive_pairs
 from .identity_switches import identity_switches
 from .overlaps import plain_scores
-from .panoptic import class_mask, frames_not_judged, has_truth
+from .panoptic import class_mask, frames_not_judged
 from .tables import percent, text_table
 from .tracking_quality import SegmentationAndTrackingQuality
-from .truth import TruthFolder, true_label
+from .truth import TruthFolder, has_truth, true_label
 from .video_panoptic_quality import VideoPanopticQuality
 from ..labels.identities import IdentityClip, identity_clips
 
