@@ -313,6 +313,8 @@ def _add_predict(commands: _Commands) -> None:
     predict.add_argument("--scales", type=float, nargs="+", default=[1.0], metavar="S", help=about)
     predict.add_argument("--mirror", action="store_true", help="look at them mirrored, too")
     predict.add_argument("--min-confidence", type=float, default=0.5, metavar="P", help="leave out objects below it")
+    about = "pixels of stuff below it are void"
+    predict.add_argument("--min-stuff-probability", type=float, default=0.0, metavar="P", help=about)
     predict.add_argument("--device", default="auto", metavar="NAME", help="cpu or cuda; auto: the GPU if there is one")
     predict.add_argument("--again", action="store_true", help="segment again what other images or settings made")
 
@@ -324,7 +326,7 @@ def _run_predict(options: argparse.Namespace) -> dict[str, Any]:
 
     more = (
         options.weights, options.out, options.classes, options.scales, options.mirror, options.device,
-        options.min_confidence, options.again,
+        options.min_confidence, options.min_stuff_probability, options.again,
     )  # fmt: skip
     if not options.video and not any(map(is_video, options.images)):
         return {"written": str(predict_images(options.images, *more))}

@@ -478,7 +478,8 @@ def test_predict_fails_in_one_line(made, network_file, tmp_path, fails):
     fails("predict", image, "--weights", network_file, *to, "--device", "abacus", words=["abacus", "cannot be used"])
     fails("predict", image, "--weights", network_file, *to, "--scales", "0", words=["scales", "positive"])
     fails("predict", image, "--weights", network_file, *to, "--scales", "nan", words=["scales", "positive"])
-    fails("predict", image, "--weights", network_file, *to, "--min-confidence", "50", words=["must be in [0, 1]"])
+    for option in ("--min-confidence", "--min-stuff-probability"):
+        fails("predict", image, "--weights", network_file, *to, option, "50", words=["must be in [0, 1]"])
 
 
 def test_a_refused_call_leaves_the_folder_for_the_right_one(tmp_path, fails, made):

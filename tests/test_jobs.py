@@ -90,6 +90,9 @@ def test_train_scores_labels_and_network_on_unseen_scenes(trained):
     for measure in ("still_found", "void_share"):
         assert all(0 <= metrics[measure][name] <= 1 for name in ("pseudo_labels", "stage2", "stage2_views"))
     assert len(metrics["frame_accuracy"]) == SMALL["num_test_scenes"]
+    assert ("stage2_void" in metrics) == (metrics["min_stuff_probability"] > 0)
+    if "stage2_void" in metrics:
+        assert abs(metrics["void_share"]["stage2_void"] - metrics["void_share"]["pseudo_labels"]) < 0.05
 
 
 def test_the_record_of_a_training_begins_with_its_result(trained):

@@ -101,7 +101,9 @@ def test_void_that_costs_nothing_is_said_with_what_it_hides():
     before["pq_void_missed"], after["pq_void_missed"] = 0.203, 0.248
     text = what_happened(before, after, curve(LEVEL))
     assert "It is 1.0 point below." in text and "20.5 % of the pixels were void before, 10.2 % are now" in text
-    assert "counted as missed, PQ goes from 20.3 to 24.8 %." in text
+    assert "counted as missed, PQ goes from 20.3 to 24.8 %." in text and "as much void" not in text
+    text = what_happened(before, after, curve(LEVEL), as_void=scores(0.35))
+    assert "24.8 %. With as much void as before it is 35.0 %." in text
     assert result_table({"labels": before, "network": after}).splitlines()[-1].endswith("| 10.2 | 24.8 |")
     assert "costs no PQ" not in what_happened(before, after | {"void_share": 0.203}, curve(LEVEL))
     assert "costs no PQ" not in what_happened(before, scores(0.32, void=0.102), curve(LEVEL))

@@ -193,14 +193,15 @@ _WORDS = {
 """What has learnt, and from what, by job."""
 
 
-def _void_said(before: Mapping[str, Any], after: Mapping[str, Any]) -> str:
-    """Return in a sentence what PQ is if void costs something, where one of both leaves more of it."""
+def _void_said(before: Mapping[str, Any], after: Mapping[str, Any], as_void: Mapping[str, Any] | None) -> str:
+    """Return what PQ is if void costs something, and with as much void as before, where one of both leaves more of it."""
     shares, qualities = ([scores.get(key) for scores in (before, after)] for key in ("void_share", "pq_void_missed"))
     if None in shares + qualities or abs(shares[1] - shares[0]) <= _MARGIN:
         return ""
     was, now, old, new = map(percent, shares + qualities)
     said = f"Void costs no PQ, and {was} % of the pixels were void before, {now} % are now: counted as missed, "
-    return f"{said}PQ goes from {old} to {new} %."
+    said += f"PQ goes from {old} to {new} %."
+    return said if as_void is None else f"{said} With as much void as before it is {percent(as_void['pq'])} %."
 
 
 def what_happened(
@@ -208,6 +209,7 @@ def what_happened(
     after: Mapping[str, Any],
     validation: Sequence[Mapping[str, float]],
     job: _Job = "train",
+    as_void: Mapping[str, Any] | None = None,
 ) -> str:
     """Return a paragraph on a training: how it compares, what it gained and lost, and the next step by that.
 
@@ -220,6 +222,8 @@ def what_happened(
         `pq` of the network while it learnt.
     job : str
         "train": a network from pseudo-labels; "self_train": a network from another one.
+    as_void : mapping, optional
+        Scores of the result with as much void as what it learnt from: it leaves out what it is least sure of.
     """
     new, (learner, teacher) = after["pq"] or 0.0, _WORDS[job]
     if before is None:
@@ -232,7 +236,7 @@ def what_happened(
     else:
         compared += f"It is {_points(new - old)} {'above' if new > old else 'below'}."
     step = next_step(new - old > _MARGIN, still_rises(validation), job)
-    return " ".join(filter(None, (compared, _changes(before, after), _void_said(before, after), step)))
+    return " ".join(filter(None, (compared, _changes(before, after), _void_said(before, after, as_void), step)))
 
 # %% ../../nbs/evaluation/09_summary.ipynb #4388ab20
 def agreement_said(agreements: Mapping[str, float]) -> str:

@@ -162,12 +162,15 @@ class InferenceSettings:
         by better ones.
     min_stuff_area_px : int
         Stuff segments smaller than this are dropped.
+    min_stuff_probability : float
+        Pixels of stuff that the network is less sure of are void. 0 as published.
     """
 
     test_scale: float = 1.0
     min_confidence: float = 0.5
     max_overlap: float = 0.5
     min_stuff_area_px: int = 4096
+    min_stuff_probability: float = 0.0
 
 # %% ../../nbs/model/00_config.ipynb #e2a503af
 @dataclass(frozen=True)
@@ -184,8 +187,8 @@ class PanopticCascadeConfig(
     Raises
     ------
     InputError
-        If there is no thing or no stuff class, the depth or the stride of the semantic loss is unknown, or images would
-        be made smaller.
+        If there is no thing or no stuff class, the depth or the stride of the semantic loss is unknown, images would be
+        made smaller, or a share is not in [0, 1].
     """
 
     def __post_init__(self) -> None:
@@ -199,6 +202,9 @@ class PanopticCascadeConfig(
             raise InputError(f"semantic_loss_stride must be 1, 2 or 4, got {self.semantic_loss_stride}")
         if not self.test_scale >= 1:
             raise InputError(f"test_scale must be at least 1, got {self.test_scale}")
+        for name in ("min_confidence", "max_overlap", "min_stuff_probability"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must be in [0, 1], got {getattr(self, name)}")
 
 # %% ../../nbs/model/00_config.ipynb #8558fd26
 @dataclass(frozen=True)

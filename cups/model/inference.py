@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -21,7 +21,8 @@ from .network import PanopticCascade
 from .test_time_augmentation import predict_views
 
 # %% auto #0
-__all__ = ['paste_mask', 'Segment', 'place_instances', 'fill_stuff', 'combine', 'network_output', 'predict']
+__all__ = ['paste_mask', 'Segment', 'place_instances', 'stuff_probability', 'fill_stuff', 'combine', 'network_output', 'predict',
+           'probability_for_void']
 
 # %% ../../nbs/model/10_inference.ipynb #4ed6d653
 def paste_mask(mask: Tensor, box: Tensor, size: tuple[int, int]) -> tuple[slice, slice, Tensor]:
@@ -115,6 +116,11 @@ def place_instances(
     return PanopticLabel(semantic, instance), segments
 
 # %% ../../nbs/model/10_inference.ipynb #40eda4d2
+def stuff_probability(prediction: Prediction) -> Tensor:
+    """Return the probability (H, W) of the likeliest channel of the semantic head."""
+    return prediction.semantic.softmax(dim=0).amax(dim=0)
+
+
 def fill_stuff(
     label: PanopticLabel, prediction: Prediction, settings: InferenceSettings, stuff: Sequence[int]
 ) -> tuple[PanopticLabel, list[Segment]]:
@@ -137,6 +143,8 @@ def fill_stuff(
         Those of stuff, by the network's class.
     """
     classes = torch.where(label.instance == 0, prediction.semantic.argmax(dim=0), 0)
+    if settings.min_stuff_probability > 0:
+        classes = torch.where(stuff_probability(prediction) < settings.min_stuff_probability, 0, classes)
     areas = torch.bincount(classes.flatten(), minlength=1 + len(stuff))
     areas[0] = 0
     names = torch.tensor([VOID, *stuff], device=classes.device)
@@ -236,3 +244,30 @@ def predict(
     prediction = network_output(model, image, scales, mirror)
     label, segments = combine(prediction, model.config, split.things, split.stuff)
     return label.replace(diagnostics={"segments": [vars(segment) for segment in segments]})
+
+# %% ../../nbs/model/10_inference.ipynb #6d3fed56
+_STEPS = 1000
+"""Number of probabilities between 0 and 1 that are told apart."""
+
+
+def probability_for_void(model: PanopticCascade, images: Iterable[Tensor], void_share: float) -> float:
+    """Return the `min_stuff_probability` at which the predictions of a network have a share of void; 0 if they have more.
+
+    Parameters
+    ----------
+    model : PanopticCascade
+    images : iterable of Tensor, (3, H, W)
+        As for `predict`.
+    void_share : float
+        Void pixels among all.
+    """
+    things, classes = model.config.num_things, model.config.num_things + model.config.num_stuff
+    counts, void, pixels = torch.zeros(_STEPS), 0, 0
+    for image in images:
+        prediction = network_output(model, image).to("cpu")
+        label, _ = combine(prediction, model.config, range(things), range(things, classes))
+        stuff = (label.instance == 0) & (label.semantic != VOID)
+        counts += torch.histc(stuff_probability(prediction)[stuff], _STEPS, 0, 1)
+        void, pixels = void + int((label.semantic == VOID).sum()), pixels + label.semantic.numel()
+    more = void_share * pixels - void
+    return (int((counts.cumsum(0) < more).sum()) + 1) / _STEPS if more > 0 else 0.0

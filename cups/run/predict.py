@@ -145,7 +145,7 @@ def write_maps(out: Path, name: str, label: PanopticLabel, overlay: np.ndarray) 
 def predict_images(
     images: Sequence[str | Path], weights: str | Path, out: str | Path, classes: str | Path | None = None,
     scales: Sequence[float] = (1.0,), mirror: bool = False, device: str = "auto", min_confidence: float = 0.5,
-    again: bool = False,
+    min_stuff_probability: float = 0.0, again: bool = False,
 ) -> Path:  # fmt: skip
     """Segment images; go on where an earlier call stopped.
 
@@ -165,6 +165,8 @@ def predict_images(
         As for PyTorch; `"auto"` takes the GPU if there is one.
     min_confidence : float
         Objects with a lower score, in [0, 1], are left out.
+    min_stuff_probability : float
+        Pixels of stuff that the network is less sure of, in [0, 1], are void.
     again : bool
         Whether predictions of other images of the same names, or of other weights or settings, are made again; else
         they are an error.
@@ -181,12 +183,11 @@ def predict_images(
         or settings, and not `again`.
     """
     check_scales(scales)
-    if not 0 <= min_confidence <= 1:
-        raise InputError(f"min_confidence must be in [0, 1], got {min_confidence}")
     files, out, weights = _image_files(images), Path(out), weights_file(weights)
-    options = {"scales": list(scales), "mirror": mirror, "min_confidence": min_confidence}
+    least = {"min_confidence": min_confidence, "min_stuff_probability": min_stuff_probability}
+    network = load(weights, device_called(device), **least)
+    options = {"scales": list(scales), "mirror": mirror, **least}
     options |= {"version": _VERSION, "weights_sha256": file_digest(weights)}
-    network = load(weights, device_called(device), min_confidence=min_confidence)
     categories = coco_categories(network.split, read_names(classes, network.split) if classes else None)
     start_folder(out, options | {"colours": colours_by_class(categories)}, again)
     _remove_others(out, files, again)

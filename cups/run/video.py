@@ -311,7 +311,7 @@ def _write_whole(out: Path, frames: Frames, categories: list[dict[str, Any]], ch
 def predict_video(
     video: str | Path, weights: str | Path, out: str | Path, classes: str | Path | None = None,
     scales: Sequence[float] = (1.0,), mirror: bool = False, device: str = "auto", min_confidence: float = 0.5,
-    again: bool = False,
+    min_stuff_probability: float = 0.0, again: bool = False,
 ) -> Path:  # fmt: skip
     """Segment a video and follow its objects; go on where an earlier call stopped.
 
@@ -319,7 +319,7 @@ def predict_video(
     ----------
     video : str or Path
         A video file, or a folder of its images.
-    weights, classes, scales, mirror, device
+    weights, classes, scales, mirror, device, min_stuff_probability
         As for `predict_images`.
     out : str or Path
         Gets the files that this chapter lists.
@@ -341,9 +341,10 @@ def predict_video(
     """
     check_scales(scales)
     frames, out, weights = Frames(video), Path(out), weights_file(weights)
-    options = {"scales": list(scales), "mirror": mirror, "min_confidence": min_confidence, "video_version": _VERSION}
+    least = {"min_confidence": min_confidence, "min_stuff_probability": min_stuff_probability}
+    network = load(weights, device_called(device), **least)
     tracker = Tracker(TrackerSettings(start_confidence=min_confidence))
-    network = load(weights, device_called(device), min_confidence=min_confidence)
+    options = {"scales": list(scales), "mirror": mirror, **least, "video_version": _VERSION}
     categories = coco_categories(network.split, read_names(classes, network.split) if classes else None)
     options |= {"weights_sha256": file_digest(weights), "video_sha256": frames.digest()}
     start_folder(out, options | {"colours": colours_by_class(categories)}, again)

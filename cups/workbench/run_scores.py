@@ -19,7 +19,8 @@ __all__ = ['result_name', 'results_of', 'html_table', 'score_html', 'scored_clas
 
 # %% ../../nbs/workbench/16_run_scores.ipynb #ffd61259
 _WORDS = {
-    "pseudo_labels": "pseudo-labels", "stage2": "network", "stage2_views": "network, several views",
+    "pseudo_labels": "pseudo-labels", "stage2": "network",
+    "stage2_void": "network, as much void as labels", "stage2_views": "network, several views",
     "stage3": "self-trained network", "stage3_views": "self-trained network, several views",
 }  # fmt: skip
 _APART = ("still_found", "void_share")
