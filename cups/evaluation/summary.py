@@ -194,7 +194,7 @@ _WORDS = {
 
 
 def _void_said(before: Mapping[str, Any], after: Mapping[str, Any], as_void: Mapping[str, Any] | None) -> str:
-    """Return what PQ is if void costs something, and with as much void as before, where one of both leaves more of it."""
+    """Return what PQ is if void costs something, and with as much void as before, if one leaves more of it."""
     shares, qualities = ([scores.get(key) for scores in (before, after)] for key in ("void_share", "pq_void_missed"))
     if None in shares + qualities or abs(shares[1] - shares[0]) <= _MARGIN:
         return ""

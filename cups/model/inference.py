@@ -21,7 +21,7 @@ from .network import PanopticCascade
 from .test_time_augmentation import predict_views
 
 # %% auto #0
-__all__ = ['paste_mask', 'Segment', 'place_instances', 'stuff_probability', 'fill_stuff', 'combine', 'network_output', 'predict',
+__all__ = ['paste_mask', 'Segment', 'place_instances', 'fill_stuff', 'combine', 'network_output', 'predict',
            'probability_for_void']
 
 # %% ../../nbs/model/10_inference.ipynb #4ed6d653
@@ -116,7 +116,7 @@ def place_instances(
     return PanopticLabel(semantic, instance), segments
 
 # %% ../../nbs/model/10_inference.ipynb #40eda4d2
-def stuff_probability(prediction: Prediction) -> Tensor:
+def _stuff_probability(prediction: Prediction) -> Tensor:
     """Return the probability (H, W) of the likeliest channel of the semantic head."""
     return prediction.semantic.softmax(dim=0).amax(dim=0)
 
@@ -144,7 +144,7 @@ def fill_stuff(
     """
     classes = torch.where(label.instance == 0, prediction.semantic.argmax(dim=0), 0)
     if settings.min_stuff_probability > 0:
-        classes = torch.where(stuff_probability(prediction) < settings.min_stuff_probability, 0, classes)
+        classes = torch.where(_stuff_probability(prediction) < settings.min_stuff_probability, 0, classes)
     areas = torch.bincount(classes.flatten(), minlength=1 + len(stuff))
     areas[0] = 0
     names = torch.tensor([VOID, *stuff], device=classes.device)
@@ -251,7 +251,7 @@ _STEPS = 1000
 
 
 def probability_for_void(model: PanopticCascade, images: Iterable[Tensor], void_share: float) -> float:
-    """Return the `min_stuff_probability` at which the predictions of a network have a share of void; 0 if they have more.
+    """Return the `min_stuff_probability` at which a network's predictions have a share of void; 0 if they have more.
 
     Parameters
     ----------
@@ -267,7 +267,7 @@ def probability_for_void(model: PanopticCascade, images: Iterable[Tensor], void_
         prediction = network_output(model, image).to("cpu")
         label, _ = combine(prediction, model.config, range(things), range(things, classes))
         stuff = (label.instance == 0) & (label.semantic != VOID)
-        counts += torch.histc(stuff_probability(prediction)[stuff], _STEPS, 0, 1)
+        counts += torch.histc(_stuff_probability(prediction)[stuff], _STEPS, 0, 1)
         void, pixels = void + int((label.semantic == VOID).sum()), pixels + label.semantic.numel()
     more = void_share * pixels - void
     return (int((counts.cumsum(0) < more).sum()) + 1) / _STEPS if more > 0 else 0.0
