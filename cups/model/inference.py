@@ -191,7 +191,8 @@ def network_output(
     image : Tensor, (3, H, W)
         RGB; uint8, or float in [0, 1].
     scales, mirror
-        Test-time augmentation, as in `predict_views`, in sizes relative to the network's `test_scale`; none by default.
+        Test-time augmentation, as in `predict_views` with `mean_scores`, in sizes relative to the network's `test_scale`;
+        none by default.
     """
     image = image.to(model.mean.device)
     scales = [scale * model.config.test_scale for scale in scales]
@@ -200,7 +201,7 @@ def network_output(
     try:
         if scales == [1.0] and not mirror:
             return model([image])[0]
-        return predict_views(model, image, scales, mirror)
+        return predict_views(model, image, scales, mirror, mean_scores=True)
     finally:
         model.train(was_training)
 

@@ -10,14 +10,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+from torchvision.ops import box_iou
 
 from ..core.errors import InputError
-from .cascade_heads import select_detections
+from .cascade_heads import DETECTION_NMS_IOU, select_detections
 from .config import Prediction
 from .network import PanopticCascade
 
 # %% auto #0
-__all__ = ['moved_boxes', 'view_size', 'check_scales', 'predict_views']
+__all__ = ['moved_boxes', 'view_size', 'check_scales', 'agreed_scores', 'predict_views']
 
 # %% ../../nbs/model/09_test_time_augmentation.ipynb #461b2d1e
 def moved_boxes(boxes: Tensor, size: tuple[int, int], to: tuple[int, int], mirrored: bool) -> Tensor:
@@ -43,11 +44,30 @@ def check_scales(scales: Sequence[float]) -> None:
     if not scales or not all(0 < scale < float("inf") for scale in scales):
         raise InputError(f"scales of test-time augmentation must be positive, got {list(scales)}")
 
+# %% ../../nbs/model/09_test_time_augmentation.ipynb #2711adfd
+def agreed_scores(boxes: Tensor, classes: Tensor, rated: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """Return the mean over V views of the score (N,) that each gives an object; 0 where it has no box there.
+
+    Parameters
+    ----------
+    boxes, classes : Tensor, (N, 4) and (N,)
+        Of the objects.
+    rated : sequence of V (Tensor, Tensor)
+        Boxes (P, 4) of a view, brought back to the image, and their probabilities (P, T + 1).
+    """
+    each = []
+    for there, probabilities in rated:
+        closest = F.pad(box_iou(boxes, there), (0, 1)).max(dim=1)  # the last column stands for no box
+        scores = F.pad(probabilities, (0, 0, 0, 1))[closest.indices, classes]
+        each.append(torch.where(closest.values >= DETECTION_NMS_IOU, scores, 0.0))
+    return torch.stack(each).mean(dim=0)
+
 # %% ../../nbs/model/09_test_time_augmentation.ipynb #abd33b36
 @torch.no_grad()
 def predict_views(
-    model: PanopticCascade, image: Tensor, scales: Sequence[float] = (0.5, 0.75, 1.0), mirror: bool = True
-) -> Prediction:
+    model: PanopticCascade, image: Tensor, scales: Sequence[float] = (0.5, 0.75, 1.0), mirror: bool = True,
+    mean_scores: bool = False,
+) -> Prediction:  # fmt: skip
     """Return the prediction of a network in evaluation mode from several views of an image.
 
     Parameters
@@ -59,6 +79,8 @@ def predict_views(
         Sizes of the views as factors of the size of the image.
     mirror : bool
         Whether every view is mirrored, too.
+    mean_scores : bool
+        Whether a detection's score is the mean of what the views give it, rather than that of the surest view.
 
     Raises
     ------
@@ -85,6 +107,9 @@ def predict_views(
             rated.append((moved_boxes(boxes, to, size, False), probabilities))
         views.append((features, to))
     boxes, scores, classes = select_detections(*map(torch.cat, zip(*rated, strict=True)), model.config)
+    if mean_scores:
+        scores, order = agreed_scores(boxes, classes, rated).sort(descending=True, stable=True)
+        boxes, classes = boxes[order], classes[order]
     masks = []
     for features, to in views:
         there = [moved_boxes(boxes, size, to, flip) for flip in flips]
