@@ -191,8 +191,8 @@ def network_output(
     image : Tensor, (3, H, W)
         RGB; uint8, or float in [0, 1].
     scales, mirror
-        Test-time augmentation, as in `predict_views` with `mean_scores`, in sizes relative to the network's `test_scale`;
-        none by default.
+        Test-time augmentation, as in `predict_views`, in sizes relative to the network's `test_scale`; none by default.
+        A detection has the mean score of the views.
     """
     image = image.to(model.mean.device)
     scales = [scale * model.config.test_scale for scale in scales]
