@@ -263,7 +263,7 @@ def probability_for_void(model: PanopticCascade, images: Iterable[Tensor], void_
         Void pixels among all.
     """
     things, classes = model.config.num_things, model.config.num_things + model.config.num_stuff
-    counts, void, pixels = torch.zeros(_STEPS), 0, 0
+    counts, void, pixels = torch.zeros(_STEPS, dtype=torch.float64), 0, 0
     for image in images:
         prediction = network_output(model, image).to("cpu")
         label, _ = combine(prediction, model.config, range(things), range(things, classes))

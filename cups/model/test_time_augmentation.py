@@ -57,7 +57,7 @@ def agreed_scores(boxes: Tensor, classes: Tensor, rated: Sequence[tuple[Tensor, 
     """
     each = []
     for there, probabilities in rated:
-        closest = F.pad(box_iou(boxes, there), (0, 1)).max(dim=1)  # the last column stands for no box
+        closest = F.pad(box_iou(boxes, there).nan_to_num(0.0), (0, 1)).max(dim=1)  # the last column: no box
         scores = F.pad(probabilities, (0, 0, 0, 1))[closest.indices, classes]
         each.append(torch.where(closest.values >= DETECTION_NMS_IOU, scores, 0.0))
     return torch.stack(each).mean(dim=0)
