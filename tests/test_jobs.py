@@ -110,7 +110,8 @@ def test_the_record_of_a_training_begins_with_its_result(trained):
 
 def test_a_pretrained_network_starts_other_trainings(trained, tmp_path):
     made = {"num_scenes": 3, "height": 96, "width": 192, "num_classes": 8, "steps": 2, "batch_size": 2, "num_shown": 1}
-    papermill("pretrain", tmp_path / "pretrain", **made, num_compared=0)
+    metrics = papermill("pretrain", tmp_path / "pretrain", **made, num_compared=0, start="street_scenes")
+    assert metrics["started_from"] == "street_scenes"
     start = tmp_path / "pretrain" / "street_scenes.safetensors"
     assert load(start).config.num_stuff <= 8
     given = {name: trained / name for name in ("scenes", "labels", "test_scenes")}
