@@ -447,16 +447,34 @@ def test_what_does_not_decide_the_weights_may_change(tmp_path):
         run(tmp_path, squares(), final_rate_share=1.0)
 
 
+def unnoted(store, root):
+    """Return a copy of a store that does not say which images it labelled."""
+    copied = PseudoLabelStore.create(root, {}, store.num_classes)
+    for name in store.names:
+        copied.write(name, store.read(name))
+    return copied
+
+
 def test_a_training_of_other_labels_or_images_is_named(copy, tmp_path):
     store = PseudoLabelStore(copy / "labels")
+    silent = unnoted(store, tmp_path / "silent")
     pairs = lambda labels: PseudoLabelDataset(LabelledImages(StereoFolder(copy / "video"), labels), SPLIT)  # noqa: E731
-    run(tmp_path / "run", pairs(store), steps=1, batch_size=1)
-    FixedLabels(store).write_fixed("000000_0", store.read("000001_0"), [])
+    run(tmp_path / "run", pairs(silent), steps=1, batch_size=1)
+    FixedLabels(silent).write_fixed("000000_0", store.read("000001_0"), [])
     with pytest.raises(InputError, match=r"trained with something else, data\.labels is"):
-        run(tmp_path / "run", pairs(FixedLabels(store)), steps=1, batch_size=1)
+        run(tmp_path / "run", pairs(FixedLabels(silent)), steps=1, batch_size=1)
     change_image(copy / "video" / "left" / "000001_0.png")
     with pytest.raises(InputError, match=r"trained with something else, data\.images is"):
-        run(tmp_path / "run", pairs(store), steps=1, batch_size=1)
+        run(tmp_path / "run", pairs(silent), steps=1, batch_size=1)
+
+
+def test_labels_of_other_images_teach_nothing(copy):
+    store, video = PseudoLabelStore(copy / "labels"), StereoFolder(copy / "video")
+    assert len(LabelledImages(video, store)) == len(LabelledImages(video, FixedLabels(store))) == 3
+    change_image(copy / "video" / "left" / "000001_0.png")
+    for labels in (store, FixedLabels(store)):
+        with pytest.raises(InputError, match=r"labels: the label of 000001_0 was made from another image"):
+            LabelledImages(video, labels)
 
 
 class Half(Frames):

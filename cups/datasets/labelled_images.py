@@ -12,6 +12,7 @@ from zlib import crc32
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.made_from import checksum
 from ..core.protocols import StereoDataset
 from ..core.records import PanopticLabel
 from ..labels.fixed import FixedLabels
@@ -71,6 +72,14 @@ def labels_checksum(labels: PseudoLabelStore | FixedLabels) -> int:
     return total
 
 # %% ../../nbs/datasets/02_labelled_images.ipynb #7323e73f
+def _is_other_image(dataset: StereoDataset, index: int, inputs: dict[str, Any] | None) -> bool:
+    """Return whether a label was made from another left image than that of frame `index`; no if nobody knows."""
+    try:
+        return bool(inputs) and checksum(dataset.left(index)) != inputs["images"]["left_0"]
+    except InputError:  # a training leaves out what cannot be read
+        return False
+
+
 class LabelledImages(Sequence[tuple[Tensor, PanopticLabel]]):
     """Pairs of left image and pseudo-label, read when asked for.
 
@@ -83,8 +92,8 @@ class LabelledImages(Sequence[tuple[Tensor, PanopticLabel]]):
     Raises
     ------
     InputError
-        If the store has no label for any frame of the data set. On reading: a file is missing or unreadable, or the
-        label has another size than the image.
+        If the store has no label for any frame of the data set, or its labels are of other images. On reading: a file
+        is missing or unreadable, or the label has another size than the image.
     """
 
     def __init__(self, dataset: StereoDataset, store: PseudoLabelStore | FixedLabels) -> None:
@@ -93,6 +102,9 @@ class LabelledImages(Sequence[tuple[Tensor, PanopticLabel]]):
         self.places = [(index, name) for index, name in enumerate(dataset.names) if name in labelled]
         if not self.places:
             raise InputError(f"{store.root}: holds no label for any of the {len(dataset)} frames of the data set")
+        for index, name in self.places[:: spread(len(self))]:
+            if _is_other_image(dataset, index, store.made_from(name)):
+                raise InputError(f"{store.root}: the label of {name} was made from another image than the data set has")
 
     def __len__(self) -> int:
         return len(self.places)

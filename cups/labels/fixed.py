@@ -160,6 +160,10 @@ class FixedLabels:
         """Names of the frames with a fixed label, sorted."""
         return sorted(path.stem for path in self.folder.glob("*.json") if not path.name.startswith("."))
 
+    def made_from(self, name: str) -> dict[str, Any] | None:
+        """Return what a frame was made from, as the store has it."""
+        return self.store.made_from(name)
+
     def is_fixed(self, name: str) -> bool:
         """Return whether a frame has a fixed label."""
         return self._marker(name).exists()

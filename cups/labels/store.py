@@ -359,6 +359,18 @@ def read(self: PseudoLabelStore, name: str) -> PanopticLabel:
         raise InputError(f"{paths['semantic']}: holds class {classes.max()}, expected {known}")
     return label.replace(diagnostics=read_frame(paths["json"])["diagnostics"])
 
+
+@patch
+def made_from(self: PseudoLabelStore, name: str) -> dict[str, Any] | None:
+    """Return what a frame was made from, as it was given to `write`; None if nothing was.
+
+    Raises
+    ------
+    InputError
+        If the frame's record is missing or something else; the message names it.
+    """
+    return read_frame(self.paths(name)["json"]).get("inputs")
+
 # %% ../../nbs/labels/02_store.ipynb #69b08fe6
 @patch
 def write_failure(self: PseudoLabelStore, name: str, reason: str) -> None:

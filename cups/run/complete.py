@@ -77,9 +77,9 @@ def complete_labels(
     missing = set(store.missing(name for _, name in pairs.places))
     todo = [number for number, (_, name) in enumerate(pairs.places) if name in missing]
     for number in progress(todo, len(todo), "completing labels"):
-        image, label = pairs[number]
+        (image, label), name = pairs[number], pairs.places[number][1]
         prediction = predict_views(model, image, scales, mirror)
         sure = sure_label(prediction, model, split, min_confidence, semantic_share).to("cpu")
-        store.write(pairs.places[number][1], completed(label, sure))
+        store.write(name, completed(label, sure), pairs.store.made_from(name))
     store.finish(0.5)
     return store

@@ -27,7 +27,7 @@ from ..core.made_from import file_states, sample_inputs
 from ..core.parallel import Mapper, serial_map
 from ..core.protocols import StereoDataset
 from ..labels.fixed import FIXED_FOLDER
-from ..labels.store import CHOICE_FILE, INDEX_FILE, PseudoLabelStore, first_difference, read_frame
+from ..labels.store import CHOICE_FILE, INDEX_FILE, PseudoLabelStore, first_difference
 from ..labels.tracks import LINKS_FOLDER, TRACKS_FOLDER, facts_file
 
 # %% auto #0
@@ -117,7 +117,7 @@ def _kept_inputs(root: Path, names: set[str], described: Mapping[str, Path]) -> 
     store = PseudoLabelStore(root)
     for name in sorted(names):
         if store.is_complete(name):
-            inputs = read_frame(store.paths(name)["json"]).get("inputs")
+            inputs = store.made_from(name)
             silent += inputs is None
         else:
             inputs = of_classes.get(name) or (description_inputs(described[name]) if name in described else None)
