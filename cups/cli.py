@@ -73,6 +73,7 @@ def _add_scenes(commands: _Commands) -> None:
     scenes.add_argument("--width", type=int, default=384, metavar="PX", help="width of the images in pixels")
     scenes.add_argument("--traffic", default="town", metavar="KIND", help="town, oncoming (near, fast) or stop_and_go")
     scenes.add_argument("--grey", action="store_true", help="render grey images")
+    scenes.add_argument("--again", action="store_true", help="remove other scenes that the folder holds")
     _add_workers(scenes)
 
 
@@ -84,7 +85,7 @@ def _run_scenes(options: argparse.Namespace) -> dict[str, Any]:
         raise InputError(f"--layout must be {' or '.join(VIDEO_LAYOUTS)}, got {unknown[0]}")
     folder = render_scenes(
         options.out, options.count, options.seed, options.height, options.width, options.workers, options.traffic,
-        options.grey, options.frames, options.rate,
+        options.grey, options.frames, options.rate, options.again,
     )  # fmt: skip
     for layout in options.layout:
         write_video_truth(folder, folder.root / layout, layout)
@@ -195,6 +196,7 @@ def _add_evaluate(commands: _Commands) -> None:
     evaluate.add_argument("--windows", type=int, nargs="+", metavar="N", help="frames of VPQ's windows; else 1 5 10")
     evaluate.add_argument("--truth", required=True, metavar="DIR", help="ground truth, or a data set that has it")
     evaluate.add_argument("--dataset", default="stereo_folder", metavar="NAME", help="kind of data set")
+    evaluate.add_argument("--split", metavar="NAME", help="part of the data set, as train; else the one usually scored")
     evaluate.add_argument("--classes", type=int, metavar="N", help="27, 19 or 7 to judge in; else those of the truth")
     evaluate.add_argument("--truth-classes", type=int, metavar="N", help="classes the ground truth is read in")
     evaluate.add_argument("--height", type=int, metavar="PX", help="resize the ground truth to this height; 0: not")
@@ -214,7 +216,7 @@ def _run_evaluate(options: argparse.Namespace) -> dict[str, Any] | str:
 
     if options.windows and not options.video:
         raise InputError("--windows needs --video")
-    truth = open_truth(options.dataset, options.truth, options.truth_classes, options.height)
+    truth = open_truth(options.dataset, options.truth, options.truth_classes, options.height, options.split)
     taxonomy = evaluated_classes(truth, options.classes)
     how = {"ignore_crowds": options.ignore_crowds, "strict": options.strict, "description": "scoring"}
     given = options.labels, truth, taxonomy, options.without

@@ -524,6 +524,24 @@ def test_command_evaluates_on_any_labelled_data_set(miniatures, name, tmp_path, 
     assert main([*command, "--height", "48"]) == 2 and "96 x 48 pixels" in line(capsys)
 
 
+def test_another_split_is_evaluated(miniatures, tmp_path, capsys):
+    store = PseudoLabelStore.create(tmp_path / "labels", {}, 19)
+    command = ["evaluate", "--labels", str(store.root), "--dataset", "cityscapes"]
+    assert main([*command, "--truth", str(miniatures["cityscapes"]), "--split", "night"]) == 2
+    assert "no split 'night'; known are test, train, val" in line(capsys)
+    root = shutil.copytree(miniatures["cityscapes"], tmp_path / "both")
+    for kind in ("leftImg8bit", "gtFine"):
+        (root / kind / "val").rename(root / kind / "train")
+    data = open_labelled_dataset("cityscapes", root, split="train", classes=19)
+    for frame in data.names:
+        store.write(frame, as_numbered(data.truth(frame), data.taxonomy))
+    store.finish()
+    command += ["--truth", str(root), "--classes", "19", "--json"]
+    assert main(command) == 2 and "no such folder" in line(capsys)
+    assert main([*command, "--split", "train"]) == 0
+    assert json.loads(capsys.readouterr().out)["frames"] == len(data.names)
+
+
 def test_pseudo_labels_need_stereo_video(miniatures, tmp_path, capsys):
     root = str(miniatures["bdd10k"])
     assert main(["pseudo-labels", "--dataset", "bdd10k", "--root", root, "--out", str(tmp_path / "out")]) == 2

@@ -282,6 +282,16 @@ def test_one_equal_time_stamp_does_not_switch_matching_by_time_off():
     assert matched_depth(names, ["002", "004", "009"]) == {"002": "002", "004": "004"}  # numbers are no times
 
 
+@pytest.mark.parametrize("per_s", [10**3, 10**6, 10**9])
+def test_a_map_of_another_time_is_none_whatever_the_unit_of_the_stamps(per_s):
+    images = [str(1403636579 * per_s + number * per_s // 10) for number in range(10)]
+    late = lambda ms: [str(int(name) + ms * per_s // 1000) for name in images]  # noqa: E731
+    assert matched_depth(images, late(15)) == dict(zip(images, late(15), strict=True))
+    assert matched_depth(images, late(45)) == {}  # 0.045 of the 0.1 s between two images
+    small = [str(100_000 * number) for number in range(1, 10)]  # since when, and in what unit?
+    assert len(matched_depth(small, [str(int(name) + 45_000) for name in small])) == 9
+
+
 def test_a_map_is_of_one_image():
     images = [f"1403636579.{1000 * ms:06d}" for ms in range(0, 640, 16)]
     maps = [f"1403636579.{1000 * (ms + 7):06d}" for ms in range(0, 640, 32)]

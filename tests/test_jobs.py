@@ -3,6 +3,7 @@
 import contextlib
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ import pytest
 import torch
 from kernels import copied_kernels
 from papermill.__main__ import papermill as command_line
+from papermill.exceptions import PapermillExecutionError
 from safetensors.torch import load_file, save_file
 
 from cups.cli import main
@@ -114,10 +116,21 @@ def test_a_pretrained_network_starts_other_trainings(trained, tmp_path):
     assert metrics["started_from"] == "street_scenes"
     start = tmp_path / "pretrain" / "street_scenes.safetensors"
     assert load(start).config.num_stuff <= 8
-    given = {name: trained / name for name in ("scenes", "labels", "test_scenes")}
-    folders = {"data_root": given["scenes"], "pseudo_labels": given["labels"], "test_root": given["test_scenes"]}
+    folders = {"data_root": trained / "scenes", "pseudo_labels": trained / "labels", "test_root": trained / "scenes"}
     metrics = papermill("train", tmp_path / "train", **SMALL, **folders, start=start)
-    assert metrics["started_from"] == str(start) and metrics["stage2"]["frames"] == SMALL["num_test_scenes"]
+    assert metrics["started_from"] == str(start) and metrics["stage2"]["frames"] == SMALL["num_scenes"]
+    assert metrics["learnt_from_and_scored"] == PseudoLabelStore(trained / "labels").names
+    assert "of which the network learnt from all" in (tmp_path / "train" / "train.ipynb").read_text()
+
+
+def test_a_refused_training_leaves_what_later_jobs_take_over(trained, tmp_path):
+    before = json.loads((trained / "metrics.json").read_text())
+    copy = shutil.copytree(trained, tmp_path / "copy")
+    with pytest.raises(PapermillExecutionError, match="choose another folder"):
+        papermill("train", copy, **SMALL, data_root=trained / "test_scenes", test_root=trained / "scenes")
+    after = json.loads((copy / "metrics.json").read_text())
+    assert before["parameters"].keys() == after["parameters"].keys() and before["learnt_from_and_scored"] == []
+    assert after["parameters"] == before["parameters"] and after["parameters"]["test_height"] == 0
 
 
 def test_evaluate_gives_the_scores_that_training_gave(trained, tmp_path):
@@ -221,13 +234,14 @@ def test_fine_tuning_names_the_classes(trained, tmp_path):
         tmp_path,
         network=trained / "model.safetensors",
         data_root=trained / "scenes",
-        test_root=trained / "test_scenes",
+        test_root=trained / "scenes",  # of its three frames two are learnt from
         count=2,
         steps=2,
         batch_size=2,
         num_shown=1,
     )
-    assert len(metrics["labelled_frames"]) == 2
+    assert len(metrics["labelled_frames"]) == 2 and metrics["not_scored"] == sorted(metrics["labelled_frames"])
+    assert metrics["fine_tuned"]["frames"] == 1
     for name in ("named", "fine_tuned", "from_scratch"):
         assert metrics[name]["assignments"] == list(range(19)) and 0 <= metrics[name]["pq"] <= 1
     assert len(load(tmp_path / "fine_tuned" / "model.safetensors").split.things) == 8

@@ -187,6 +187,12 @@ def test_features_of_others_are_refused(tmp_path):
     for others in ((street, tiny(tmp_path, seed=1)), (street, finer), (Street(seed=1), settings)):
         with pytest.raises(InputError, match="kept: holds features of other frames, settings or weights"):
             FrozenFeatures(*others, tmp_path / "kept")
+    first = street.scenes[0].sample
+    for change in ({"calibration": replace(first.calibration, baseline_m=2.0)}, {"right_0": first.left_0}):
+        other = Street()
+        other.scenes = [replace(street.scenes[0], sample=first.replace(**change))]
+        with pytest.raises(InputError, match="kept: holds features of other frames, settings or weights"):
+            FrozenFeatures(other, settings, tmp_path / "kept")
     elsewhere = replace(settings, dinov2=replace(settings.dinov2, windows_at_once=1, device="auto"))
     assert fingerprint(street, elsewhere) == fingerprint(street, settings)
     (tmp_path / "kept" / "a.safetensors").write_bytes(b"cut off")

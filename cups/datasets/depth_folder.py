@@ -22,7 +22,7 @@ from ..core.images import to_array
 from ..core.records import DEPTH_KINDS, METRES, RELATIVE_DEPTH, RELATIVE_INVERSE, Calibration, Depth, StereoSample
 from .calibration_files import folder_calibration_files, read_pair
 from .depth_maps import DEPTH_SUFFIXES, read_depth
-from .frame_names import consecutive_pairs, frame_places, nearest_times
+from .frame_names import consecutive_pairs, frame_places, nearest_times, time_unit_s
 from .inventory import Part, list_files
 from .lidar import LIDAR_FILES, densified, lidar_to_camera, read_points, sparse_depth
 from .stereo_folder import StereoFolder
@@ -73,7 +73,8 @@ def matched_depth(images: list[str], maps: list[str], tolerance_s: float = 0.02)
     images, maps : list of str
         Names of files without suffix.
     tolerance_s : float
-        Seconds between an image and its map, where the names are time stamps in seconds.
+        Seconds between an image and its map, where the names are times since 1970 or seconds with a fraction; of times
+        in an unknown unit it is half of the interval between images.
 
     Raises
     ------
@@ -86,7 +87,8 @@ def matched_depth(images: list[str], maps: list[str], tolerance_s: float = 0.02)
     if not interval and (common := set(images) & set(maps)):
         return {name: name for name in images if name in common}
     there, _ = frame_places(maps)
-    allowed = (tolerance_s / _NS if "." in images[0] else interval / 2) if interval else 0
+    unit_s = _NS if "." in images[0] else time_unit_s(min(place for _, place in here))
+    allowed = (tolerance_s / unit_s if unit_s else interval / 2) if interval else 0
     found = {}
     for clip in sorted({clip for clip, _ in here}):
         mine, others = (sorted(place for other, place in places if other == clip) for places in (here, there))

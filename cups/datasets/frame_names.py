@@ -17,7 +17,7 @@ from statistics import median
 from ..core.errors import InputError
 
 # %% auto #0
-__all__ = ['frame_number', 'frame_places', 'consecutive_pairs', 'nearest_times', 'matched_sides']
+__all__ = ['frame_number', 'frame_places', 'time_unit_s', 'consecutive_pairs', 'nearest_times', 'matched_sides']
 
 # %% ../../nbs/datasets/00_frame_names.ipynb #8bb09c0b
 def frame_number(stem: str) -> tuple[str, int]:
@@ -179,10 +179,17 @@ def _pace(times: Sequence[int], interval: int) -> float:
     return median(own) if len(own) >= _FEWEST else interval
 
 
+def time_unit_s(time: int) -> float | None:
+    """Return the unit of a time since 1970 in seconds, by the number of its digits; None of a smaller number."""
+    if time < _LEAST_TIME:
+        return None
+    return next((1 / per_s for per_s in (10**3, 10**6, 10**9) if time < 10**10 * per_s), 1e-9)
+
+
 def _check_pace(first: int, interval: float) -> None:
     """Raise InputError if frames with times since 1970 are too far apart for a video."""
-    unit = next((1 / per_s for per_s in (10**3, 10**6, 10**9) if first < 10**10 * per_s), 1e-9)  # a second
-    if first >= _LEAST_TIME and interval * unit > _SLOWEST_S:
+    unit = time_unit_s(first)
+    if unit and interval * unit > _SLOWEST_S:
         raise InputError(f"frames are {interval * unit:.3g} s apart by their time stamps, too far to follow what moves")
 
 

@@ -9,15 +9,16 @@ from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional as F
 
 from ..core.errors import InputError
-from ..core.protocols import LabelledDataset
+from ..core.protocols import LabelledDataset, StereoDataset
 from ..core.records import PanopticLabel
 from ..core.taxonomy import Taxonomy, coarsened
 from .labelled_images import check_sizes, image_checksum, named_frames, spread
 
 # %% auto #0
-__all__ = ['LabelledFrames']
+__all__ = ['LabelledFrames', 'shared_frames']
 
 # %% ../../nbs/datasets/28_labelled_frames.ipynb #d2dd8d99
 class LabelledFrames(Sequence[tuple[Tensor, PanopticLabel]]):
@@ -55,7 +56,7 @@ class LabelledFrames(Sequence[tuple[Tensor, PanopticLabel]]):
     def __getitem__(self, number: int) -> tuple[Tensor, PanopticLabel]:
         name = self.names[number]
         truth = coarsened(self.dataset.truth(name), self.dataset.taxonomy, self.taxonomy)
-        image = self.dataset.left(self.index_of[name])
+        image = self.image(name)
         check_sizes(name, image, truth)
         return image, truth
 
@@ -69,6 +70,36 @@ class LabelledFrames(Sequence[tuple[Tensor, PanopticLabel]]):
         """Return the first `count` frames."""
         return self.only(self.names[:count])
 
+    def image(self, name: str) -> Tensor:
+        """Return the image of a frame, (3, H, W), uint8."""
+        return self.dataset.left(self.index_of[name])
+
     def only(self, names: Sequence[str]) -> LabelledFrames:
         """Return some of the frames."""
         return LabelledFrames(self.dataset, self.taxonomy, names)
+
+# %% ../../nbs/datasets/28_labelled_frames.ipynb #5c8dea3b
+_SMALL = (8, 16)  # places, rows and columns, that tell scenes apart
+_ALIKE = 2.0  # levels of 256: another format or size changes the mean of a place by less, another scene by tens
+
+
+def _look_alike(one: Tensor, other: Tensor) -> bool:
+    """Return whether two images, (3, H, W) of any sizes, show the same."""
+    small = [F.adaptive_avg_pool2d(image.float(), _SMALL) for image in (one, other)]
+    return bool((small[0] - small[1]).abs().mean() < _ALIKE)
+
+
+def shared_frames(dataset: StereoDataset | LabelledDataset, frames: LabelledFrames) -> list[str]:
+    """Return the names of labelled frames that a data set holds, too: the same name, and the same image in any size.
+
+    Some of the images stand for all.
+
+    Raises
+    ------
+    InputError
+        If an image cannot be read; the message names it.
+    """
+    index_of = {name: index for index, name in enumerate(dataset.names)}
+    both = [name for name in frames.names if name in index_of]
+    some = both[:: spread(len(both))]
+    return both if any(_look_alike(dataset.left(index_of[name]), frames.image(name)) for name in some) else []

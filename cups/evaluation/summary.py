@@ -25,7 +25,8 @@ if TYPE_CHECKING:
 
 # %% auto #0
 __all__ = ['SMALLEST_OBJECT_PX', 'FOUND_IOU', 'still_masks', 'objects_found', 'still_found', 'frame_accuracies',
-           'frame_agreements', 'result_table', 'still_rises', 'next_step', 'what_happened', 'agreement_said']
+           'frame_agreements', 'result_table', 'still_rises', 'next_step', 'what_happened', 'frames_said',
+           'agreement_said']
 
 # %% ../../nbs/evaluation/09_summary.ipynb #b1b59048
 SMALLEST_OBJECT_PX = 64  # 8 x 8: below it, a pixel more or less at the border decides about the IoU
@@ -237,6 +238,14 @@ def what_happened(
         compared += f"It is {_points(new - old)} {'above' if new > old else 'below'}."
     step = next_step(new - old > _MARGIN, still_rises(validation), job)
     return " ".join(filter(None, (compared, _changes(before, after), _void_said(before, after, as_void), step)))
+
+# %% ../../nbs/evaluation/09_summary.ipynb #b247182f
+def frames_said(count: int, seen: int) -> str:
+    """Return which frames were scored, in words: `count` of them, of which the network learnt from `seen`."""
+    if not seen:
+        return f"{count} unseen frames"
+    some = "all" if seen == count else str(seen)
+    return f"{count} frames, **of which the network learnt from {some}** (not from their ground truth)"
 
 # %% ../../nbs/evaluation/09_summary.ipynb #4388ab20
 def agreement_said(agreements: Mapping[str, float]) -> str:

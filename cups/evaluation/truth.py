@@ -54,7 +54,7 @@ class TruthFolder:
 
 # %% ../../nbs/evaluation/02_truth.ipynb #7da3861a
 def open_truth(
-    dataset: str, root: str | Path, classes: int | None = None, height: int | None = None
+    dataset: str, root: str | Path, classes: int | None = None, height: int | None = None, split: str | None = None
 ) -> LabelledDataset | TruthFolder:
     """Open the ground truth of a data set.
 
@@ -67,14 +67,16 @@ def open_truth(
         Classes it is read in; its own if None.
     height : int, optional
         Rows it is resized to, where the data set can be.
+    split : str, optional
+        Which part of the data set, where it has several; the one that is usually scored if None.
 
     Raises
     ------
     InputError
         If there is no such data set, it has no ground truth, or its files cannot be used.
     """
-    options = {key: value for key, value in (("classes", classes), ("height", height)) if value}
-    if dataset in ("stereo_folder", "street_scenes") and "height" not in options:
+    options = {key: value for key, value in (("classes", classes), ("height", height), ("split", split)) if value}
+    if dataset in ("stereo_folder", "street_scenes") and options.keys() <= {"classes"}:
         return TruthFolder(root, **options)
     return open_labelled_dataset(dataset, root, **options)
 

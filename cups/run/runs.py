@@ -91,27 +91,27 @@ _FOLDERS = {"data_root", "pseudo_labels", "test_root", "truth_root"}
 
 
 @patch
-def record_parameters(self: RunFolder, **parameters: str) -> None:
+def record_parameters(self: RunFolder, **parameters: str | int) -> None:
     """Record parameters of the job, which `taken_over` gives to later ones; "" is none."""
     folders = {n: os.path.relpath(v, self.path) for n, v in parameters.items() if n in _FOLDERS and v}
     self.record(parameters=parameters | folders)
 
 
-def recorded_parameters(folder: str | Path) -> dict[str, str]:
+def recorded_parameters(folder: str | Path) -> dict[str, Any]:
     """Return what `record_parameters` recorded in a folder; nothing if no run did."""
     path = Path(folder) / "metrics.json"
     known = read_json(path).get("parameters", {}) if path.is_file() else {}
     return {n: os.path.normpath(Path(folder) / v) if n in _FOLDERS and v else v for n, v in known.items()}
 
 
-def taken_over(network: str | Path, **parameters: str) -> dict[str, str]:
+def taken_over(network: str | Path, **parameters: str | int) -> dict[str, Any]:
     """Return parameters of a job, those that are "auto" as the job that trained a network recorded them.
 
     Parameters
     ----------
     network : str or Path
         Folder or file of a run, or a name of published weights, which no run is known of.
-    **parameters : str
+    **parameters : str or int
         By name.
 
     Raises

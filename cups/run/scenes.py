@@ -5,6 +5,7 @@
 # %% ../../nbs/run/06_scenes.ipynb #acec2bfe
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -14,6 +15,7 @@ import numpy as np
 from torch import Tensor
 
 from ..core.errors import InputError
+from ..core.made_from import OR_AGAIN
 from ..core.files import read_json, write_atomically, write_json, write_png
 from ..core.images import to_array
 from ..core.records import PanopticLabel
@@ -75,12 +77,25 @@ def _render_clip(number: int, root: Path, clips: StreetClips) -> None:
             _write_truth(root / "truth", name, scene.truth)
 
 # %% ../../nbs/run/06_scenes.ipynb #b2c07f15
-def _begin(root: Path, made_of: dict[str, int | float | str]) -> None:
+_PARTS = ("truth", "left", "right")  # in this order they are removed: what has no truth is rendered again
+
+
+def _difference(root: Path, made_of: dict[str, int | float | str], count: int) -> str:
+    """Return how the scenes of a folder differ from those asked for; nothing if they do not."""
+    if (before := read_json(root / "scenes.json")) != made_of:
+        return f"scenes of {before}, asked for {made_of}"
+    there = {path.name.split("_")[0] for path in (root / "truth").glob("[0-9]*_objects.json")}
+    return f"{len(there)} scenes, asked for {count}" if len(there) > count else ""
+
+
+def _begin(root: Path, made_of: dict[str, int | float | str], count: int, again: bool) -> None:
     """Write what the scenes of a folder are made of; raise InputError if it holds others, or other images."""
     path = root / "scenes.json"
     if path.exists():
-        if (before := read_json(path)) != made_of:
-            raise InputError(f"{path}: the folder holds scenes of {before}, asked for {made_of}")
+        if (difference := _difference(root, made_of, count)) and not again:
+            raise InputError(f"{path}: the folder holds {difference}; {OR_AGAIN}")
+        for part in _PARTS * bool(difference):
+            shutil.rmtree(root / part, ignore_errors=True)
     elif any((root / name).exists() for name in ("left", "right", "truth", "calibration.json", "manifest.json")):
         raise InputError(f"{root}: holds images or labels of something else; take another --out")
     write_json(path, made_of)
@@ -88,7 +103,7 @@ def _begin(root: Path, made_of: dict[str, int | float | str]) -> None:
 # %% ../../nbs/run/06_scenes.ipynb #f5a01592
 def render_scenes(
     root: str | Path, count: int, seed: int = 0, height: int = 192, width: int = 384, workers: int = 0,
-    traffic: str = "town", grey: bool = False, frames: int = 1, rate_hz: float = 10.0,
+    traffic: str = "town", grey: bool = False, frames: int = 1, rate_hz: float = 10.0, again: bool = False,
 ) -> StereoFolder:  # fmt: skip
     """Render street scenes as a stereo folder with ground truth; what is there already stays.
 
@@ -114,12 +129,14 @@ def render_scenes(
         that are the same over a clip.
     rate_hz : float
         Frames a second of such clips.
+    again : bool
+        Whether scenes of another kind or seed, or more of them, are removed first; else they are an error.
 
     Raises
     ------
     InputError
         If a number is not positive, the folder cannot be written, there is no such traffic, or the folder holds
-        scenes of another kind or images of something else.
+        images of something else, or other scenes and not `again`.
     """
     root, made_of = Path(root), {"seed": seed, "height": height, "width": width}
     made_of |= {"traffic": traffic} if traffic != "town" else {}  # a folder of the usual kind says nothing of either
@@ -138,7 +155,7 @@ def render_scenes(
     if seed < 0:
         raise InputError(f"seed must not be negative, got {seed}")
     processes = min(Workers(workers).processes, count)
-    _begin(root, made_of)
+    _begin(root, made_of, count, again)
     with Engine(Workers(processes)) as engine:
         for _ in engine.map(render, range(count), "rendering street scenes"):
             pass

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import hashlib
-import zlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from torch.nn import functional as F
 
 from ..core.errors import InputError
 from ..core.files import json_bytes, read_json, write_bytes, write_json
+from ..core.made_from import sample_inputs
 from ..core.geometry import back_project, depth_from_disparity
 from ..core.parallel import in_one_thread
 from ..core.protocols import StereoDataset
@@ -70,14 +70,14 @@ def _weights_digest(stage_settings: Any) -> str:
 def fingerprint(dataset: StereoDataset, settings: PseudoLabelSettings) -> str:
     """Return a short text that differs where the features of a data set would differ.
 
-    Of the pixels, those of the first frame stand for all.
+    Of pixels, depth and calibration, those of the first frame stand for all.
     """
     stages = {name: getattr(settings, name) for name in (settings.matcher, settings.features)}
     depends_on = {
         "settings": {name: settings_to_dict(stage) for name, stage in stages.items()},
         "weights": [_weights_digest(stage) for stage in stages.values()],
         "names": list(dataset.names),
-        "pixels": zlib.crc32(dataset.left(0).contiguous().numpy().tobytes()),
+        "inputs": sample_inputs(dataset[0]),
     }
     for stage in depends_on["settings"].values():  # where networks run, and in what batches, is no part of the result
         for name in ("device", "windows_at_once", "weights"):

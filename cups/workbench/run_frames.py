@@ -121,7 +121,8 @@ def located(run: Run, path: str) -> Path | None:
 def run_video(run: Run) -> StereoDataset | LabelledDataset | None:
     """Return the frames that a run was evaluated on, or else learnt from; None if they are not there."""
     given, blind = run.parameters, _is_blind(run)
-    read_in = {"classes": given.get("truth_classes"), "height": given.get("height") if "truth_root" in given else 0}
+    height = given.get("height" if "truth_root" in given else "test_height")
+    read_in = {} if blind else {"classes": given.get("truth_classes"), "height": height, "split": given.get("split")}
     options = {key: value for key, value in read_in.items() if value}
     names = _LEARNT_FROM if blind else _EVALUATED_ON
     places = [(given.get(kind, "street_scenes"), located(run, str(given.get(root, "")))) for kind, root in names]
