@@ -172,18 +172,18 @@ def _runs(times: Sequence[int], longest: float) -> list[list[int]]:
         runs[-1].append(time)
     return runs
 
-# %% ../../nbs/datasets/00_frame_names.ipynb #ae9deab3
-def _pace(times: Sequence[int], interval: int) -> float:
-    """Return the median interval of a clip's ascending times; `interval`, that of all clips, where it has few."""
-    own = [after - before for before, after in pairwise(times)]
-    return median(own) if len(own) >= _FEWEST else interval
-
-
+# %% ../../nbs/datasets/00_frame_names.ipynb #b47bb35d
 def time_unit_s(time: int) -> float | None:
     """Return the unit of a time since 1970 in seconds, by the number of its digits; None of a smaller number."""
     if time < _LEAST_TIME:
         return None
     return next((1 / per_s for per_s in (10**3, 10**6, 10**9) if time < 10**10 * per_s), 1e-9)
+
+# %% ../../nbs/datasets/00_frame_names.ipynb #ae9deab3
+def _pace(times: Sequence[int], interval: int) -> float:
+    """Return the median interval of a clip's ascending times; `interval`, that of all clips, where it has few."""
+    own = [after - before for before, after in pairwise(times)]
+    return median(own) if len(own) >= _FEWEST else interval
 
 
 def _check_pace(first: int, interval: float) -> None:

@@ -160,10 +160,6 @@ class FixedLabels:
         """Names of the frames with a fixed label, sorted."""
         return sorted(path.stem for path in self.folder.glob("*.json") if not path.name.startswith("."))
 
-    def made_from(self, name: str) -> dict[str, Any] | None:
-        """Return what a frame was made from, as the store has it."""
-        return self.store.made_from(name)
-
     def is_fixed(self, name: str) -> bool:
         """Return whether a frame has a fixed label."""
         return self._marker(name).exists()
@@ -260,6 +256,12 @@ def read(self: FixedLabels, name: str) -> PanopticLabel:
         If a file of the label cannot be used: one that is damaged is not replaced by the automatic one.
     """
     return self.read_fixed(name)[0] if self.is_fixed(name) else self.store.read(name)
+
+
+@patch
+def made_from(self: FixedLabels, name: str) -> dict[str, Any] | None:
+    """Return what a frame was made from, as the store has it."""
+    return self.store.made_from(name)
 
 # %% ../../nbs/labels/04_fixed.ipynb #aa63281d
 @patch
