@@ -122,6 +122,8 @@ def _run_pseudo_labels(options: argparse.Namespace) -> dict[str, Any]:
     from cups.run.workers import Workers
     from cups.stages.pipeline import PseudoLabelSettings
 
+    if options.scheduler or options.cluster:  # workers may have started elsewhere
+        options.root, options.out = map(os.path.abspath, (options.root, options.out))
     if options.overlays < 0:
         raise InputError(f"--overlays must not be negative, got {options.overlays}")
     given = load_settings(PseudoLabelSettings, options.settings) if options.settings else PseudoLabelSettings()

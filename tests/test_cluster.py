@@ -124,7 +124,7 @@ raise SystemExit(code)
 
 def test_a_scheduler_that_is_there_gives_the_same_bytes_and_its_loss_is_said(scenes, whole, tmp_path):
     with scheduler_with_worker(tmp_path) as (address, scheduler, worker):
-        run = started(scenes, tmp_path / "out", "--scheduler", address)
+        run = started(scenes, "out", "--scheduler", address, cwd=tmp_path)  # where the worker did not start
         code, out, err = ended(run)
         assert code == 0, err
         assert json.loads(out)["frames"] == COUNT and contents(tmp_path / "out") == whole

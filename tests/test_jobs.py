@@ -40,6 +40,9 @@ SMALL = {"num_scenes": 3, "num_test_scenes": 2, "height": 96, "width": 192, "ste
          "label_settings": QUICK,
          "workers": 1}  # processes of their own take seconds to start; `pretrain` and `pseudo_labels` start some
 
+OF_LABELS = {name: value for name, value in SMALL.items() if name != "label_settings"}
+"""The same where labels are there already."""
+
 
 def papermill(notebook: str, folder: Path, **parameters) -> dict:
     """Run a job; return what it recorded."""
@@ -117,7 +120,7 @@ def test_a_pretrained_network_starts_other_trainings(trained, tmp_path):
     start = tmp_path / "pretrain" / "street_scenes.safetensors"
     assert load(start).config.num_stuff <= 8
     folders = {"data_root": trained / "scenes", "pseudo_labels": trained / "labels", "test_root": trained / "scenes"}
-    metrics = papermill("train", tmp_path / "train", **SMALL, **folders, start=start)
+    metrics = papermill("train", tmp_path / "train", **OF_LABELS, **folders, start=start)
     assert metrics["started_from"] == str(start) and metrics["stage2"]["frames"] == SMALL["num_scenes"]
     assert metrics["learnt_from_and_scored"] == PseudoLabelStore(trained / "labels").names
     assert "of which the network learnt from all" in (tmp_path / "train" / "train.ipynb").read_text()
@@ -131,6 +134,27 @@ def test_a_refused_training_leaves_what_later_jobs_take_over(trained, tmp_path):
     after = json.loads((copy / "metrics.json").read_text())
     assert before["parameters"].keys() == after["parameters"].keys() and before["learnt_from_and_scored"] == []
     assert after["parameters"] == before["parameters"] and after["parameters"]["test_height"] == 0
+
+
+@pytest.mark.parametrize(
+    ("job", "given", "said"),
+    [
+        ("train", {"dataset": "kitti_raw"}, r"dataset kitti_raw: give its folder \(data_root\)"),
+        ("train", {"test_dataset": "kitti_step"}, r"test_dataset kitti_step: give its folder \(test_root\)"),
+        ("train", {"pseudo_labels": "x", "label_settings": {"seed": 1}}, "label_settings: the labels of pseudo_labels"),
+        ("train", {"training": {"step": 3}}, "setting step is unknown"),
+        ("train", {"view_scales": [0.0]}, "scales of test-time augmentation must be positive"),
+        ("pretrain", {"training": {"steps": 0}}, "steps must be positive"),
+        ("self_train", {"completion": {"confidence": 0.5}}, "setting confidence is unknown; there are min_confidence"),
+        ("self_train", {"completion": {"min_confidence": 70}}, r"min_confidence must lie in \[0, 1\]"),
+    ],
+)
+def test_a_job_refuses_what_it_cannot_use_before_any_work(trained, tmp_path, job, given, said):
+    network = {"network": trained} if job == "self_train" else {}
+    run = tmp_path / "run"
+    with pytest.raises(PapermillExecutionError, match=said):
+        papermill(job, run, **given, **network)
+    assert [path.name for path in run.iterdir()] == [f"{job}.ipynb"]
 
 
 def test_evaluate_gives_the_scores_that_training_gave(trained, tmp_path):
@@ -176,7 +200,7 @@ def test_evaluate_takes_other_data_sets_in_their_own_classes(trained, tmp_path):
 
 def test_a_training_without_ground_truth_tells_where_it_does_not_follow_its_labels(trained, tmp_path):
     given = {"data_root": trained / "scenes", "pseudo_labels": trained / "labels"}
-    metrics = papermill("train", tmp_path, **SMALL, **given)
+    metrics = papermill("train", tmp_path, **OF_LABELS, **given)
     agreements = metrics["frame_agreement"]
     assert len(agreements) == SMALL["num_scenes"] and list(agreements.values()) == sorted(agreements.values())
     summary = json.loads((tmp_path / "train.ipynb").read_text())["cells"][2]["outputs"][1]
@@ -271,17 +295,21 @@ def test_a_semantic_head_learns_and_its_file_makes_labels(trained, tmp_path):
 
 
 def test_a_semantic_head_of_handcrafted_features_has_no_file(trained, tmp_path):
+    test_root = shutil.copytree(trained / "test_scenes", tmp_path / "test_scenes")
+    for path in (test_root / "truth").glob("000001_0_[si]*.png"):
+        path.unlink()
     metrics = papermill(
         "train_semantics",
         tmp_path,
         data_root=trained / "scenes",
+        test_root=test_root,
         features="handcrafted",
         settings=QUICK,
         head=HEAD | {"steps": 2, "batch_size": 2},
         cache_gib=0,
         num_shown=1,
     )
-    assert "semantic" not in metrics and "weights" not in metrics
+    assert {scores["frames"] for scores in metrics["semantic"].values()} == {1} and "weights" not in metrics
     assert metrics["shape"] == [len(HandcraftedFeatures.names), 48, 96]
     assert not list(tmp_path.rglob("features/*.safetensors")) and not list(tmp_path.glob("*.safetensors"))
 

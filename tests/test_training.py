@@ -10,6 +10,7 @@ from cups.core.errors import InputError
 from cups.core.records import PanopticLabel
 from cups.core.splits import ThingStuffSplit
 from cups.model.network import panoptic_cascade
+from cups.training.augment import augmentation_settings
 from cups.training.dataset import PseudoLabelDataset
 from cups.training.self_training import self_train, self_train_settings
 from cups.training.start import joined_with, start_from
@@ -168,6 +169,16 @@ def test_bad_settings_end_in_one_line():
         train_settings("small", logger="paper")
     with pytest.raises(InputError, match="steps must be positive"):
         train_settings("small", steps=0)
+    for settings in (train_settings, self_train_settings):
+        with pytest.raises(InputError, match="setting step is unknown; there are steps"):
+            settings("small", step=3)
+        with pytest.raises(InputError, match="setting steps: expected int, got 'many'"):
+            settings("small", steps="many")
+        assert settings("small", learning_rate="2e-4").learning_rate == 2e-4  # which YAML reads as text
+    with pytest.raises(InputError, match="learning_part: expected 'heads' or 'objects' or 'all', got 'tail'"):
+        self_train_settings(learning_part="tail")
+    small = self_train_settings("small", augmentation={"hue": 0.5}).augmentation
+    assert small == augmentation_settings("small", hue=0.5)  # the others stay those of the preset
     with pytest.raises(InputError, match="no frames"):
         PseudoLabelDataset([], SPLIT)
 

@@ -5,11 +5,12 @@
 # %% ../../nbs/core/11_settings.ipynb #9045c358
 from __future__ import annotations
 
+import re
 import types
 from dataclasses import asdict, fields, is_dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin, get_type_hints
+from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
@@ -18,8 +19,8 @@ from .errors import InputError
 _Settings = TypeVar("_Settings")
 
 # %% auto #0
-__all__ = ['tuples', 'settings_from_dict', 'settings_to_dict', 'changed_settings', 'setting', 'with_setting', 'preset_values',
-           'load_settings', 'package_versions']
+__all__ = ['tuples', 'settings_from_dict', 'settings_to_dict', 'changed_settings', 'with_settings', 'setting', 'with_setting',
+           'preset_values', 'load_settings', 'package_versions']
 
 # %% ../../nbs/core/11_settings.ipynb #ac02457d
 def tuples(value: Any) -> Any:
@@ -27,13 +28,21 @@ def tuples(value: Any) -> Any:
     return tuple(map(tuples, value)) if isinstance(value, list | tuple) else value
 
 
+_EXPONENT = re.compile(r"[+-]?[0-9]+(\.[0-9]*)?[eE][+-]?[0-9]+")
+
+
 def _checked(value: Any, kind: Any, name: str) -> Any:
     """Return `value` as the annotated type `kind`: whole numbers pass as floats, lists as tuples."""
+    if get_origin(kind) is Literal:
+        if value not in get_args(kind):
+            raise InputError(f"setting {name}: expected {' or '.join(map(repr, get_args(kind)))}, got {value!r}")
+        return value
     kinds = get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
     allowed = tuple(get_origin(k) or k for k in kinds)
     if tuple in allowed:
         value = tuples(value)
-    if float in allowed and type(value) is int:
+    is_number = type(value) is int or (isinstance(value, str) and str not in allowed and _EXPONENT.fullmatch(value))
+    if float in allowed and is_number:
         value = float(value)
     if not isinstance(value, allowed) or (isinstance(value, bool) and bool not in allowed):
         raise InputError(f"setting {name}: expected {' or '.join(k.__name__ for k in allowed)}, got {value!r}")
@@ -117,6 +126,25 @@ def _differing(values: dict[str, Any], defaults: dict[str, Any]) -> dict[str, An
         elif value != defaults[name]:
             changed[name] = value
     return changed
+
+# %% ../../nbs/core/11_settings.ipynb #f5c49a7b
+def _merged(values: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
+    """Return nested dictionaries with some values changed."""
+    both = [k for k, v in changes.items() if isinstance(v, dict) and isinstance(values.get(k), dict)]
+    return values | changes | {k: _merged(values[k], changes[k]) for k in both}
+
+
+def with_settings(settings: _Settings, changes: dict[str, Any]) -> _Settings:
+    """Return a copy of the settings with some changed: plain values by name, nested ones as dictionaries or whole.
+
+    Raises
+    ------
+    InputError
+        As for `settings_from_dict`.
+    """
+    whole = {name: value for name, value in changes.items() if is_dataclass(value)}
+    plain = {name: value for name, value in changes.items() if name not in whole}
+    return replace(settings_from_dict(type(settings), _merged(settings_to_dict(settings), plain)), **whole)
 
 # %% ../../nbs/core/11_settings.ipynb #c47968cb
 def setting(settings: Any, name: str) -> Any:

@@ -5,7 +5,7 @@
 # %% ../../nbs/run/16_complete.ipynb #17dcaaa7
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ import torch
 from ..core.errors import InputError
 from ..core.files import write_bytes
 from ..core.parallel import progress
+from ..core.settings import settings_to_dict
 from ..datasets.labelled_images import LabelledImages
 from ..labels.store import PseudoLabelStore
 from ..model.network import PanopticCascade
@@ -21,12 +22,36 @@ from .generate import clear_other
 from ..training.self_training import completed, sure_label
 
 # %% auto #0
-__all__ = ['complete_labels']
+__all__ = ['CompletionSettings', 'complete_labels']
 
 # %% ../../nbs/run/16_complete.ipynb #1f01fee9
+@dataclass(frozen=True)
+class CompletionSettings:
+    """What a network has to be sure of.
+
+    Parameters
+    ----------
+    min_confidence, semantic_share : float
+        As in `sure_label`.
+    scales, mirror
+        As in `predict_views`: relative to the image, whatever the network's `test_scale` is.
+    """
+
+    min_confidence: float = 0.7
+    semantic_share: float = 0.5
+    scales: tuple[float, ...] = (0.75, 1.0, 1.5)
+    mirror: bool = True
+
+    def __post_init__(self) -> None:
+        check_scales(self.scales)
+        for name in ("min_confidence", "semantic_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                raise InputError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
+
+
 def complete_labels(
-    model: PanopticCascade, pairs: LabelledImages, root: str | Path, network: str, min_confidence: float = 0.7,
-    semantic_share: float = 0.5, scales: Sequence[float] = (0.75, 1.0, 1.5), mirror: bool = True, again: bool = False,
+    model: PanopticCascade, pairs: LabelledImages, root: str | Path, network: str,
+    settings: CompletionSettings = CompletionSettings(), again: bool = False,
 ) -> PseudoLabelStore:  # fmt: skip
     """Complete the labels of a store by what a network is sure of, in another store.
 
@@ -40,10 +65,7 @@ def complete_labels(
         Folder of the new store.
     network : str
         Checksum of the weights, to tell these labels from those that others complete.
-    min_confidence, semantic_share : float
-        As in `sure_label`.
-    scales, mirror
-        As in `predict_views`: relative to the image, whatever the network's `test_scale` is.
+    settings : CompletionSettings
     again : bool
         Whether labels that another network completed, or other labels completed, are made again; else they are an
         error.
@@ -59,27 +81,25 @@ def complete_labels(
         If the network has other pseudo-classes, a frame cannot be read, or the folder cannot be written or holds other
         labels, and not `again`.
     """
-    check_scales(scales)
     split, num_classes = model.split, pairs.store.num_classes
     if sorted((*split.things, *split.stuff)) != list(range(num_classes)):
         known = len(split.things) + len(split.stuff)
         raise InputError(f"{pairs.store.root}: {num_classes} pseudo-classes, but the network learnt {known} others")
-    method = {"network": network, "min_confidence": min_confidence, "semantic_share": semantic_share}
-    method |= {"scales": list(scales), "mirror": mirror, "completed": pairs.made_of()}
-    root, settings, model = Path(root), pairs.store.settings, model.eval()
+    method = {"network": network, **settings_to_dict(settings), "completed": pairs.made_of()}
+    root, of_labels, model = Path(root), pairs.store.settings, model.eval()
     if again:
-        clear_other(root, settings, method)
+        clear_other(root, of_labels, method)
     is_thing = torch.zeros(num_classes)
     is_thing[list(split.things)] = 1.0
-    store = PseudoLabelStore.create(root, settings, num_classes, method, is_thing)
+    store = PseudoLabelStore.create(root, of_labels, num_classes, method, is_thing)
     if (classes := pairs.store.root / "classes.safetensors").exists():
         write_bytes(root / classes.name, classes.read_bytes())
     missing = set(store.missing(name for _, name in pairs.places))
     todo = [number for number, (_, name) in enumerate(pairs.places) if name in missing]
     for number in progress(todo, len(todo), "completing labels"):
         (image, label), name = pairs[number], pairs.places[number][1]
-        prediction = predict_views(model, image, scales, mirror)
-        sure = sure_label(prediction, model, split, min_confidence, semantic_share).to("cpu")
+        prediction = predict_views(model, image, settings.scales, settings.mirror)
+        sure = sure_label(prediction, model, split, settings.min_confidence, settings.semantic_share).to("cpu")
         store.write(name, completed(label, sure), pairs.store.made_from(name))
     store.finish(0.5)
     return store

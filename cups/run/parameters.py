@@ -14,7 +14,7 @@ from typing import Any, get_args, get_origin
 from ..core.errors import InputError
 
 # %% auto #0
-__all__ = ['given_parameters', 'has_type', 'type_of', 'ParameterError', 'check_parameters']
+__all__ = ['given_parameters', 'has_type', 'type_of', 'ParameterError', 'check_parameters', 'check_folder']
 
 # %% ../../nbs/run/02_parameters.ipynb #d37c02d3
 _INJECTED = "# Parameters\n"
@@ -146,3 +146,22 @@ def check_parameters(namespace: Mapping[str, Any], **types: Any) -> None:
             faults.append(_type_fault(name, namespace[name], kind))
     if faults:
         raise ParameterError("; ".join(faults))
+
+# %% ../../nbs/run/02_parameters.ipynb #985454cd
+def check_folder(kind_name: str, kind: str, folder_name: str, folder: str) -> None:
+    """Raise an error if the kind of a data set is given without its folder, which only street scenes do without.
+
+    Parameters
+    ----------
+    kind_name, folder_name : str
+        What the parameters are called.
+    kind, folder : str
+        Their values.
+
+    Raises
+    ------
+    ParameterError
+        In one line.
+    """
+    if not folder and kind != "street_scenes":
+        raise ParameterError(f"{kind_name} {kind}: give its folder ({folder_name})")

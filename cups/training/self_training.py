@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 from ..core.errors import InputError
 from ..core.processes import from_next_process, process_count
 from ..core.records import VOID, PanopticLabel
-from ..core.settings import preset_values
+from ..core.settings import preset_values, with_settings
 from ..core.splits import ThingStuffSplit
 from ..model.config import Prediction
 from ..model.inference import combine
@@ -93,7 +93,7 @@ def self_train_settings(
     Raises
     ------
     InputError
-        If the preset is unknown or a value is out of range.
+        If the preset or the name of a change is unknown, or a value has the wrong type or is out of range.
     """
     small = {
         "steps": 120, "batch_size": 4, "learning_rate": 3e-4, "warmup_steps": 10, "final_rate_share": 0.01,
@@ -102,7 +102,7 @@ def self_train_settings(
     }  # fmt: skip
     kitti = {"augmentation": window_settings((288, 368), 3.369)}
     presets: dict[str, dict[str, Any]] = {"cityscapes": {}, "kitti": kitti, "small": small}
-    return replace(SelfTrainSettings(**preset_values(presets, preset, "self-training")), **changes)
+    return with_settings(SelfTrainSettings(**preset_values(presets, preset, "self-training")), changes)
 
 # %% ../../nbs/training/09_self_training.ipynb #a6fafb13
 def sure_label(

@@ -11,7 +11,7 @@ import secrets
 import time
 import warnings
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -29,7 +29,7 @@ from ..core.files import read_json, write_atomically, write_json
 from ..core.memory import peak_memory_bytes
 from ..core.parallel import progress_bar
 from ..core.processes import from_all_processes, mean_over_processes, process_index, usable_cores
-from ..core.settings import preset_values, settings_to_dict
+from ..core.settings import preset_values, settings_to_dict, with_settings
 from ..model.config import Target
 from ..model.network import PanopticCascade
 from ..stages.semantics.vision_transformer import VisionTransformer
@@ -138,10 +138,10 @@ def train_settings(preset: Literal["cityscapes", "kitti", "small"] = "cityscapes
     Raises
     ------
     InputError
-        If the preset is unknown or a value is out of range.
+        If the preset or the name of a change is unknown, or a value has the wrong type or is out of range.
     """
     presets: dict[str, dict[str, Any]] = {"cityscapes": {}, "kitti": {}, "small": _SMALL}
-    return replace(TrainSettings(**preset_values(presets, preset, "training")), **changes)
+    return with_settings(TrainSettings(**preset_values(presets, preset, "training")), changes)
 
 # %% ../../nbs/training/08_trainer.ipynb #7f3a90c2
 def precision_here(precision: str, accelerator: str = "auto") -> str:
