@@ -24,7 +24,7 @@ from ..training.self_training import completed, sure_label
 # %% auto #0
 __all__ = ['CompletionSettings', 'complete_labels']
 
-# %% ../../nbs/run/16_complete.ipynb #1f01fee9
+# %% ../../nbs/run/16_complete.ipynb #655ef6e2
 @dataclass(frozen=True)
 class CompletionSettings:
     """What a network has to be sure of.
@@ -48,7 +48,7 @@ class CompletionSettings:
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} must lie in [0, 1], got {getattr(self, name)}")
 
-
+# %% ../../nbs/run/16_complete.ipynb #1f01fee9
 def complete_labels(
     model: PanopticCascade, pairs: LabelledImages, root: str | Path, network: str,
     settings: CompletionSettings = CompletionSettings(), again: bool = False,
