@@ -15,9 +15,9 @@ import numpy as np
 from torch import Tensor
 
 from ..core.errors import InputError
-from ..core.made_from import OR_AGAIN
 from ..core.files import read_json, write_atomically, write_json, write_png
 from ..core.images import to_array
+from ..core.made_from import OR_AGAIN
 from ..core.records import PanopticLabel
 from ..datasets.cityscapes_vps import write_vps
 from ..datasets.kitti_step import write_step_frame

@@ -18,8 +18,8 @@ from torch.nn import functional as F
 
 from ..core.errors import InputError
 from ..core.files import json_bytes, read_json, write_bytes, write_json
-from ..core.made_from import sample_inputs
 from ..core.geometry import back_project, depth_from_disparity
+from ..core.made_from import sample_inputs
 from ..core.parallel import in_one_thread
 from ..core.protocols import StereoDataset
 from ..core.records import Record, StereoSample
