@@ -110,6 +110,14 @@ def test_scenes_are_a_stereo_folder_with_truth(made):
     assert all(sample.truth is not None for sample in folder)
 
 
+@pytest.mark.parametrize("dataset", ["stereo_folder", "stereo_video", "kitti_raw", "cityscapes_sequences"])
+def test_a_file_in_place_of_a_folder_is_called_one(tmp_path, fails, dataset):
+    (file := tmp_path / "drive.mp4").write_bytes(b"video")
+    command = ("pseudo-labels", "--dataset", dataset, "--root", file, "--out", tmp_path / "out")
+    fails(*command, words=[f"{file}: a file, not a folder"])
+    fails("evaluate", "--labels", tmp_path, "--truth", file, words=["drive.mp4: a file, not a folder"])
+
+
 def test_scenes_are_not_rendered_into_a_recording(made, tmp_path, fails):
     root = tmp_path / "recording"
     for side in ("left", "right"):

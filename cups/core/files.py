@@ -26,8 +26,8 @@ from .errors import InputError
 
 # %% auto #0
 __all__ = ['IMAGE_SUFFIXES', 'write_atomically', 'write_bytes', 'json_bytes', 'write_json', 'png_file', 'write_png',
-           'remove_left_over', 'name_fault', 'cache_folder', 'read_json', 'open_image', 'upright_size', 'declared_bits',
-           'read_image']
+           'remove_left_over', 'name_fault', 'cache_folder', 'folder_fault', 'read_json', 'open_image', 'upright_size',
+           'declared_bits', 'read_image']
 
 # %% ../../nbs/core/05_files.ipynb #72b7b256
 def write_atomically(path: str | Path, write: Callable[[Path], Any]) -> Path:
@@ -161,6 +161,14 @@ def cache_folder() -> Path:
     """Return the folder of what can be made or fetched again: `$CUPS_HOME`, by default `~/.cache/cups`."""
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(os.environ.get("CUPS_HOME") or Path(cache) / "cups")
+
+# %% ../../nbs/core/05_files.ipynb #243faab1
+def folder_fault(path: str | Path) -> str:
+    """Return what is wrong with a path as a folder to read, in words; nothing of one that is there."""
+    path = Path(path)
+    if path.is_dir():
+        return ""
+    return "a file, not a folder" if path.exists() else "no such folder"
 
 # %% ../../nbs/core/05_files.ipynb #d8f8ef98
 def read_json(path: str | Path) -> Any:

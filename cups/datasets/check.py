@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from ..core.errors import InputError
-from ..core.files import IMAGE_SUFFIXES, open_image, read_json
+from ..core.files import IMAGE_SUFFIXES, folder_fault, open_image, read_json
 from ..core.images import read_rgb
 from ..core.parallel import Mapper, serial_map
 from ..core.protocols import LabelledDataset, StereoDataset
@@ -86,7 +86,7 @@ def missing_files(parts: list[Part]) -> list[str]:
     """Return a line for each part of a split that has no files, and each file without a partner."""
     empty = [part for part in parts if part.partners and not part.files]
     faults = [
-        f"{part.folder}: {f'no {part.kind}' if part.folder.is_dir() else 'no such folder'}; get {part.source}"
+        f"{part.folder}: {folder_fault(part.folder) or f'no {part.kind}'}; get {part.source}"
         for part in empty
     ]
     alone = lonely(parts)
@@ -232,9 +232,11 @@ def check_dataset(name: str, root: str | Path, full: bool = False, map: Mapper =
     InputError
         If there is no data set of that name, or no such folder.
     """
-    parts = dataset_inventory(name, root) if Path(root).is_dir() else []
+    if fault := folder_fault(root):
+        raise InputError(f"{root}: {fault}")
+    parts = dataset_inventory(name, root)
     if not parts:
-        raise InputError(f"{root}: no such folder")
+        raise InputError(f"{root}: no part of {name}")
     splits: dict[str, list[Part]] = {}
     for part in parts:
         splits.setdefault(part.split, []).append(part)

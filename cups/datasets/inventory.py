@@ -13,6 +13,7 @@ from functools import cache
 from pathlib import Path
 
 from ..core.errors import InputError
+from ..core.files import folder_fault
 
 # %% auto #0
 __all__ = ['list_files', 'files_by_key', 'files_by_scene', 'Part', 'lonely']
@@ -62,8 +63,8 @@ def list_files(root: str | Path, *patterns: str) -> list[dict[str, list[str]]]:
         If the root is no folder, or a folder cannot be read.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
+    if fault := folder_fault(root):
+        raise InputError(f"{root}: {fault}")
     names = cache(lambda folder: _names(root / folder))  # patterns share folders: each is read once
     return [_matches(names, pattern) for pattern in patterns]
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ..core.errors import InputError
-from ..core.files import open_image, upright_size
+from ..core.files import folder_fault, open_image, upright_size
 from ..core.images import common_bits, read_rgb
 from ..core.records import VOID, PanopticLabel
 from ..core.taxonomy import Taxonomy, cityscapes_classes, lacking_in
@@ -67,8 +67,8 @@ class LabelledFolder(ABC):
         incomplete: bool = False,
     ) -> None:
         self.root, self.split, self.height = Path(root), split or self.default_split, height
-        if not self.root.is_dir():
-            raise InputError(f"{root}: no such folder")
+        if fault := folder_fault(root):
+            raise InputError(f"{root}: {fault}")
         if height is not None and height < 1:
             raise InputError(f"height must be positive, got {height}")
         self.taxonomy = self._taxonomy(classes or self.offered[0])
@@ -115,7 +115,7 @@ def _parts(self: LabelledFolder) -> list[Part]:
         raise InputError(f"{self.root}: there is no split {self.split!r}; known are {known}")
     for part in found:
         if part.partners and not part.files:
-            fault = "no such folder" if not part.folder.is_dir() else f"no {part.kind}"
+            fault = folder_fault(part.folder) or f"no {part.kind}"
             raise InputError(f"{part.folder}: {fault}; get {part.source}")
     return found
 

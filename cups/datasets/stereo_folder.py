@@ -14,7 +14,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core.errors import InputError
-from ..core.files import IMAGE_SUFFIXES, name_fault, read_json, write_json, write_png
+from ..core.files import IMAGE_SUFFIXES, folder_fault, name_fault, read_json, write_json, write_png
 from ..core.images import common_bits, read_rgb, to_array
 from ..core.records import Calibration, PanopticLabel, StereoSample
 from ..core.taxonomy import Taxonomy, cityscapes_classes
@@ -72,9 +72,9 @@ def _by_frame(root: Path) -> dict[str, dict[str, Path]]:
 # %% ../../nbs/datasets/09_stereo_folder.ipynb #25083516
 def _sides(root: Path) -> dict[str, dict[str, Path]]:
     """Return the images of both sides by the name of their frame, refused where they cannot make a sample."""
-    for side in ("left", "right"):
-        if not (root / side).is_dir():
-            raise InputError(f"{root / side}: no such folder; expected left/, right/ and calibration.json")
+    for folder in (root, root / "left", root / "right"):
+        if fault := folder_fault(folder):
+            raise InputError(f"{folder}: {fault}; expected left/, right/ and calibration.json")
     sides = _by_frame(root)
     for side, images in sides.items():
         if not images:
@@ -139,8 +139,8 @@ class StereoFolder:
 
     def __post_init__(self) -> None:
         self.taxonomy  # noqa: B018  refuse other numbers of classes now
-        if not Path(self.root).is_dir():
-            raise InputError(f"{self.root}: no such folder")
+        if fault := folder_fault(self.root):
+            raise InputError(f"{self.root}: {fault}")
         object.__setattr__(self, "root", Path(self.root))
         self.pairs  # noqa: B018  list the files now: a fault is best found before the work begins
 

@@ -16,7 +16,7 @@ import torch
 from fastcore.basics import patch
 
 from ..core.errors import InputError
-from ..core.files import read_json
+from ..core.files import folder_fault, read_json
 from ..core.records import Calibration, StereoSample
 from .calibration_files import folder_calibration, folder_calibration_files
 from .inventory import Part
@@ -39,8 +39,8 @@ def video_clips(root: str | Path) -> dict[str, dict[str, Path]]:
         If there is no such folder, no video in it, one side of a clip is missing, or a clip has two files of a side.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
+    if fault := folder_fault(root):
+        raise InputError(f"{root}: {fault}")
     clips: dict[str, dict[str, Path]] = {}
     for path in sorted(root.iterdir()):
         if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith("."):

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from ..core.errors import InputError
+from ..core.files import folder_fault
 from ..core.protocols import LabelledDataset
 from ..core.records import VOID, PanopticLabel
 from ..core.taxonomy import Taxonomy, cityscapes_classes, coarsened
@@ -42,8 +43,8 @@ class TruthFolder:
 
     def __init__(self, root: str | Path, classes: int = 19) -> None:
         root = Path(root)
-        if not root.is_dir():
-            raise InputError(f"{root}: no such folder")
+        if fault := folder_fault(root):
+            raise InputError(f"{root}: {fault}")
         self.root = root / "truth" if (root / "truth").is_dir() else root
         self.taxonomy = cityscapes_classes(classes)
         self.names = list(files_by_key(self.root, "*_semantic.png", "_semantic.png"))

@@ -14,7 +14,7 @@ import numpy as np
 from pycocotools import mask as coco_mask
 
 from ..core.errors import InputError
-from ..core.files import IMAGE_SUFFIXES, open_image, read_json, upright_size, write_json, write_png
+from ..core.files import IMAGE_SUFFIXES, folder_fault, open_image, read_json, upright_size, write_json, write_png
 from ..core.parallel import progress
 from ..core.records import VOID, PanopticLabel
 from ..core.splits import ThingStuffSplit, claimed_segments
@@ -74,8 +74,8 @@ def _image_files(images: str | Path | Mapping[str, str | Path]) -> dict[str, lis
     """Return image files by the names of their frames."""
     if isinstance(images, Mapping):
         return {name: [Path(file)] for name, file in images.items()}
-    if not Path(images).is_dir():
-        raise InputError(f"{images}: no such folder")
+    if fault := folder_fault(images):
+        raise InputError(f"{images}: {fault}")
     left, files = Path(images) / "left", defaultdict(list)  # right images of stereo video have the names of left ones
     for file in sorted((left if left.is_dir() else Path(images)).rglob("*")):
         if file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith("."):

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from ..core.errors import InputError
-from ..core.files import read_image, read_json
+from ..core.files import folder_fault, read_image, read_json
 from ..core.records import VOID, PanopticLabel
 from ..core.splits import ThingStuffSplit
 from .coco import segment_numbers
@@ -152,8 +152,8 @@ def identity_clips(root: str | Path) -> list[IdentityClip]:
         If the folder holds no identities, a file is missing or unreadable, or classes differ.
     """
     root = Path(root)
-    if not root.is_dir():
-        raise InputError(f"{root}: no such folder")
+    if fault := folder_fault(root):
+        raise InputError(f"{root}: {fault}")
     if (root / TRACKS_FOLDER).is_dir() and (firsts := tracked_clips(root)):
         store = PseudoLabelStore(root)
         return [StoreClip(store, read_tracks(root, first)) for first in firsts]

@@ -15,7 +15,7 @@ import cv2
 import numpy as np
 
 from ..core.errors import InputError
-from ..core.files import read_json, remove_left_over, write_bytes, write_json
+from ..core.files import folder_fault, read_json, remove_left_over, write_bytes, write_json
 from ..datasets.calibration_files import folder_calibration_files, read_pair
 from ..datasets.camera_pair import CameraPair
 from ..datasets.rectification import Rectification, raw_cameras, rectification, vertical_offset
@@ -31,8 +31,8 @@ _RAW_SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".pgm", ".ppm
 
 def _raw_images(folder: Path) -> dict[str, Path]:
     """Return the images of a side by their name without its suffix, sorted."""
-    if not folder.is_dir():
-        raise InputError(f"{folder}: no such folder; expected raw images in left/ and right/")
+    if fault := folder_fault(folder):
+        raise InputError(f"{folder}: {fault}; expected raw images in left/ and right/")
     found: dict[str, Path] = {}
     for path in sorted(folder.iterdir()):
         if path.suffix.lower() in _RAW_SUFFIXES and not path.name.startswith("."):

@@ -17,7 +17,7 @@ from typing import Any
 import plotly.graph_objects as go
 
 from ..core.errors import InputError
-from ..core.files import read_json
+from ..core.files import folder_fault, read_json
 from ..run.runs import recorded_parameters
 from .run_scores import html_table, result_name
 
@@ -172,8 +172,8 @@ def run_folders(folder: str | Path) -> Iterator[Path]:
     InputError
         If there is no such folder.
     """
-    if not Path(folder).is_dir():
-        raise InputError(f"{folder}: no such folder")
+    if fault := folder_fault(folder):
+        raise InputError(f"{folder}: {fault}")
     for place, below, files in os.walk(folder):
         if {"manifest.json", "calibration.json"} & set(files):
             below.clear()
