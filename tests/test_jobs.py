@@ -140,6 +140,7 @@ def test_a_refused_training_leaves_what_later_jobs_take_over(trained, tmp_path):
     ("job", "given", "said"),
     [
         ("train", {"dataset": "kitti_raw"}, r"dataset kitti_raw: give its folder \(data_root\)"),
+        ("pseudo_labels", {"dataset": "kitti_raw"}, r"dataset kitti_raw: give its folder \(data_root\)"),
         ("train", {"test_dataset": "kitti_step"}, r"test_dataset kitti_step: give its folder \(test_root\)"),
         ("train", {"pseudo_labels": "x", "label_settings": {"seed": 1}}, "label_settings: the labels of pseudo_labels"),
         ("train", {"training": {"step": 3}}, "setting step is unknown"),
