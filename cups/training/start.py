@@ -137,8 +137,8 @@ MIN_AGREEMENT = 0.4
 """Least mean of `frame_agreements` of a start that goes on teaching and remains in the mean at the end.
 
 The start that comes with the package reaches 0.62, 0.43 and 0.57 with labels of street scenes of three seeds, and an
-earlier one 0.21 with those of nine KITTI frames. There, after 120 steps, a network that it taught agreed with 0.41 of the
-labels, and 0.29 in the mean with it; one that learnt from the labels alone with 0.81.
+earlier one 0.21 with those of nine KITTI frames. There, after 120 steps, a network that it taught agreed with 0.41 of
+the labels, and 0.29 in the mean with it; one that learnt from the labels alone with 0.81.
 """
 
 
