@@ -72,9 +72,9 @@ def _by_frame(root: Path) -> dict[str, dict[str, Path]]:
 # %% ../../nbs/datasets/09_stereo_folder.ipynb #25083516
 def _sides(root: Path) -> dict[str, dict[str, Path]]:
     """Return the images of both sides by the name of their frame, refused where they cannot make a sample."""
-    for folder in (root, root / "left", root / "right"):
-        if fault := folder_fault(folder):
-            raise InputError(f"{folder}: {fault}; expected left/, right/ and calibration.json")
+    for side in ("left", "right"):
+        if fault := folder_fault(root / side):
+            raise InputError(f"{root / side}: {fault}; expected left/, right/ and calibration.json")
     sides = _by_frame(root)
     for side, images in sides.items():
         if not images:
