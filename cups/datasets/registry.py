@@ -121,7 +121,8 @@ def open_dataset(name: str, root: str | Path, **options: Any) -> Any:
         A key of `DATASETS`.
     root : str or Path
     **options
-        As the reader takes them: `split`, `height` and `classes` of labelled images, `classes` of a stereo folder.
+        As the reader takes them: `split`, `height` and `classes` of labelled images, `classes` of a stereo folder. What
+        is None, 0 or empty is left to the reader.
 
     Returns
     -------
@@ -136,6 +137,7 @@ def open_dataset(name: str, root: str | Path, **options: Any) -> Any:
     reader = dataset_reader(kind_of_folder(name, root))
     if not str(root):
         raise InputError(f"data set {name!r} needs the folder it lies in")
+    options = {option: value for option, value in options.items() if value}
     if unknown := sorted(options.keys() - signature(reader).parameters.keys()):
         raise InputError(f"data set {name!r} has no option {unknown[0]!r}")
     return reader(root, **options)

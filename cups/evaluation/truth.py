@@ -76,10 +76,9 @@ def open_truth(
     InputError
         If there is no such data set, it has no ground truth, or its files cannot be used.
     """
-    options = {key: value for key, value in (("classes", classes), ("height", height), ("split", split)) if value}
-    if dataset in ("stereo_folder", "street_scenes") and options.keys() <= {"classes"}:
-        return TruthFolder(root, **options)
-    return open_labelled_dataset(dataset, root, **options)
+    if dataset in ("stereo_folder", "street_scenes") and not (height or split):
+        return TruthFolder(root, classes) if classes else TruthFolder(root)
+    return open_labelled_dataset(dataset, root, classes=classes, height=height, split=split)
 
 # %% ../../nbs/evaluation/02_truth.ipynb #e33f5126
 def evaluated_classes(truth: LabelledDataset | TruthFolder, classes: int | None = None) -> Taxonomy:

@@ -123,13 +123,12 @@ def run_video(run: Run) -> StereoDataset | LabelledDataset | None:
     given, blind = run.parameters, _is_blind(run)
     height = given.get("height" if "truth_root" in given else "test_height")
     read_in = {} if blind else {"classes": given.get("truth_classes"), "height": height, "split": given.get("split")}
-    options = {key: value for key, value in read_in.items() if value}
     names = _LEARNT_FROM if blind else _EVALUATED_ON
     places = [(given.get(kind, "street_scenes"), located(run, str(given.get(root, "")))) for kind, root in names]
     for kind, path in [*places, ("street_scenes", run.path / ("scenes" if blind else "test_scenes"))]:
         if path is not None and path.exists():
             try:
-                return open_dataset(str(kind), path, **options)
+                return open_dataset(str(kind), path, **read_in)
             except InputError:  # it is no longer what it was
                 continue
     return None
